@@ -1,0 +1,273 @@
+"""Checkpoints: written whole, read safely, rebuilt into networks; foreign files too.
+
+A checkpoint is a plain dict of tensors and primitives with ``format``, ``version``, ``step``, ``config``, ``network``
+(name and constructor arguments), ``method``, ``ema_model`` and, to resume, ``net_model``, ``optim``, ``ema``. It is
+read with ``weights_only=True`` and nothing else, so a file from a stranger cannot run a program.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common import foreign
+from common.runtime import atomic_write
+from common.unet import build_network
+
+FORMAT = "flow-checkpoint"
+_PRIMITIVES = (str, int, float, bool, type(None))
+
+
+# ---- files
+
+
+def save(path: str | PathLike[str], state: dict[str, Any]) -> None:
+    """Write a checkpoint whole or not at all; an older file of that name stays until the new one is complete.
+
+    Tensors are streamed from where they lie, so the peak of memory does not grow (from a GPU: by one tensor), and
+    tensors that share memory are written once.
+
+    Raises:
+        TypeError: something in it is neither a tensor nor a primitive, so ``load`` would refuse the file.
+        OSError: the disk is full.
+    """
+    _check_plain(state, "state")
+    with atomic_write(path) as temporary:
+        torch.save(state, temporary)
+
+
+def _check_plain(value: Any, where: str) -> None:
+    if isinstance(value, Tensor) or type(value) in _PRIMITIVES:
+        return
+    if type(value) in (dict, OrderedDict):
+        for key, item in value.items():
+            _check_plain(key, f"a key of {where}")
+            _check_plain(item, f"{where}[{key!r}]")
+    elif type(value) in (list, tuple):
+        for i, item in enumerate(value):
+            _check_plain(item, f"{where}[{i}]")
+    else:
+        raise TypeError(f"{where} is a {type(value).__name__}; a checkpoint holds tensors and primitives only")
+
+
+def find(path: str | PathLike[str]) -> Path:
+    """The checkpoint file that a path means: itself, or in a run folder the final, else best, else last weights.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        for pattern in ("*_final.pt", "checkpoint_best.pt", "checkpoint_last.pt"):
+            if found := sorted(path.glob(pattern), key=lambda p: p.stat().st_mtime):
+                return found[-1]
+    folder = path if path.is_dir() else path.parent
+    others = sorted(p.name for p in folder.glob("*.p*t*") if p.suffix in (".pt", ".pth")) if folder.is_dir() else []
+    there = f"; in {folder} there are {', '.join(others[:5])}" if others else ""
+    raise FileNotFoundError(
+        f"no weights at {path}{there}: train them first, or give --weights with a checkpoint file or a run folder"
+    )
+
+
+def load(path: str | PathLike[str], map_location: str | torch.device = "cpu") -> dict[str, Any]:
+    """Read a checkpoint (of any project) without running any code that it may contain.
+
+    On the CPU the tensors are mapped from the file and read when used. Files of our own format are verified against
+    their checksums (about a second per GB).
+
+    Args:
+        path: a file, or a run folder (see ``find``).
+        map_location: device for the tensors.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is truncated, damaged, not a checkpoint, or holds more than tensors and primitives.
+    """
+    path = find(path)
+    zipped = _is_zip(path)
+    try:
+        state = torch.load(path, map_location=map_location, weights_only=True, mmap=zipped)
+    except (torch.OutOfMemoryError, OSError, MemoryError):
+        raise
+    except Exception as error:  # a damaged pickle may fail in any way
+        raise ValueError(_refusal(path, error)) from error
+    is_dict = isinstance(state, dict)
+    if not is_dict:
+        raise ValueError(f"{path} holds a {type(state).__name__}, not a dict of weights: it is not a checkpoint")
+    if state.get("format") == FORMAT:
+        _verify(path, state)
+    return state
+
+
+def _is_zip(path: Path) -> bool:
+    """Whether the file is of torch's present (zip) format; False: the format before torch 1.6, a bare pickle."""
+    with open(path, "rb") as file:
+        head = file.read(4)
+    if head[:2] == b"\x80\x02":
+        return False
+    if head != b"PK\x03\x04":
+        what = f"it begins with {head!r}" if head else "it is empty"
+        raise ValueError(f"{path} is not a PyTorch checkpoint ({what}): copy or download it again")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except zipfile.BadZipFile as error:
+        raise ValueError(
+            f"{path} is truncated or damaged ({path.stat().st_size:,} bytes): copy or download it again, "
+            "or use an older checkpoint"
+        ) from error
+    if not any(m.filename.endswith("data.pkl") for m in members) or any(m.compress_type for m in members):
+        raise ValueError(f"{path} is a zip archive, but not a PyTorch checkpoint")
+    return True
+
+
+def _refusal(path: Path, error: Exception) -> str:
+    """One line for a file that torch would not read."""
+    names = re.findall(r"(?:GLOBAL|class|function) ([\w.]+\.[\w.]+)", str(error))
+    if isinstance(error, pickle.UnpicklingError) and names and not names[0].startswith("torch."):
+        return (
+            f"{path} holds Python objects ({names[0]}) besides tensors and was refused, since reading them can run any "
+            "program: ask its author for a plain state dict"
+        )
+    if "TorchScript" in str(error):
+        return f"{path} is a TorchScript program, not a checkpoint: ask its author for a plain state dict"
+    return f"{path} is damaged or not a checkpoint ({type(error).__name__}): copy or download it again"
+
+
+def _verify(path: Path, state: dict[str, Any]) -> None:
+    if state.get("version") != 1:
+        raise ValueError(f"{path} is of format version {state.get('version')}, this code reads version 1: update it")
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise ValueError(f"{path} is damaged (checksum of {damaged}): copy it again, or use an older checkpoint")
+
+
+# ---- networks
+
+
+def load_network(
+    path: str | PathLike[str], ema: bool = True, extra: Any = None, reverse_time: bool | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of a checkpoint with its weights, in eval mode, on the CPU.
+
+    Our own files need nothing but the path. Files of other projects (see ``common.foreign``) are recognised by their
+    entries and the shapes of their tensors.
+
+    Args:
+        path: a file, or a run folder (see ``find``).
+        ema: the averaged weights if the file has them; False: the raw ones.
+        extra: training options that are known (a dict or object with fields of ``common.config.TrainConfig``); they
+            fill in what foreign tensors do not tell, and must not contradict the file.
+        reverse_time: whether foreign weights were trained with t = 0 data and t = 1 noise. None: as their project does.
+
+    Returns:
+        The network and {"config", "network", "method", "step", "report"}; the report is a list of lines that say what
+        the file is and what was assumed.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint, or of another network than ``extra`` says.
+    """
+    path = find(path)
+    state = load(path)
+    options = _options(extra)
+    try:
+        info, tensors = _own(state, ema) if state.get("format") == FORMAT else _foreign(state, ema, options, path)
+        backwards = info.pop("backwards", False)
+        if backwards if reverse_time is None else reverse_time:
+            tensors = foreign.reverse_time(tensors)
+            info["report"].append("time ran from data to noise there: converted, t = 0 is noise here")
+        if different := _differences(options, info["network"], info["method"]["name"]):
+            raise ValueError(
+                f"it is of another network than the options say ({'; '.join(different)}): drop -c or change it"
+            )
+        network = _fill(info["network"], tensors)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    info["report"].insert(0, f"{path.name}: {info.pop('kind')}")
+    return network, info
+
+
+def _options(extra: Any) -> dict[str, Any]:
+    """Training options as a dict, whatever they came as."""
+    if extra is None or isinstance(extra, Mapping):
+        return dict(extra or {})
+    return asdict(extra) if is_dataclass(extra) and not isinstance(extra, type) else dict(vars(extra))
+
+
+def _own(state: dict[str, Any], ema: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Description and weights of a file of our own format."""
+    key = "ema_model" if ema and "ema_model" in state else "net_model"
+    if "ema_model" in state and key not in state:
+        raise ValueError("it holds averaged weights only: leave out --no-ema")
+    if missing := [entry for entry in ("network", "method", key) if entry not in state]:
+        raise ValueError(f"it holds no network to sample from (missing: {', '.join(missing)})")
+    method = state["method"]
+    info = {"config": state.get("config") or {}, "network": state["network"], "method": method}
+    info |= {"step": state.get("step"), "report": []}
+    weights = "averaged" if key == "ema_model" else "raw"
+    return info | {"kind": f"{weights} {method['name']} weights, step {info['step']}"}, state[key]
+
+
+def _foreign(
+    state: dict[str, Any], ema: bool, options: dict[str, Any], path: Path
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Description and weights of another project's file."""
+    found = foreign.unpack(state, ema)
+    network, method = foreign.describe(found, options, path.stem)
+    info = {"config": options, "network": network, "method": method, "step": found.step, "report": found.notes}
+    kind = f"foreign weights ({found.project}), {network['name']}, method {method['name']}"
+    backwards = foreign.runs_backwards(found.project) and method["name"] != "idff"  # idff's first head is data
+    return info | {"kind": kind, "backwards": backwards}, found.tensors
+
+
+def _differences(options: dict[str, Any], network: dict[str, Any], method: str) -> list[str]:
+    """Options that contradict a network's description: 'num_channel: 64 given, 128 in the file'."""
+    there = {
+        "method": method,
+        "network": {"UNet": "unet", "ConditionalUNet": "conditional_unet"}.get(network["name"]),
+        "in_channels": network["in_channels"] // (2 if method == "idff" else 1),
+        "num_channel": network["channels"],
+        "channel_mult": list(network["channel_mult"]),
+        "num_classes": network.get("num_classes", 0) - bool(network.get("null_class")),
+        **{key: network[key] for key in ("num_res_blocks", "image_size", "patch_size") if key in network},
+    }
+    given = {key: list(v) if isinstance(v, tuple) else v for key, v in options.items()}
+    return [
+        f"{key}: {given[key]} given, {v} in the file" for key, v in there.items() if key in given and given[key] != v
+    ]
+
+
+def _fill(description: dict[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Build a network around float32 copies of its weights, without drawing random ones first."""
+    try:
+        with torch.device("meta"):
+            network = build_network(description)
+    except TypeError as error:
+        raise ValueError(f"this code cannot build its network {description} ({error}): update it") from error
+    expected = network.state_dict()
+    missing = [key for key in expected if key not in tensors]
+    unexpected = [key for key in tensors if key not in expected]
+    shapes = [k for k in expected if k in tensors and expected[k].shape != tensors[k].shape]
+    wrong = [
+        f"{len(keys)} tensors {what}, first {keys[0]}"
+        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        if keys
+    ]
+    if wrong:
+        raise ValueError(f"the weights do not fit their network {description}: {'; '.join(wrong)}")
+    # copied, since memory mapped from a file would break if somebody overwrote the file
+    network.load_state_dict({key: tensors[key].to(torch.float32, copy=True) for key in expected}, assign=True)
+    return network.eval()

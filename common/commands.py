@@ -1,0 +1,251 @@
+"""The bodies of the folders' scripts: train, simple_gen_test, gen and gen_true of an image data set.
+
+A folder says what is its own (presets, data, names) in a :class:`Folder`; everything else is the same everywhere.
+Torch is imported inside the functions, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from common import cli
+from common.config import GenConfig, GridConfig, SampleConfig, TrainConfig, TrueConfig
+from common.runtime import relaunch_parallel
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What is particular to a data set's folder.
+
+    Args:
+        here: the folder.
+        presets: training options by name; the first is the default.
+        data: the usual ``--data``.
+        weights: the shipped weights, relative to ``here``.
+        weights_name: name of a run's final weights; ``{METHOD}`` is replaced.
+        load_data: loads the data when ``data`` needs more than ``common.data.load_images``.
+    """
+
+    here: Path
+    presets: dict[str, TrainConfig]
+    data: str
+    weights: str
+    weights_name: str
+    load_data: Callable[..., Any] | None = None
+
+    def run_name(self, config: TrainConfig) -> str:
+        """Name of a run's folder: METHOD-WEIGHT-SIGMA for idff as in its paper, METHOD-SIGMA otherwise."""
+        if config.smoke:
+            return f"smoke-{config.method}"
+        weight = f"{config.flow_weight}-" if config.method == "idff" else ""
+        return f"{config.method.upper()}-{weight}{config.sigma}"
+
+
+def smoke_preset(config: TrainConfig) -> TrainConfig:
+    """A run of seconds on a CPU that goes through every part of training."""
+    levels = len(config.channel_mult)
+    return replace(
+        config,
+        num_channel=32,
+        channel_mult=(1,) * levels,
+        num_res_blocks=1,
+        head_channels=32,
+        patch_size=max(config.patch_size, 2) if config.network == "unet" and config.image_size % 2**levels == 0 else 1,
+        total_steps=min(config.total_steps, 4),
+        batch_size=min(config.batch_size, 8),
+        warmup=2,
+        save_step=2,
+        sample_step=4,
+        val_step=2,
+        log_step=2,
+    )
+
+
+def load_data(folder: Folder, config: TrainConfig | TrueConfig, image_size: int, channels: int, **options: Any) -> Any:
+    """The images of ``--data``, or the folder's own, or made-up ones for ``--smoke``."""
+    from common import data
+
+    if config.smoke:
+        classes = getattr(config, "num_classes", 0) or 10
+        return data.synthetic_images(64, image_size, channels, classes, seed=0)
+    root = Path(config.data_root) if config.data_root else folder.here / "data"
+    if not config.data and folder.load_data is not None:
+        return folder.load_data(root, image_size, channels, **options)
+    return data.load_images(config.data or folder.data, image_size, channels, root=root, **options)
+
+
+def train_main(folder: Folder, description: str, argv: list[str] | None = None) -> Path:
+    """Train: parse the command line, load the data, run ``common.training.train``."""
+    config = cli.parse(TrainConfig, folder.presets, description, argv=argv)
+    if config.smoke:
+        config = smoke_preset(config)
+    if config.parallel:
+        relaunch_parallel(sys.argv)
+    from common.data import StreamingImages
+    from common.runtime import processes
+    from common.training import train
+
+    here = processes(config.device)
+    out = Path(config.out) if config.out else folder.here / "results" / folder.run_name(config)
+    if config.smoke and not config.out and config.resume == "no" and here.is_main:
+        import shutil
+
+        shutil.rmtree(out, ignore_errors=True)
+    images: Any
+    if config.resident == "stream" and not config.smoke:
+        root = Path(config.data_root) if config.data_root else folder.here / "data"
+        images = StreamingImages(
+            config.data or folder.data, config.image_size, config.in_channels, root=root, num_workers=config.num_workers
+        )
+    else:
+        images = load_data(folder, config, config.image_size, config.in_channels, num_workers=config.num_workers)
+        if config.resident == "device" or (config.resident == "auto" and _fits_device(images, here.device)):
+            images = images.to(here.device)
+    return train(config, images, out, folder.weights_name.format(METHOD=config.method.upper()), here)
+
+
+def _fits_device(images: Any, device: Any) -> bool:
+    """Whether the pixels take less than a fifth of a GPU's free memory."""
+    import torch
+
+    return device.type == "cuda" and images.images.nbytes < 0.2 * torch.cuda.mem_get_info(device)[0]
+
+
+def make_sampler(folder: Folder, config: SampleConfig, extra: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The sampler that a command line asks for, and what its weights file says about itself.
+
+    Raises:
+        FileNotFoundError: there are no weights; the line says how to train them.
+    """
+    import torch
+
+    from common import checkpoint, generate, unet
+    from common.runtime import pick_device
+
+    device = pick_device(config.device)
+    path = Path(config.weights) if config.weights else folder.here / folder.weights
+    if config.smoke and not config.weights and not path.exists():
+        preset = smoke_preset(next(iter(folder.presets.values())))
+        description = unet.network_description(preset, 2 if preset.method == "idff" else 1)
+        torch.manual_seed(0)
+        net = unet.build_network(description).eval()
+        info = {"network": description, "method": {"name": preset.method, "sigma": preset.sigma}, "step": 0}
+    elif not path.exists() and not config.weights:
+        script = next(folder.here.glob("*train*.py"), folder.here / "train.py").name
+        raise FileNotFoundError(f"there are no weights at {path}: train them with python {script}, or give --weights")
+    else:
+        net, info = checkpoint.load_network(path, ema=config.ema, extra=extra)
+        for line in info.get("report", ()):
+            print(line)
+    net = net.to(device, memory_format=torch.channels_last)
+    method = info["method"]
+    channels = net.out_channels // (2 if method["name"] == "idff" else 1)
+    size = info["network"].get("image_size") or info.get("config", {}).get("image_size")
+    if not size:
+        raise ValueError(f"{path} does not say its image size: give -c with the config.yaml of its run")
+    sampler = generate.Sampler(
+        torch.compile(net) if config.compile else net,  # type: ignore[arg-type]
+        method["name"],
+        (channels, size, size),
+        method.get("sigma", 0.0),
+        config.solver,
+        config.n_steps,
+        config.grid,
+        config.rtol,
+        config.atol,
+        config.cfg,
+        config.seed,
+        config.mixed_precision,
+    )
+    if config.cfg != 1 and generate.real_classes(net) == 0:
+        raise ValueError(f"--cfg {config.cfg} needs class-conditional weights; {path.name} is unconditional")
+    if config.cfg != 1 and not net.null_class:
+        raise ValueError(f"--cfg {config.cfg} needs weights trained with --label_dropout > 0; {path.name} was not")
+    return sampler, info | {"path": str(path)}
+
+
+def grid_main(folder: Folder, description: str, argv: list[str] | None = None) -> Path:
+    """Generate a grid of images from the shipped or given weights, and say what it took."""
+    config, extra = cli.parse_with_extra(GridConfig, description=description, argv=argv)
+    import time
+
+    import torch
+    from tqdm import tqdm
+
+    from common import generate
+    from common.images import grid, save_png
+
+    sampler, info = make_sampler(folder, config, extra)
+    start = time.perf_counter()
+    parts = []
+    with tqdm(total=config.n_samples, unit="image", dynamic_ncols=True) as bar:
+        for indices, images in generate.sample_many(sampler, range(config.n_samples), config.batch_size, config.label):
+            parts.append(images)
+            bar.update(len(indices))
+    out = Path(config.out) if config.out else folder.here / "samples" / f"{config.solver}_nfe{sampler.nfe}.png"
+    save_png(out, grid(torch.cat(parts)))
+    print(
+        f"{config.n_samples} images, {info['method']['name']} weights of step {info.get('step', '?')}, {config.solver}, "
+        f"{config.n_steps} steps, NFE {sampler.nfe}, seed {config.seed}, {time.perf_counter() - start:.1f} s"
+    )
+    print(f"picture: {out}")
+    return out
+
+
+def gen_main(folder: Folder, description: str, argv: list[str] | None = None) -> Path:
+    """Generate many images as numbered PNG files or one .npz; goes on where it was stopped."""
+    config, extra = cli.parse_with_extra(GenConfig, description=description, argv=argv)
+    from tqdm import tqdm
+
+    from common import generate
+    from common.images import open_writer, to_uint8
+    from common.runtime import processes
+
+    if config.smoke:
+        config = replace(config, n_samples=min(config.n_samples, 16))
+    here = processes(config.device)
+    sampler, info = make_sampler(folder, replace(config, device=str(here.device)), extra)
+    start, stop = (int(part) for part in config.range.split(":")) if config.range else (0, config.n_samples)
+    target = Path(config.save_dir) if config.save_dir else folder.here / "samples" / "gen"
+    keys = ("solver", "n_steps", "grid", "cfg", "label", "seed", "ema", "rtol", "atol")
+    fingerprint = {"weights": info["hash"], **{key: getattr(config, key) for key in keys}}
+    c, h, w = sampler.shape
+    writer = open_writer(target, max(stop, config.n_samples), (c, h, w), fingerprint)
+    todo = writer.missing(start, stop)[here.rank :: here.world]
+    with tqdm(total=len(todo), unit="image", dynamic_ncols=True, disable=not here.is_main) as bar:
+        for indices, images in generate.sample_many(sampler, todo, config.batch_size, config.label):
+            for index, image in zip(indices, to_uint8(images)):
+                writer.write(index, image)
+            bar.update(len(indices))
+            bar.set_postfix(nfe=sampler.nfe)
+    here.wait()
+    if here.is_main:
+        writer.finish()
+        print(f"images {start} to {stop - 1} are in {target}" + (f", NFE {sampler.nfe}" if todo else ""))
+    return target
+
+
+def true_main(folder: Folder, description: str, argv: list[str] | None = None) -> Path:
+    """Write the real images as numbered PNG files or one .npz, for FID."""
+    config = cli.parse(TrueConfig, description=description, argv=argv)
+    from tqdm import tqdm
+
+    from common.images import open_writer
+
+    preset = next(iter(folder.presets.values()))
+    limit = config.n_samples or None
+    images = load_data(
+        folder, config, preset.image_size, preset.in_channels, split=config.split, limit=limit
+    ).images
+    target = Path(config.save_dir) if config.save_dir else folder.here / "samples" / "true"
+    fingerprint = {"data": config.data or folder.data, "split": config.split}
+    writer = open_writer(target, len(images), tuple(images.shape[1:]), fingerprint)
+    for index in tqdm(writer.missing(0, len(images)), unit="image", dynamic_ncols=True):
+        writer.write(index, images[index])
+    writer.finish()
+    print(f"{len(images)} images are in {target}")
+    return target

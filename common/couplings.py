@@ -1,0 +1,156 @@
+"""Couplings: which noise x0 of a batch is paired with which data x1.
+
+Minibatch optimal transport pairs them so that the paths cross less (Tong et al. 2302.00482; Pooladian et al.
+2304.14772). For squared distances only the inner products <x0_i, x1_j> matter: what depends on i or j alone adds the
+same to every pairing. So the cost is one matrix product, of the centred batches (less rounding, the same plan).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+METHODS = ("independent", "ot", "sinkhorn")
+
+
+def couple(
+    x0: Tensor,
+    x1: Tensor,
+    method: str = "ot",
+    generator: torch.Generator | None = None,
+    y: Tensor | None = None,
+    reg: float | None = None,
+    within_labels: bool = False,
+) -> tuple[Tensor, ...]:
+    """Pairs x0 with x1 row by row. x1 and its labels y stay in place; x0 is reordered.
+
+    * independent: as they are; two independent batches are an independent coupling.
+    * ot: the exact assignment of least squared distance, a permutation of x0 without repeats. No randomness.
+    * sinkhorn: for each x1 an x0 drawn from the entropic plan, so an x0 may repeat or be missing.
+
+    Cost for B rows of D numbers: B^2 D for the distances, on the device; then the assignment on the CPU, about B^3 at
+    worst (128: half a millisecond, 1024: some tens of milliseconds), which waits for a GPU.
+
+    With labels, plain "ot" makes the noise depend on the label: a class gets the noise nearest to it, while a sampler
+    starts every class from all of N(0, I). ``within_labels`` transports inside each class, which keeps p(x0 | y) normal.
+
+    Args:
+        x0: Noise or source, shape (B, ...).
+        x1: Data, shape (B, ...), as many numbers a row as x0.
+        method: One of METHODS.
+        generator: Draws of "sinkhorn", on the CPU; None: torch's global one.
+        y: Labels of x1, shape (B,); returned as they are.
+        reg: Entropic regularisation in units of the squared distance (Schroedinger bridge with sigma: 2 sigma^2); None:
+            a tenth of the standard deviation of the inner part -2 <x0, x1> of the squared distances.
+        within_labels: Transport inside each class of y only.
+
+    Returns:
+        x0, x1, or x0, x1, y if y is given.
+
+    Raises:
+        ValueError: unknown method, shapes that do not fit, reg <= 0, no labels for within_labels, or NaN or infinity
+            in x0 or x1.
+
+    Source: Tong et al. 2302.00482, section 3.2; Fatras et al. 1910.04091 for minibatches.
+    """
+    _check(x0, x1, method, y, reg, within_labels)
+    if method != "independent" and len(x0) > 0:
+        cost = _cost(x0, x1)
+        groups = _groups(y) if within_labels and y is not None else [np.arange(len(x0))]
+        order = np.empty(len(x0), dtype=np.int64)
+        for rows in groups:
+            block = cost if len(rows) == len(cost) else cost[np.ix_(rows, rows)]
+            order[rows] = rows[_assign(block) if method == "ot" else _draw(block, reg, generator)]
+        x0 = x0[torch.from_numpy(order).to(x0.device)]
+    return (x0, x1) if y is None else (x0, x1, y)
+
+
+def _check(x0: Tensor, x1: Tensor, method: str, y: Tensor | None, reg: float | None, within_labels: bool) -> None:
+    """Raises ValueError for arguments that do not fit together."""
+    if method not in METHODS:
+        raise ValueError(f"unknown coupling {method!r}: use one of {', '.join(METHODS)}")
+    if x0.ndim == 0 or len(x0) != len(x1) or x0[:1].numel() != x1[:1].numel():
+        raise ValueError(f"x0 {tuple(x0.shape)} and x1 {tuple(x1.shape)} cannot be paired: give equal shapes")
+    if y is not None and y.shape != x1.shape[:1]:
+        raise ValueError(f"y has shape {tuple(y.shape)}: give one label for each of the {len(x1)} rows of x1")
+    if within_labels and y is None:
+        raise ValueError("within_labels needs labels: give y, or leave within_labels off")
+    if reg is not None and not reg > 0:
+        raise ValueError(f"reg is {reg:g}: it must be positive; leave it out for the default")
+
+
+@torch.no_grad()
+def _cost(x0: Tensor, x1: Tensor) -> np.ndarray:
+    """-2 <x0_i - mean, x1_j - mean>, C-contiguous (B, B): squared distances up to a term of i and one of j."""
+    dtype = torch.promote_types(torch.promote_types(x0.dtype, x1.dtype), torch.float32)
+    a, b = (x.flatten(1).to(dtype) for x in (x0, x1))
+    a, b = a - a.mean(0), b - b.mean(0)
+    cost = torch.mm(a, b.T).mul_(-2).cpu().numpy()
+    if not np.isfinite(cost).all():
+        bad = [name for name, x in (("x0", x0), ("x1", x1)) if not torch.isfinite(x).all()]
+        what = f"{' and '.join(bad)} hold NaN or infinity" if bad else "the squared distances overflow"
+        raise ValueError(f"cannot couple: {what}; look at the data and the noise, or use --coupling independent")
+    return cost
+
+
+def _groups(y: Tensor) -> list[np.ndarray]:
+    """Row numbers of each class."""
+    labels = y.cpu().numpy()
+    return [np.flatnonzero(labels == label) for label in np.unique(labels)]
+
+
+def _assign(cost: np.ndarray) -> np.ndarray:
+    """The row for each column in the assignment of least cost."""
+    from scipy.optimize import linear_sum_assignment
+
+    rows, columns = linear_sum_assignment(cost)
+    order = np.empty_like(rows)
+    order[columns] = rows
+    return order
+
+
+def entropic_plan(
+    cost: np.ndarray, reg: float | None = None, tol: float = 1e-3, iterations: int = 1000, absorb: int = 20
+) -> np.ndarray:
+    """The plan with uniform marginals that minimises <plan, cost> - reg * entropy; shape (n, m), float64, sum 1.
+
+    Sinkhorn's scalings of a kernel into which they are absorbed every ``absorb`` sweeps, so that nothing overflows; the
+    potentials start at those of exact transport, where each row and column has an entry exp(0), so that nothing
+    underflows to an empty row, however small reg is. A sweep costs two products with an (n, m) matrix: 12 microseconds
+    at 128, a thirtieth of POT's log-domain sweep.
+
+    Args:
+        cost: (n, m).
+        reg: Entropic regularisation; None: 0.1 std(cost).
+        tol: Sum of the absolute errors of the row marginal at which to stop; the column marginal is exact.
+        iterations: Sweeps at most; at the end of them the plan is used as it is.
+        absorb: Sweeps between absorptions.
+
+    Source: Cuturi 1306.0895; Schmitzer 1610.06519 (absorption).
+    """
+    import ot
+
+    cost = np.ascontiguousarray(cost, dtype=np.float64)
+    n, m = cost.shape
+    reg = reg if reg is not None else max(0.1 * float(cost.std()), np.finfo(float).tiny)
+    log = ot.emd(np.full(n, 1 / n), np.full(m, 1 / m), cost, log=True)[1]
+    f, g = log["u"][:, None], log["v"][None, :]
+    for _ in range(0, iterations, absorb):
+        plan = np.exp((f + g - cost) / reg) / (n * m)
+        v = np.ones(m)
+        for _ in range(absorb):
+            u = 1 / (n * (plan @ v))
+            v = 1 / (m * (u @ plan))
+        f, g = f + reg * np.log(u)[:, None], g + reg * np.log(v)[None, :]
+        plan = u[:, None] * plan * v
+        if np.abs(plan.sum(1) - 1 / n).sum() < tol:
+            break
+    return plan
+
+
+def _draw(cost: np.ndarray, reg: float | None, generator: torch.Generator | None) -> np.ndarray:
+    """For each column a row drawn from the entropic plan, by inversion of its distribution function."""
+    below = np.cumsum(entropic_plan(cost, reg), axis=0)
+    u = torch.rand(cost.shape[1], generator=generator, dtype=torch.float64).numpy() * below[-1]
+    return np.minimum((below <= u).sum(axis=0), cost.shape[0] - 1)

@@ -1,0 +1,212 @@
+"""From a trained network to images: velocities, guidance, samplers, and many images at a time.
+
+Image k is a function of (weights, seed, k): its starting noise (and the noise of a stochastic sampler) comes from a
+generator seeded with k, so the batch size, the number of processes and the order of the work do not matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common import solvers
+from common.paths import expand
+from common.runtime import generator
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+
+# 1 / (1 - t) multiplies a data prediction's error near t = 1. With the denominator held at 0.02 the last two
+# hundredths of the way contract towards the prediction at a constant rate instead; what stays of the noise is
+# below one grey level.
+SMALLEST_REMAINDER = 0.02
+
+
+class CountedNetwork:
+    """A network that counts its evaluations per sample and returns float32.
+
+    ``nfe`` is the number of times that the network saw each sample since it was last set to zero.
+    """
+
+    def __init__(self, net: nn.Module, precision: str = "no"):
+        self.net, self.nfe = net, 0
+        self.dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        self.nfe += 1
+        with torch.autocast(x.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            return self.net(x, t, y).float()
+
+
+def guided(net: Callable[..., Tensor], y: Tensor | None, cfg: float) -> Velocity:
+    """The network with classifier-free guidance: out(no label) + cfg (out(y) - out(no label)).
+
+    cfg = 1 and cfg = 0 cost one evaluation, everything else two. Source: Ho & Salimans 2022 (2207.12598), equation 6.
+    """
+    if y is None or cfg == 0:
+        return lambda x, t: net(x, t, None)
+    if cfg == 1:
+        return lambda x, t: net(x, t, y)
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        free = net(x, t, None)
+        return free + cfg * (net(x, t, y) - free)
+
+    return velocity
+
+
+def heads_of(net: Callable[..., Tensor], y: Tensor | None = None, cfg: float = 1.0) -> Callable[..., Any]:
+    """IDFF's two heads: ``heads(x, t) -> (x1_hat, st)``, the estimate of the data and sigma^2/2 times the score."""
+    out = guided(net, y, cfg)
+    return lambda x, t: out(torch.cat([x, x], dim=1), t).chunk(2, dim=1)
+
+
+def velocity_of(net: Callable[..., Tensor], method: str, y: Tensor | None = None, cfg: float = 1.0) -> Velocity:
+    """The velocity of the probability-flow ODE that a method's network describes.
+
+    A velocity network is used as it is. IDFF's heads give, for its bridge x_t = t x1 + (1-t) x0 + s_t noise,
+    u = E[x1 - x0 | x] + s_t' E[noise | x] = (x1_hat - x) / (1 - t) - st, which is exact: the noise's share of the
+    first term and of s_t' add up to s_t E[noise | x] / (2 t (1 - t)) = -st.
+    """
+    if method != "idff":
+        return guided(net, y, cfg)
+    heads = heads_of(net, y, cfg)
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        x1_hat, st = heads(x, t)
+        return (x1_hat - x) / expand(1 - t, x).clamp(min=SMALLEST_REMAINDER) - st
+
+    return velocity
+
+
+def sde_of(
+    net: Callable[..., Tensor], method: str, sigma: float, y: Tensor | None = None, cfg: float = 1.0, churn: float = 1.0
+) -> tuple[Velocity, Callable[[Tensor], Tensor]]:
+    """Drift and diffusion g(t) of an SDE with the same marginals: drift = u + g^2/2 score.
+
+    * idff: g = sigma; with score = 2 st / sigma^2 the drift is u + st = (x1_hat - x) / (1 - t), the bridge itself.
+    * cfm, rf, fm (independent Gaussian source): score = -(x - t u) / (1 - t); g^2 = 2 churn (1 - t) keeps the drift
+      u - churn (x - t u) bounded.
+
+    Raises:
+        ValueError: for otcfm and sbcfm, whose networks do not know the score of their marginals.
+    """
+    velocity = velocity_of(net, method, y, cfg)
+    if method == "idff":
+        heads = heads_of(net, y, cfg)
+
+        def bridge(x: Tensor, t: Tensor) -> Tensor:
+            return (heads(x, t)[0] - x) / expand(1 - t, x).clamp(min=SMALLEST_REMAINDER)
+
+        return bridge, lambda t: torch.full_like(t, sigma)
+    if method in ("otcfm", "sbcfm"):
+        raise ValueError(f"--solver euler_maruyama needs the score, which a {method} network does not give; use an ODE")
+
+    def drift(x: Tensor, t: Tensor) -> Tensor:
+        u = velocity(x, t)
+        return u - churn * (x - expand(t, x) * u)
+
+    return drift, lambda t: (2 * churn * (1 - t)).sqrt()
+
+
+def noise_for(indices: Sequence[int], shape: Sequence[int], seed: int, stream: str = "x0") -> Tensor:
+    """Standard normal noise, (len(indices), *shape); row i is a function of (seed, stream, indices[i]) only."""
+    return torch.stack([torch.randn(*shape, generator=generator(seed, stream, k)) for k in indices])
+
+
+@dataclass
+class Sampler:
+    """A network, its method and a solver: ``sampler(indices, labels) -> images`` in [-1, 1], (B, C, H, W).
+
+    Args:
+        net: a network in eval mode, on its device.
+        method, sigma: what it was trained with (from its checkpoint).
+        shape: (C, H, W) of one image.
+        solver, n_steps, grid, rtol, atol: the numerical method; see ``common.solvers``.
+        cfg: guidance scale.
+        seed: see ``noise_for``.
+        precision: "no", "bf16" or "fp16": of the network only.
+
+    After a call ``nfe`` holds the network evaluations per image, counted at the network.
+    """
+
+    net: nn.Module
+    method: str
+    shape: tuple[int, int, int]
+    sigma: float = 0.0
+    solver: str = "euler"
+    n_steps: int = 10
+    grid: str = "uniform"
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    cfg: float = 1.0
+    seed: int = 0
+    precision: str = "no"
+    nfe: int = 0
+
+    @torch.no_grad()
+    def __call__(self, indices: Sequence[int], labels: Tensor | None = None) -> Tensor:
+        device = next(self.net.parameters()).device
+        x0 = noise_for(indices, self.shape, self.seed).to(device).contiguous(memory_format=torch.channels_last)
+        y = None if labels is None else labels.to(device)
+        counted = CountedNetwork(self.net, self.precision)
+        x = self._solve(counted, x0, y, indices)
+        self.nfe = counted.nfe
+        return x.clamp(-1, 1)
+
+    def _solve(self, net: CountedNetwork, x0: Tensor, y: Tensor | None, indices: Sequence[int]) -> Tensor:
+        times = solvers.time_grid(self.n_steps, self.grid).to(x0.device)
+        if self.solver in ("idff", "euler_maruyama"):
+            streams = [generator(self.seed, "path", k) for k in indices]
+
+            def noise(i: int, x: Tensor) -> Tensor:
+                return torch.stack([torch.randn(*self.shape, generator=s) for s in streams]).to(x)
+
+            if self.solver == "euler_maruyama":
+                drift, diffusion = sde_of(net, self.method, self.sigma, y, self.cfg)
+                return solvers.euler_maruyama(drift, diffusion, x0, times, noise)
+            if self.method != "idff":
+                raise ValueError(f"--solver idff needs weights trained with --method idff, these are {self.method}")
+            # The paper samples with twice the spread that it trains with (methods: IDFF's released scripts).
+            return solvers.idff_sampler(heads_of(net, y, self.cfg), x0, times, 2 * self.sigma)
+        velocity = velocity_of(net, self.method, y, self.cfg)
+        if self.solver == "dopri5":
+            return solvers.dopri5(velocity, x0, times[[0, -1]], self.rtol, self.atol)
+        if self.solver == "torchdyn":
+            return solvers.torchdyn_solve(velocity, x0, times)
+        return solvers.integrate(velocity, x0, times, self.solver, final_euler=True)
+
+
+def labels_for(indices: Sequence[int], num_classes: int, label: int = -1) -> Tensor | None:
+    """Labels of images by their index: the given class, or all classes in turn (k mod num_classes).
+
+    Args:
+        num_classes: classes of the network without its "no label" row; 0 gives None.
+    """
+    if num_classes == 0:
+        if label >= 0:
+            raise ValueError("--label needs class-conditional weights; these are unconditional")
+        return None
+    if label >= num_classes:
+        raise ValueError(f"--label {label} is out of range: these weights know the classes 0 to {num_classes - 1}")
+    return torch.tensor([k % num_classes if label < 0 else label for k in indices])
+
+
+def real_classes(net: Any) -> int:
+    """Classes that a network can be asked for: the rows of its embedding without the "no label" row."""
+    return net.num_classes - int(net.null_class)
+
+
+def sample_many(
+    sampler: Sampler, indices: Sequence[int], batch_size: int = 100, label: int = -1
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Sample the images of the given indices in batches: yields (indices, images in [-1, 1] on the CPU)."""
+    if batch_size < 1:
+        raise ValueError(f"--batch_size {batch_size} must be at least 1")
+    classes = real_classes(sampler.net)
+    for start in range(0, len(indices), batch_size):
+        part = list(indices[start : start + batch_size])
+        yield part, sampler(part, labels_for(part, classes, label)).cpu()

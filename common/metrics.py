@@ -1,0 +1,275 @@
+"""Distances between samples and distributions: Frechet, W2, Sinkhorn, MMD; CRPS of ensembles; straightness of paths.
+
+Everything is computed in float64 (on MPS, which has none, on the CPU), in blocks of bounded memory where the number of
+pairs is large. Samples are rows: any shape (N, ...) is flattened to (N, D).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+BLOCK = 4_000_000  # pairs in memory at a time: 32 MB in float64
+
+
+def _rows(x: Tensor, name: str) -> Tensor:
+    """x as finite (N, D) float64."""
+    x = torch.as_tensor(x).detach()
+    x = (x.cpu() if x.device.type == "mps" else x).to(torch.float64)
+    if x.ndim == 0 or x.shape[0] == 0:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}: give at least one row, shape (N, D)")
+    if not torch.isfinite(x).all():
+        raise ValueError(f"{name} holds NaN or infinity: look at the samples before measuring them")
+    return x.reshape(x.shape[0], -1)
+
+
+def _pair_of_samples(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as (N, D) and (M, D) float64, shifted by the same vector to the origin, where differences round least."""
+    a, b = _rows(a, "a"), _rows(b, "b")
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"a has {a.shape[1]} features and b {b.shape[1]}: they must be equal")
+    centre = a.mean(0)
+    return a - centre, b.to(a.device) - centre
+
+
+def _blocks(n: int, m: int) -> Iterator[slice]:
+    """Slices of n rows such that each has at most BLOCK pairs with m others."""
+    size = max(1, BLOCK // m)
+    return (slice(i, i + size) for i in range(0, n, size))
+
+
+def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """(N, M), never negative; directly for few features (exact zeros), else by a matrix product."""
+    mode = "donot_use_mm_for_euclid_dist" if a.shape[1] <= 16 else "use_mm_for_euclid_dist"
+    return torch.cdist(a, b, compute_mode=mode).square()
+
+
+# ---------------------------------------------------------------------------------------------------- Frechet distance
+def gaussian_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and unbiased covariance (D, D) of features (N, D), float64, as pytorch-fid takes them.
+
+    Raises:
+        ValueError: fewer than 2 rows, NaN or infinity.
+    """
+    features = torch.as_tensor(features)
+    n = features.shape[0] if features.ndim else 0
+    if n < 2:
+        raise ValueError(f"statistics of {n} sample(s): a covariance needs at least 2")
+    parts = [slice(i, i + 4096) for i in range(0, n, 4096)]
+    mu = torch.stack([_rows(features[part], "features").sum(0) for part in parts]).sum(0) / n
+    cov = mu.new_zeros(len(mu), len(mu))
+    for part in parts:  # centred before the product: no cancellation, one block in float64 at a time
+        centred = _rows(features[part], "features") - mu
+        cov.addmm_(centred.T, centred)
+    return mu, cov / (n - 1)
+
+
+def frechet_distance(mu_a: Tensor, cov_a: Tensor, mu_b: Tensor, cov_b: Tensor) -> float:
+    """Squared W2 distance of two Gaussians: |mu_a - mu_b|^2 + tr(cov_a + cov_b - 2 (cov_a cov_b)^(1/2)).
+
+    The last trace is the sum of the singular values of cov_a^(1/2) cov_b^(1/2); the roots come from eigenvalues, those
+    below 0 by rounding set to 0. So covariances without full rank (fewer samples than features) need no special care
+    and nothing is ever imaginary. Cost D^3; some seconds for 2048 features.
+
+    Args:
+        mu_a, mu_b: Means, shape (D,); tensors or arrays.
+        cov_a, cov_b: Covariances, shape (D, D).
+
+    Raises:
+        ValueError: shapes that do not fit, NaN or infinity.
+
+    Source: Dowson and Landau 1982, eq. 4; Heusel et al. 1706.08500 for FID.
+    """
+    mu_a, mu_b = (_rows(torch.atleast_1d(torch.as_tensor(m)), "a mean").flatten() for m in (mu_a, mu_b))
+    cov_a, cov_b = (_rows(torch.atleast_2d(torch.as_tensor(c)), "a covariance") for c in (cov_a, cov_b))
+    d = len(mu_a)
+    if not (mu_b.shape == (d,) and cov_a.shape == cov_b.shape == (d, d)):
+        shapes = ", ".join(str(tuple(v.shape)) for v in (mu_a, cov_a, mu_b, cov_b))
+        raise ValueError(f"mean, covariance, mean, covariance have shapes {shapes}: they must be (D,) and (D, D)")
+    root_a, root_b = _root(cov_a), _root(cov_b)
+    cross = torch.linalg.svdvals(root_a @ root_b).sum()
+    distance = (mu_a - mu_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross
+    return max(0.0, distance.item())
+
+
+def _root(cov: Tensor) -> Tensor:
+    """The symmetric square root of a positive semidefinite matrix."""
+    values, vectors = torch.linalg.eigh((cov + cov.T) / 2)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
+# --------------------------------------------------------------------------------------------------- optimal transport
+def wasserstein2(a: Tensor, b: Tensor) -> float:
+    """Exact W2 distance (the root, not its square) of two empirical distributions, (N, D) and (M, D).
+
+    POT's network simplex on the CPU: N M memory, about 0.1 s for 1000 points each. Never 0 for two samples of one
+    distribution: print beside it the W2 of two sets of real samples.
+
+    Raises:
+        ValueError: shapes that do not fit, NaN or infinity, or the simplex does not finish.
+    """
+    import ot
+
+    a, b = _pair_of_samples(a, b)
+    cost = _squared_distances(a, b).cpu().numpy()
+    squared, log = ot.emd2(ot.unif(len(a)), ot.unif(len(b)), cost, numItermax=10_000_000, log=True)
+    if log.get("warning"):
+        raise ValueError(f"optimal transport of {len(a)} and {len(b)} points did not finish: use fewer points")
+    return math.sqrt(max(0.0, float(squared)))
+
+
+def sinkhorn_divergence(
+    a: Tensor, b: Tensor, blur: float = 0.05, scaling: float = 0.8, tol: float = 1e-3, iterations: int = 500
+) -> float:
+    """Debiased entropic transport S = OT(a, b) - OT(a, a) / 2 - OT(b, b) / 2 for the cost |x - y|^2 / 2.
+
+    GeomLoss' convention (p = 2): the regularisation is blur^2 and S tends to W2^2 / 2 as blur goes to 0. S >= 0, and 0
+    only for equal distributions. Memory is bounded: the distances are made in blocks, again in every iteration. Time
+    grows as N M: about a second for 1000 points each and blur a fiftieth of their extent.
+
+    Args:
+        a, b: Samples, shapes (N, D) and (M, D).
+        blur: Length below which differences are smoothed away, in units of the samples.
+        scaling: Factor by which the blur falls, from the samples' diameter, in the iterations that warm up.
+        tol: Relative error of the marginals at which to stop.
+        iterations: Iterations at the final blur at most.
+
+    Raises:
+        ValueError: shapes that do not fit, NaN or infinity, or blur or scaling out of range.
+
+    Source: Feydy et al. 1810.08278, eq. 3 and section 3.1.
+    """
+    if not blur > 0 or not 0 < scaling < 1:
+        raise ValueError(f"blur is {blur:g}, scaling {scaling:g}: need blur > 0 and 0 < scaling < 1; try 0.05 and 0.8")
+    a, b = _pair_of_samples(a, b)
+    extent = torch.cat([a, b]).amax(0) - torch.cat([a, b]).amin(0)
+    n_blurs = max(0, math.ceil(math.log(max(extent.norm().item(), blur) / blur) / -math.log(scaling)))
+    blurs = [blur / scaling**k for k in range(n_blurs, 0, -1)]
+    eps = [*(s**2 for s in blurs), *[blur**2] * iterations]
+    within = sum(_transport_within(x, eps, tol) for x in (a, b))
+    return max(0.0, _transport_between(a, b, eps, tol) - within / 2)
+
+
+def _transport_between(a: Tensor, b: Tensor, eps: list[float], tol: float) -> float:
+    """Entropic transport cost of a and b by alternate updates of the two potentials; the dual value."""
+    f, g = a.new_zeros(len(a)), b.new_zeros(len(b))
+    for e in eps:
+        f_last, f = f, _soft_minimum(a, b, g, e)
+        g = _soft_minimum(b, a, f, e)
+        if e == eps[-1] and (f - f_last).abs().mean() < tol * e:
+            break
+    return (f.mean() + g.mean()).item()
+
+
+def _transport_within(a: Tensor, eps: list[float], tol: float) -> float:
+    """Entropic transport cost of a to itself: one potential, averaged with its update, which converges fast."""
+    f = a.new_zeros(len(a))
+    for e in eps:
+        update = _soft_minimum(a, a, f, e)
+        f_last, f = f, (f + update) / 2
+        if e == eps[-1] and (f - f_last).abs().mean() < tol * e:
+            break
+    return 2 * f.mean().item()
+
+
+def _soft_minimum(a: Tensor, b: Tensor, g: Tensor, eps: float) -> Tensor:
+    """-eps log mean_j exp((g_j - |a_i - b_j|^2 / 2) / eps) for each row i of a, in blocks; shape (N,)."""
+    weight = g / eps - math.log(len(b)) - b.square().sum(1) / (2 * eps)
+    parts = [a[rows] for rows in _blocks(len(a), len(b))]
+    sums = [torch.addmm(weight, part, b.T, alpha=1 / eps).logsumexp(1) for part in parts]
+    return a.square().sum(1) / 2 - eps * torch.cat(sums)
+
+
+# --------------------------------------------------------------------------------------------------------------- MMD
+def mmd(a: Tensor, b: Tensor, sigmas: Sequence[float] = (0.01, 0.1, 1.0, 10.0, 100.0), unbiased: bool = True) -> float:
+    """Squared maximum mean discrepancy with the kernel sum_s exp(-|x - y|^2 / (2 s^2)).
+
+    The unbiased estimator (pairs of a sample with itself are left out) has mean 0 for equal distributions and so may be
+    negative; ``unbiased=False`` gives the non-negative one with them, which published tables often use.
+
+    Args:
+        a, b: Samples, shapes (N, D) and (M, D); at least 2 each.
+        sigmas: Bandwidths.
+        unbiased: See above.
+
+    Raises:
+        ValueError: shapes that do not fit, fewer than 2 rows, NaN or infinity.
+
+    Source: Gretton et al. 2012 (JMLR 13), eq. 3 and 5.
+    """
+    a, b = _pair_of_samples(a, b)
+    n, m = len(a), len(b)
+    if min(n, m) < 2:
+        raise ValueError(f"mmd of {n} and {m} sample(s): give at least 2 of each")
+
+    def kernel(squared: Tensor) -> Tensor:
+        return sum((torch.exp(squared / (-2 * s**2)) for s in sigmas), start=torch.zeros_like(squared))
+
+    def within(x: Tensor) -> float:
+        total, k = _total(x, x, kernel), len(x)
+        return (total - k * len(sigmas)) / (k * (k - 1)) if unbiased else total / k**2
+
+    return within(a) + within(b) - 2 * _total(a, b, kernel) / (n * m)
+
+
+def _total(a: Tensor, b: Tensor, kernel: Callable[[Tensor], Tensor]) -> float:
+    """Sum of kernel(squared distance) over all pairs, in blocks."""
+    return sum(kernel(_squared_distances(a[rows], b)).sum().item() for rows in _blocks(len(a), len(b)))
+
+
+# -------------------------------------------------------------------------------------------------- ensembles and paths
+def crps_ensemble(members: Tensor, target: Tensor, fair: bool = False, mean: bool = True) -> float | Tensor:
+    """Continuous ranked probability score of an ensemble: mean |x_i - y| - sum_ij |x_i - x_j| / (2 M^2).
+
+    The biased estimator, as in xskillscore and properscoring, so that figures compare with papers: it is the exact
+    score of the ensemble's own distribution and falls with M. ``fair=True`` divides by 2 M (M - 1) instead: on average
+    the score of the distribution the members were drawn from. Cost M log M for each target.
+
+    Args:
+        members: M members, shape (M, ...).
+        target: What happened, shape (...).
+        fair: See above; needs M >= 2.
+        mean: Average over all targets; False: return the scores, shape (...), float64.
+
+    Raises:
+        ValueError: shapes that do not fit, too few members, NaN or infinity.
+
+    Source: Gneiting and Raftery 2007, eq. 21; Ferro 2014 for the fair score.
+    """
+    m = members.shape[0] if members.ndim else 0
+    if m < 1 + fair or members.shape[1:] != target.shape:
+        shapes = f"{tuple(members.shape)} and {tuple(target.shape)}"
+        raise ValueError(f"members and target have shapes {shapes}: need (M, ...) and (...), M >= {1 + fair}")
+    x, y = _rows(members, "members"), _rows(target.reshape(1, -1), "target")
+    ranks = torch.arange(1, m + 1, dtype=x.dtype, device=x.device)[:, None]
+    # sum_ij |x_i - x_j| = 2 sum_k (2 k - m - 1) x_(k) for the sorted members
+    spread = 2 * ((2 * ranks - m - 1) * x.sort(0).values).sum(0)
+    scores = (x - y).abs().mean(0) - spread / (2 * m * (m - 1 if fair else m))
+    return scores.mean().item() if mean else scores.reshape(target.shape)
+
+
+def straightness(trajectory: Tensor, times: Tensor | Sequence[float]) -> float:
+    """int E |(x_end - x_start) / T - dx/dt|^2 dt, T = the whole time: 0 exactly for straight paths of constant speed.
+
+    dx/dt is the chord of each interval, so corners inside an interval do not count: use many.
+
+    Args:
+        trajectory: States at the times, shape (n + 1, B, ...); summed over features, averaged over the batch.
+        times: n + 1 nodes, ascending or descending.
+
+    Raises:
+        ValueError: shapes that do not fit, NaN or infinity.
+
+    Source: Liu et al. 2209.03003, eq. 9, for T = 1.
+    """
+    nodes = torch.as_tensor(times, dtype=torch.float64).flatten().cpu()
+    if len(nodes) < 2 or trajectory.ndim < 2 or len(trajectory) != len(nodes):
+        raise ValueError(f"trajectory has shape {tuple(trajectory.shape)} for {len(nodes)} times: need (times, B, ...)")
+    steps = nodes.diff().tolist()
+    x = [_rows(state, "trajectory") for state in trajectory]
+    whole = (x[-1] - x[0]) / sum(steps)
+    parts = [abs(d) * (whole - (q - p) / d).square().sum(1).mean() for p, q, d in zip(x, x[1:], steps, strict=False)]
+    return torch.stack(parts).sum().item()

@@ -1,0 +1,53 @@
+"""A small fully connected network for 2D toys and other short vectors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """Fully connected net(x, t, y=None): (B, dim) -> (B, out_dim), with t appended to x.
+
+    The defaults are the network of Tong et al.'s 2D experiments (2302.00482): 3 hidden layers of 64, SELU.
+
+    Args:
+        dim: Features of x.
+        width: Units of each hidden layer.
+        depth: Number of hidden layers.
+        activation: Class of the nonlinearity.
+        num_classes: Classes of y, appended one-hot; 0: unconditional. y = num_classes, or y = None, means "no label".
+        out_dim: Features of the output; None: dim. IDFF's two heads need 2 * dim.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        width: int = 64,
+        depth: int = 3,
+        activation: type[nn.Module] = nn.SELU,
+        num_classes: int = 0,
+        out_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        if min(dim, width, depth) < 1 or num_classes < 0:
+            raise ValueError(f"dim, width and depth must be at least 1: got {dim}, {width}, {depth}, {num_classes=}")
+        self.num_classes = num_classes
+        sizes = [dim + 1 + num_classes, *[width] * depth]
+        layers: list[nn.Module] = []
+        for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True):
+            layers += [nn.Linear(n_in, n_out), activation()]
+        self.net = nn.Sequential(*layers, nn.Linear(width, out_dim or dim))
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """x (B, dim), t (B,) or a scalar, y (B,) integer labels or None -> (B, out_dim)."""
+        inputs = [x, t.to(x.dtype).expand(x.shape[0])[:, None]]
+        if self.num_classes:
+            inputs.append(self._one_hot(x, y))
+        return self.net(torch.cat(inputs, dim=1))
+
+    def _one_hot(self, x: Tensor, y: Tensor | None) -> Tensor:
+        """(B, num_classes); a row of zeros where there is no label."""
+        if y is None:
+            return x.new_zeros(x.shape[0], self.num_classes)
+        return (y[:, None] == torch.arange(self.num_classes, device=y.device)).to(x.dtype)

@@ -1,0 +1,94 @@
+"""Conditional probability paths p_t(x | x0, x1) = N(mean(t), spread(t)^2 I) and their velocities.
+
+A path gives ``xt``, a sample, and ``ut``, the velocity of the conditional flow through that sample:
+u_t(x) = spread'(t) / spread(t) * (x - mean(t)) + mean'(t) (Lipman et al. 2023, theorem 3).
+All functions take t of shape (B,) and points of shape (B, ...).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def expand(t: Tensor, x: Tensor) -> Tensor:
+    """View t, shape (B,), as (B, 1, ..., 1) so that it multiplies x, shape (B, ...)."""
+    return t.reshape(-1, *[1] * (x.ndim - 1))
+
+
+@dataclass(frozen=True)
+class LinearPath:
+    """Straight line from x0 to x1 with a constant spread: conditional flow matching and rectified flow.
+
+    mean = (1 - t) x0 + t x1, spread = sigma, u = x1 - x0.
+    Source: Tong et al. 2024 (arXiv 2302.00482), equations 14 and 15; Liu et al. 2023 (2209.03003), equation 1.
+    """
+
+    sigma: float = 0.0
+
+    def mean(self, x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
+        t = expand(t, x1)
+        return (1 - t) * x0 + t * x1
+
+    def spread(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, self.sigma)
+
+    def xt(self, x0: Tensor, x1: Tensor, t: Tensor, noise: Tensor | None) -> Tensor:
+        mean = self.mean(x0, x1, t)
+        return mean if noise is None or self.sigma == 0 else mean + expand(self.spread(t), mean) * noise
+
+    def ut(self, x0: Tensor, x1: Tensor, t: Tensor, xt: Tensor) -> Tensor:
+        return x1 - x0
+
+
+@dataclass(frozen=True)
+class LipmanPath:
+    """Noise that shrinks to a spread of sigma around x1: flow matching with the optimal-transport path.
+
+    x0 is standard normal and plays the part of the path's noise: xt = t x1 + (1 - (1 - sigma) t) x0,
+    u = (x1 - (1 - sigma) x) / (1 - (1 - sigma) t). Source: Lipman et al. 2023 (2210.02747), equations 20 and 21.
+    """
+
+    sigma: float = 0.0
+
+    def mean(self, x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
+        return expand(t, x1) * x1
+
+    def spread(self, t: Tensor) -> Tensor:
+        return 1 - (1 - self.sigma) * t
+
+    def xt(self, x0: Tensor, x1: Tensor, t: Tensor, noise: Tensor | None) -> Tensor:
+        return self.mean(x0, x1, t) + expand(self.spread(t), x1) * x0
+
+    def ut(self, x0: Tensor, x1: Tensor, t: Tensor, xt: Tensor) -> Tensor:
+        # The formula at xt, simplified: no division by a spread that vanishes at t = 1 when sigma = 0.
+        return x1 - (1 - self.sigma) * x0
+
+
+@dataclass(frozen=True)
+class BridgePath:
+    """Brownian bridge from x0 to x1: Schrodinger-bridge CFM, [SF]2M and IDFF.
+
+    mean = (1 - t) x0 + t x1, spread = sigma sqrt(t (1 - t)),
+    u = (1 - 2t) / (2 t (1 - t)) (x - mean) + x1 - x0. Source: Tong et al. 2024 (2302.00482), equations 20 and 21.
+    """
+
+    sigma: float = 0.2
+
+    def mean(self, x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
+        t = expand(t, x1)
+        return (1 - t) * x0 + t * x1
+
+    def spread(self, t: Tensor) -> Tensor:
+        return self.sigma * (t * (1 - t)).sqrt()
+
+    def xt(self, x0: Tensor, x1: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        mean = self.mean(x0, x1, t)
+        return mean + expand(self.spread(t), mean) * noise
+
+    def ut(self, x0: Tensor, x1: Tensor, t: Tensor, xt: Tensor) -> Tensor:
+        # 1e-8 as in torchcfm: at t = 0 and t = 1 the numerator's (x - mean) is zero as well.
+        rate = (1 - 2 * t) / (2 * t * (1 - t) + 1e-8)
+        return expand(rate, xt) * (xt - self.mean(x0, x1, t)) + x1 - x0

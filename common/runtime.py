@@ -1,0 +1,369 @@
+"""What a script needs around its work: errors as one line, device, seeds, processes, locks, files written whole.
+
+Importing this module does not import torch, so that ``--help`` and a mistyped flag answer at once; the functions
+that need torch import it themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import operator
+import os
+import random
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+# ---- errors of a script
+
+
+def run_main(main: Callable[[], object]) -> None:
+    """Run a script: a user's mistake becomes one line on stderr and exit code 2, an interruption exit code 130.
+
+    ``ValueError``, ``OSError`` (a missing file, a full disk), a missing optional package and running out of memory
+    count as the user's; any other exception is ours and keeps its traceback. SIGTERM is treated like Ctrl-C unless
+    somebody handles it already. ``FLOW_TRACEBACK=1`` in the environment shows the traceback of every error.
+
+    Raises:
+        SystemExit: with code 2 or 130; nothing is raised when ``main`` returns.
+    """
+    _interrupt_on_sigterm()
+    try:
+        main()
+    except KeyboardInterrupt:
+        _leave("stopped", 130)
+    except BrokenPipeError:  # the reader of our output went away: `script | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter's last flush must not fail again
+        sys.exit(141)
+    except Exception as error:
+        message = _one_line(error)
+        if message is None:
+            raise
+        _leave(f"error: {message}", 2)
+
+
+def _leave(message: str, code: int) -> None:
+    if os.environ.get("FLOW_TRACEBACK") == "1":
+        traceback.print_exc()
+    sys.stdout.flush()
+    print(message, file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def _interrupt_on_sigterm() -> None:
+    """Let SIGTERM raise KeyboardInterrupt, so that both end the same way (signals belong to the main thread)."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _raise_interrupt)
+
+
+def _raise_interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _one_line(error: Exception) -> str | None:
+    """The line to print for a user's mistake; None when the error is not one."""
+    if _is_out_of_memory(error):
+        what = _join_lines(error).split(". ")[0]
+        return f"{what}: try a smaller --batch_size (in training also --grad_accum 2, --checkpointing or -mp bf16)"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else " ".join(error.strerror.split())
+    if isinstance(error, (ValueError, OSError, ModuleNotFoundError)):
+        return _join_lines(error)
+    return None
+
+
+def _join_lines(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether a machine or GPU ran out of memory; torch is asked only when it has been imported."""
+    if isinstance(error, MemoryError):
+        return True
+    out_of_memory = getattr(sys.modules.get("torch"), "OutOfMemoryError", None)
+    if out_of_memory is not None and isinstance(error, out_of_memory):
+        return True
+    # torch's CPU allocator raises a plain RuntimeError
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+# ---- device and seeds
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device of a name: ``auto`` (cuda, else mps, else cpu), ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+
+    Raises:
+        ValueError: the name is unknown, or this machine has no such device.
+    """
+    import torch
+
+    here = _devices_here()
+    if name == "auto":
+        return torch.device("cuda" if "cuda" in here else "mps" if "mps" in here else "cpu")
+    if name not in here:
+        raise ValueError(f"device {name!r} is not on this machine, which has {', '.join(here)}; use --device auto")
+    return torch.device(name)
+
+
+def _devices_here() -> list[str]:
+    import torch
+
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return ["cpu", *(["cuda", *gpus] if gpus else []), *(["mps"] if torch.backends.mps.is_available() else [])]
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python's, numpy's and torch's global generators (torch: those of every device)."""
+    import numpy
+    import torch
+
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)  # numpy takes 32 bits
+    torch.manual_seed(seed)
+
+
+def derive_seed(seed: int, *keys: int | str) -> int:
+    """A 63-bit seed that is a stable function of a seed and of what it is for, e.g. ``derive_seed(0, "flip", step)``.
+
+    All randomness of training step k and of sample k comes from seeds derived with k: a resumed run needs no
+    generator state, and the result does not depend on batch size, machine or Python version.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for key in (seed, *keys):
+        text = key if isinstance(key, str) else str(operator.index(key))
+        # kind and length first, so that ("ab", "c") differs from ("a", "bc") and 1 from "1"
+        digest.update(f"{'s' if isinstance(key, str) else 'i'}{len(text)}:{text}".encode())
+    return int.from_bytes(digest.digest(), "little") & (2**63 - 1)
+
+
+def generator(seed: int, *keys: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A torch generator seeded with ``derive_seed(seed, *keys)``; CPU and GPU generators draw different numbers."""
+    import torch
+
+    return torch.Generator(device=device).manual_seed(derive_seed(seed, *keys))
+
+
+# ---- processes
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that work on the same run."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Wait until every process is here; nothing to do with one."""
+        if self.world > 1:
+            from accelerate import PartialState
+
+            PartialState().wait_for_everyone()
+
+
+def processes(device_name: str = "auto") -> Processes:
+    """Join the processes that ``accelerate launch`` or ``torchrun`` started; alone, without importing accelerate.
+
+    Raises:
+        ValueError: no such device here, or a numbered GPU asked for by several processes.
+    """
+    device = pick_device(device_name)
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+        return Processes(rank=0, world=1, device=device)
+    if device.index is not None:
+        raise ValueError(f"--device {device_name} with several processes: use --device cuda, each takes its own GPU")
+    from datetime import timedelta
+
+    from accelerate import PartialState
+
+    # rank 0 may draw a sample grid while the others wait: longer than the 10 minutes that NCCL allows
+    state = PartialState(cpu=device.type == "cpu", timeout=timedelta(hours=2))
+    return Processes(
+        rank=state.process_index,
+        world=state.num_processes,
+        device=device if device.type == "cpu" else state.device or device,
+    )
+
+
+def relaunch_parallel(argv: Sequence[str]) -> None:
+    """Replace this process by ``accelerate launch`` over all GPUs of the machine, for ``--parallel``.
+
+    Returns (and goes on as one process) when there are fewer than two GPUs, and at once in a process that a launcher
+    started, so the flag may stay in ``argv``, which is like ``sys.argv``: the script and its arguments.
+    """
+    if "WORLD_SIZE" in os.environ or "LOCAL_RANK" in os.environ:
+        return
+    import torch
+
+    count = torch.cuda.device_count()
+    if count < 2:
+        print(f"--parallel: {count or 'no'} GPU on this machine, going on with one process")
+        return
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(count)]
+    # named so that the launcher does not warn about defaults; the script itself chooses the precision; port 0: any
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    sys.stdout.flush()
+    os.execv(sys.executable, [*launch, *argv])
+
+
+# ---- files
+
+
+@contextlib.contextmanager
+def run_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold ``folder/run.lock`` while a run writes to the folder, which is made if it is missing.
+
+    The operating system frees the lock when the process ends, also after kill -9; the file itself stays. Temporary
+    files that a killed run left in the folder are removed. Where files cannot be locked (Windows, some network
+    file systems) the run goes on without a lock.
+
+    Raises:
+        ValueError: another process holds the lock.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "run.lock", "a+") as file:
+        if not _try_lock(file.fileno()):
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise ValueError(
+                f"another run (pid {holder}) writes to {folder}: wait for it, stop it, or choose another --out"
+            )
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        for leftover in folder.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+        yield
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Take an exclusive lock without waiting; False when somebody else has it."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a file system without locks
+    return True
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str], sync: bool = True) -> Iterator[Path]:
+    """Write a file whole or not at all: yields a temporary path beside ``path`` that replaces it at the end.
+
+    On any failure the temporary file is removed and an old ``path`` stays as it was. The temporary name is hidden and
+    ends in ``.tmp``: tell PIL the format, and give numpy an open file. The folder is made if it is missing.
+
+    Args:
+        path: File to write.
+        sync: Wait until the disk has it (milliseconds); False for many small files that can be made again.
+
+    Raises:
+        OSError: the disk is full, in one line that names the file (torch's writer, too, which raises RuntimeError).
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        yield temporary
+        if sync:
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        if not _is_disk_full(error):
+            raise
+        text = f"the disk or quota is full: cannot write {path} (an older file is kept); free some space, try again"
+        raise OSError(errno.ENOSPC, text) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _is_disk_full(error: OSError | RuntimeError) -> bool:
+    """Whether a write failed for want of space; torch's own writer hides the reason in a RuntimeError."""
+    if isinstance(error, OSError):
+        return error.errno in _DISK_FULL
+    return "inline_container" in str(error) or "PytorchStreamWriter" in str(error)
+
+
+class JsonLines:
+    """A log of one JSON object per line. Each row is with the operating system when :meth:`append` returns."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._checked = False
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a row. Numbers of numpy and torch become plain ones; nan and inf become null, as JSON has neither."""
+        text = json.dumps({key: _plain(value) for key, value in row.items()}) + "\n"
+        if not self._checked:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            text = ("\n" if self._is_torn() else "") + text
+            self._checked = True
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(text)
+
+    def read(self) -> list[dict[str, Any]]:
+        """All complete rows; an empty list when there is no file."""
+        if not self.path.exists():
+            return []
+        return [row for line in self.path.read_text(encoding="utf-8").splitlines() if (row := _row(line)) is not None]
+
+    def truncate_after(self, step: int) -> None:
+        """Drop the rows beyond a step and a line torn by a crash, so that a resumed run logs each step once."""
+        if not self.path.exists():
+            return
+        kept = [json.dumps(row) + "\n" for row in self.read() if row.get("step", step) <= step]
+        with atomic_write(self.path) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
+
+    def _is_torn(self) -> bool:
+        return self.path.exists() and self.path.stat().st_size > 0 and self.path.read_bytes()[-1:] != b"\n"
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON can hold: python numbers for numpy's and torch's scalars, None for nan and inf."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None

@@ -1,0 +1,580 @@
+"""The one training loop: any method, data set and network; one process or many; stop it and go on where it was.
+
+Everything random about step k (images, flips, noise, times, coupling, dropout) is drawn from generators seeded with
+(seed, k). A resumed run therefore needs only the step number, and on a CPU it equals the run that was never stopped
+bit for bit; several processes draw the same global batch and take their own rows of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common import checkpoint
+from common.cli import to_yaml
+from common.config import TrainConfig
+from common.couplings import couple
+from common.data import Batches, ImageData, StreamingImages, check_labels, split_train_val
+from common.ema import EMA
+from common.generate import Sampler, sample_many
+from common.losses import make_loss, network_heads, usual_coupling
+from common.runtime import JsonLines, Processes, atomic_write, derive_seed, generator, run_lock
+from common.unet import build_network, network_description
+
+FATAL_AFTER = 20  # non-finite steps in a row
+STOP_CHECK = 10  # steps between agreements of several processes on whether to stop
+
+
+@dataclass
+class Batch:
+    """One process's part of a coupled batch; ``seconds`` is what the coupling took."""
+
+    x0: Tensor
+    x1: Tensor
+    t: Tensor
+    noise: Tensor
+    y: Tensor | None
+    seconds: float = 0.0
+
+    def part(self, i: int, parts: int) -> Batch:
+        """Micro-batch i of ``parts`` equal ones."""
+        size = len(self.t) // parts
+        rows = slice(i * size, (i + 1) * size)
+        return Batch(
+            self.x0[rows], self.x1[rows], self.t[rows], self.noise[rows], None if self.y is None else self.y[rows]
+        )
+
+
+class CoupledBatches:
+    """Training batches with noise, times and coupling, as a pure function of the step.
+
+    With ``ahead`` the batch of the next step is made in a thread while the network works on the present one, so that
+    decoding, transfer and optimal transport cost the step nothing. ``waited`` sums the seconds spent waiting for it.
+    """
+
+    def __init__(self, batches: Batches, coupling: str, seed: int, processes: Processes, ahead: bool):
+        self.batches, self.coupling, self.seed, self.processes = batches, coupling, seed, processes
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="couple") if ahead else None
+        self.future: tuple[int, Any] | None = None
+        self.waited = 0.0
+        cuda = processes.device.type == "cuda"
+        # Own stream: the transfers and the transport's synchronisation must not wait for the network's queue.
+        self.stream = torch.cuda.Stream(processes.device) if cuda and ahead else None
+
+    def at(self, step: int) -> Batch:
+        """The batch of a step; asks for the next one to be prepared."""
+        start = time.perf_counter()
+        if self.pool is None:
+            batch = self.make(step)
+        else:
+            if self.future is None or self.future[0] != step:
+                self.future = (step, self.pool.submit(self._make_on_stream, step))
+            batch = self.future[1].result()
+            self.future = (step + 1, self.pool.submit(self._make_on_stream, step + 1))
+        self.waited += time.perf_counter() - start
+        if self.stream is not None:  # the memory belongs to the side stream: it must outlive the network's use
+            for tensor in (batch.x0, batch.x1, batch.t, batch.noise, batch.y):
+                if tensor is not None:
+                    tensor.record_stream(torch.cuda.current_stream())
+        return batch
+
+    def close(self) -> None:
+        """Stop the thread."""
+        if self.pool is not None:
+            self.pool.shutdown(wait=True, cancel_futures=True)
+
+    def _make_on_stream(self, step: int) -> Batch:
+        if self.stream is None:
+            return self.make(step)
+        with torch.cuda.stream(self.stream):
+            batch = self.make(step)
+        self.stream.synchronize()
+        return batch
+
+    def make(self, step: int) -> Batch:
+        """Draw and couple the global batch; return this process's rows."""
+        x1, y = self.batches.at(step)
+        draw = generator(self.seed, "step", step, device=x1.device)
+        x0 = torch.randn(x1.shape, generator=draw, device=x1.device)
+        noise = torch.randn(x1.shape, generator=draw, device=x1.device)
+        # Stratified times: one uniform draw in each of B equal intervals. Same mean, smaller variance of the loss.
+        n = len(x1)
+        t = (torch.arange(n, device=x1.device) + torch.rand(n, generator=draw, device=x1.device)) / n
+        start = time.perf_counter()
+        if self.coupling != "independent":
+            pairing = generator(self.seed, "couple", step)
+            if y is None:
+                x0, x1 = couple(x0, x1, self.coupling, generator=pairing)
+            else:  # inside each class, so that every class still starts from all of the noise
+                x0, x1, y = couple(x0, x1, self.coupling, generator=pairing, y=y, within_labels=True)
+        seconds = time.perf_counter() - start
+        rows = slice(self.processes.rank, None, self.processes.world)
+        return Batch(x0[rows], x1[rows], t[rows], noise[rows], None if y is None else y[rows], seconds)
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up to ``lr``, then constant or decaying to zero at ``total_steps``."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    if config.lr_decay == "none":
+        return config.lr
+    done = (step - config.warmup) / max(1, config.total_steps - config.warmup)
+    return config.lr * (0.5 * (1 + math.cos(math.pi * done)) if config.lr_decay == "cosine" else 1 - done)
+
+
+class StopFlag:
+    """Remembers Ctrl-C and SIGTERM, so that the loop can finish its step, save, and leave. A second one interrupts."""
+
+    def __init__(self) -> None:
+        self.on = False
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[StopFlag]:
+        """Handle the two signals inside the block."""
+        old = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.on:
+            raise KeyboardInterrupt
+        self.on = True
+        print("\nstopping after this step (once more: at once) ...", file=sys.stderr)
+
+    def agreed(self, processes: Processes, step: int) -> bool:
+        """Whether to stop: with several processes all of them decide together, every few steps."""
+        if processes.world == 1:
+            return self.on
+        if step % STOP_CHECK:
+            return False
+        flag = torch.tensor(float(self.on), device=processes.device)
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        return bool(flag.item())
+
+
+class Trainer:
+    """State of a run (network, EMA, optimizer, counters) and the arithmetic of one step.
+
+    Args:
+        config: the run's options.
+        processes: this process among its peers.
+    """
+
+    def __init__(self, config: TrainConfig, processes: Processes):
+        self.config, self.processes, self.device = config, processes, processes.device
+        torch.manual_seed(derive_seed(config.seed, "init"))
+        self.description = network_description(config, network_heads(config.method))
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.net = build_network(self.description).to(self.device, memory_format=layout)
+        self.loss = make_loss(config.method, config.sigma, config.flow_weight)
+        self.ema = EMA(self.net, config.ema_decay, config.ema_warmup)
+        fused = self.device.type in ("cpu", "cuda")
+        self.optimizer = torch.optim.AdamW(
+            self.net.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=fused
+        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.mixed_precision == "fp16")
+        self.dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.mixed_precision]
+        self.layout = layout
+        self.call: Callable[..., Tensor] = torch.compile(self.net) if config.compile else self.net
+        if processes.world > 1:
+            ids = [self.device.index or 0] if self.device.type == "cuda" else None
+            self.call = nn.parallel.DistributedDataParallel(self.call, device_ids=ids)
+        self.step, self.skipped, self.bad_in_row = 0, 0, 0
+        self.seconds, self.best = 0.0, math.inf
+
+    def network(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """The network under the run's precision and memory layout."""
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            return self.call(x.contiguous(memory_format=self.layout), t, y)
+
+    def update(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """One optimizer step on a batch: returns the mean loss and the gradient norm (before clipping).
+
+        A step with a non-finite loss or gradient changes nothing and is counted.
+
+        Raises:
+            FloatingPointError: after 20 such steps in a row.
+        """
+        config, parts = self.config, self.config.grad_accum
+        torch.manual_seed(derive_seed(config.seed, "dropout", self.step, self.processes.rank))
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config, self.step)
+        total = torch.zeros((), device=self.device)
+        for i in range(parts):
+            micro = batch.part(i, parts)
+            waits = self.processes.world > 1 and i + 1 < parts
+            with self.call.no_sync() if waits else contextlib.nullcontext():  # type: ignore[union-attr]
+                loss = self.loss(self.network, micro.x0, micro.x1, micro.t, micro.noise, micro.y).mean() / parts
+                self.scaler.scale(loss).backward()
+            total += loss.detach()
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), config.grad_clip or math.inf)
+        if self._finite(norm):
+            self.scaler.step(self.optimizer)
+            self.ema.update()
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return total, norm
+
+    def _finite(self, norm: Tensor) -> bool:
+        """Whether the gradient is finite (the same on all processes, for it has been averaged); counts if not."""
+        if bool(torch.isfinite(norm)):
+            self.bad_in_row = 0
+            return True
+        self.bad_in_row += 1
+        self.skipped += 1
+        if self.bad_in_row >= FATAL_AFTER:
+            raise FloatingPointError(
+                f"the loss or its gradient was not finite in {FATAL_AFTER} steps in a row (step {self.step}): "
+                "the last checkpoint is kept; try a smaller --lr, --grad_clip 1, -mp no or bf16, and --resume auto"
+            )
+        return False
+
+    @torch.no_grad()
+    def validation_loss(self, batches: Batches, count: int) -> float:
+        """Mean loss of the averaged weights over ``count`` held-out batches with fixed noise and times."""
+        was_training = self.net.training
+        self.net.eval()
+        source = CoupledBatches(
+            batches, "independent", self.config.seed + 1, Processes(0, 1, self.device), ahead=False
+        )
+
+        def network(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+                return self.net(x.contiguous(memory_format=self.layout), t, y)
+
+        losses = []
+        with self.ema.applied():
+            for i in range(count):
+                b = source.make(i)
+                losses.append(self.loss(network, b.x0, b.x1, b.t, b.noise, b.y).mean())
+        self.net.train(was_training)
+        return torch.stack(losses).mean().item()
+
+    @torch.no_grad()
+    def sample_grid(self, count: int = 64, n_steps: int = 10) -> Tensor:
+        """Images of the averaged weights from fixed noise, (count, C, H, W) in [-1, 1]."""
+        c = self.config
+        shape = (c.in_channels, c.image_size, c.image_size)
+        was_training = self.net.training
+        self.net.eval()
+        with self.ema.applied():
+            sampler = Sampler(
+                self.net, c.method, shape, c.sigma, n_steps=n_steps, seed=c.seed, precision=c.mixed_precision
+            )
+            images = torch.cat([part for _, part in sample_many(sampler, range(count), count)])
+        self.net.train(was_training)
+        return images
+
+    def weights(self, dtype: torch.dtype | None = None) -> dict[str, Any]:
+        """What sampling needs: the averaged weights and the description of network, method and run."""
+        c = self.config
+        return {
+            "format": "flow-checkpoint",
+            "version": 1,
+            "step": self.step,
+            "images_seen": self.step * c.batch_size,
+            "seconds": self.seconds,
+            "config": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(c).items()},
+            "network": self.description,
+            "method": {"name": c.method, "sigma": c.sigma, "flow_weight": c.flow_weight},
+            "ema_model": self.ema.module_state_dict(dtype),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """All that a run needs to go on, besides its options."""
+        return self.weights() | {
+            "net_model": self.net.state_dict(),
+            "optim": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "skipped": self.skipped,
+            "best": self.best,
+        }
+
+    def restore(self, state: dict[str, Any], path: Path) -> None:
+        """Take a run's state up again.
+
+        Raises:
+            ValueError: when the checkpoint's network or method is not this run's.
+        """
+        for key, mine in (("network", self.description), ("method", self.weights_method())):
+            theirs = state.get(key, {})
+            wrong = [f"{k}: {theirs.get(k)} there, {mine[k]} here" for k in mine if theirs.get(k) != mine[k]]
+            wrong = [w for w in wrong if not w.startswith("checkpointing")]
+            if wrong:
+                raise ValueError(f"{path} is of another {key} ({'; '.join(wrong)}): use its config.yaml, or another --out")
+        self.net.load_state_dict(state["net_model"])
+        self.optimizer.load_state_dict(state["optim"])
+        self.ema.load_state_dict(state["ema"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step, self.skipped, self.best = state["step"], state["skipped"], state["best"]
+        self.seconds = state["seconds"]
+
+    def weights_method(self) -> dict[str, Any]:
+        """Name and constants of the method, as a checkpoint holds them."""
+        return {"name": self.config.method, "sigma": self.config.sigma, "flow_weight": self.config.flow_weight}
+
+
+def hardware(device: torch.device) -> str:
+    """The device in words, for cards and logs."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def train(
+    config: TrainConfig, data: ImageData | StreamingImages, out: Path, weights_name: str, processes: Processes
+) -> Path:
+    """Train a network and leave in ``out`` its weights, checkpoints, metrics, sample grids and options.
+
+    Args:
+        config: options of the run.
+        data: images and labels (uint8).
+        out: the run folder; see the README for what it holds.
+        weights_name: name of the final weights, for example ``IDFF_weights_step_final.pt``.
+        processes: from ``common.runtime.processes``.
+
+    Returns:
+        The file of the final weights (averaged, float16, with the description of the network).
+
+    Raises:
+        ValueError: options that do not fit the data, or a folder that holds another run.
+        FloatingPointError: the loss was not finite 20 steps in a row.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
+    """
+    world = processes.world
+    if config.batch_size % (world * config.grad_accum):
+        raise ValueError(
+            f"--batch_size {config.batch_size} cannot be split over {world} processes with --grad_accum "
+            f"{config.grad_accum}: make it a multiple of {world * config.grad_accum}"
+        )
+    check_labels(data.labels if config.num_classes else None, config.num_classes)
+    if processes.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+
+    with run_lock(out) if processes.is_main else contextlib.nullcontext():
+        # Resume, or begin.
+        last = out / "checkpoint_last.pt"
+        if last.exists() and config.resume == "no":
+            raise ValueError(f"{out} holds a run: continue it with --resume auto, or choose another folder with --out")
+        trainer = Trainer(config, processes)
+        if last.exists():
+            trainer.restore(checkpoint.load(last, map_location=processes.device), last)
+        log = JsonLines(out / "metrics.jsonl")
+        if processes.is_main:
+            log.truncate_after(trainer.step)
+            if not (config.resume == "auto" and (out / "config.yaml").exists()):
+                with atomic_write(out / "config.yaml") as path:
+                    path.write_text(to_yaml(config))
+
+        # Data: a training and a held-out part of the same pixels.
+        train_rows, val_rows = split_train_val(len(data), config.val_fraction, config.seed)
+        drop = (config.label_dropout, config.num_classes) if config.num_classes and config.label_dropout else None
+        labelled = data if config.num_classes else _without_labels(data)
+        batches = Batches(
+            labelled, config.batch_size, config.seed, config.flip, processes.device, drop=drop, subset=train_rows
+        )
+        val_batch = min(config.batch_size, max(1, len(val_rows)))
+        held_out = Batches(labelled, val_batch, 0, False, processes.device, subset=val_rows) if len(val_rows) else None
+        coupling = usual_coupling(config.method) if config.coupling == "auto" else config.coupling
+        source = CoupledBatches(batches, coupling, config.seed, processes, config.coupling_ahead)
+
+        if processes.is_main:
+            count = sum(p.numel() for p in trainer.net.parameters())
+            print(
+                f"{config.method} with {coupling} coupling, {len(train_rows)} images, {count / 1e6:.1f}M parameters, "
+                f"batch {config.batch_size} over {world} process(es), {hardware(processes.device)}"
+            )
+            print(f"run folder: {out}" + (f", continuing at step {trainer.step}" if trainer.step else ""))
+
+        report = _Report(config, out, log, trainer, processes)
+        trainer.net.train()
+        try:
+            with StopFlag().listening() as stop:
+                while trainer.step < config.total_steps:
+                    batch = source.at(trainer.step)
+                    loss, norm = trainer.update(batch)
+                    report.after_step(loss, norm, batch, source)
+                    step = trainer.step
+                    if processes.is_main:
+                        if _due(step, config.val_step, config.total_steps) and held_out is not None:
+                            report.validate(held_out, val_batch)
+                        if _due(step, config.sample_step, config.total_steps):
+                            report.sample()
+                        if _due(step, config.save_step, config.total_steps):
+                            report.save()
+                    if stop.agreed(processes, step) and step < config.total_steps:
+                        if processes.is_main:
+                            report.save()
+                            print(f"saved at step {step}; the same command with --resume auto goes on from here")
+                        raise KeyboardInterrupt
+        finally:
+            source.close()
+            report.close()
+        final = out / weights_name
+        if processes.is_main:
+            _keep_previous(final, trainer)
+            checkpoint.save(final, trainer.weights(torch.float16))
+            print(f"weights: {final}")
+        processes.wait()
+        return final
+
+
+def _due(step: int, every: int, total: int) -> bool:
+    return every > 0 and (step % every == 0 or step == total)
+
+
+def _without_labels(data: Any) -> Any:
+    """The same images for an unconditional run."""
+    import copy
+
+    plain = copy.copy(data)
+    plain.labels = None
+    return plain
+
+
+def _keep_previous(final: Path, trainer: Trainer) -> None:
+    """Rename weights that another run left under the final name, for example the shipped ones."""
+    if final.exists():
+        previous = final.with_suffix(f".previous{final.suffix}")
+        os.replace(final, previous)
+        print(f"the weights that were there are kept as {previous.name}")
+
+
+class _Report:
+    """What a run shows and writes beside its weights: progress bar, metrics, grids, checkpoints, a logger."""
+
+    def __init__(self, config: TrainConfig, out: Path, log: JsonLines, trainer: Trainer, processes: Processes):
+        from tqdm import tqdm
+
+        self.config, self.out, self.log, self.trainer, self.processes = config, out, log, trainer, processes
+        self.bar = tqdm(
+            total=config.total_steps,
+            initial=trainer.step,
+            unit="step",
+            disable=not processes.is_main,
+            dynamic_ncols=True,
+            mininterval=1.0,
+            smoothing=0.05,
+        )
+        self.logger = _logger(config, out) if processes.is_main else None
+        self.sums: list[tuple[Tensor, Tensor]] = []
+        self.coupling_seconds = 0.0
+        self.started, self.window_start, self.window_waited = time.perf_counter(), time.perf_counter(), 0.0
+        self.seconds_before = trainer.seconds
+
+    def after_step(self, loss: Tensor, norm: Tensor, batch: Batch, source: CoupledBatches) -> None:
+        """Collect a step's figures; write a row every ``log_step`` steps."""
+        self.bar.update(1)
+        self.sums.append((loss, norm))
+        self.coupling_seconds += batch.seconds
+        step, total = self.trainer.step, self.config.total_steps
+        if not _due(step, self.config.log_step, total):
+            return
+        losses = torch.stack([a for a, _ in self.sums]).mean()
+        if self.processes.world > 1:
+            torch.distributed.all_reduce(losses)
+            losses /= self.processes.world
+        now = time.perf_counter()
+        self.trainer.seconds = self.seconds_before + now - self.started
+        elapsed = max(now - self.window_start, 1e-9)
+        row = {
+            "step": step,
+            "images_seen": step * self.config.batch_size,
+            "loss": losses.item(),
+            "grad_norm": torch.stack([b for _, b in self.sums]).mean().item(),
+            "lr": learning_rate(self.config, step - 1),
+            "images_per_s": len(self.sums) * self.config.batch_size / elapsed,
+            "coupling_share": self.coupling_seconds / elapsed,
+            "waited_share": (source.waited - self.window_waited) / elapsed,
+            "skipped": self.trainer.skipped,
+            "seconds": self.trainer.seconds,
+        }
+        self.sums, self.coupling_seconds = [], 0.0
+        self.window_start, self.window_waited = now, source.waited
+        if self.processes.is_main:
+            hidden = ", hidden" if self.config.coupling_ahead else ""
+            share = f"{100 * row['coupling_share']:.1f}%{hidden}"
+            text = {"loss": f"{row['loss']:.4f}", "img/s": f"{row['images_per_s']:.0f}", "coupling": share}
+            if row["skipped"]:
+                text["skipped"] = str(row["skipped"])
+            self.bar.set_postfix(text)
+            self._write(row)
+
+    def validate(self, held_out: Batches, size: int) -> None:
+        """Validation loss of the averaged weights; a new best is saved."""
+        value = self.trainer.validation_loss(held_out, max(1, min(held_out.n, 1024) // size))
+        self._write({"step": self.trainer.step, "val_loss": value})
+        if value < self.trainer.best:
+            self.trainer.best = value
+            checkpoint.save(self.out / "checkpoint_best.pt", self.trainer.weights())
+
+    def sample(self) -> None:
+        """A grid of images from fixed noise."""
+        from common.images import grid, save_png
+
+        path = self.out / "samples" / f"step_{self.trainer.step:07d}.png"
+        save_png(path, grid(self.trainer.sample_grid()))
+
+    def save(self) -> None:
+        """The whole state, replacing the last one only when it is written."""
+        self.trainer.seconds = self.seconds_before + time.perf_counter() - self.started
+        checkpoint.save(self.out / "checkpoint_last.pt", self.trainer.state())
+
+    def close(self) -> None:
+        self.bar.close()
+        if self.logger is not None:
+            self.logger(None)
+
+    def _write(self, row: dict[str, Any]) -> None:
+        self.log.append(row)
+        if self.logger is not None:
+            self.logger(row)
+
+
+def _logger(config: TrainConfig, out: Path) -> Callable[[dict[str, Any] | None], None] | None:
+    """A function that sends rows to TensorBoard or wandb (None ends it), or None."""
+    if config.logger == "none":
+        return None
+    try:
+        if config.logger == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            writer = SummaryWriter(str(out / "tensorboard"))
+        else:
+            import wandb
+
+            run = wandb.init(project=out.parent.parent.name, name=out.name, dir=str(out), config=asdict(config))
+    except ImportError as error:
+        raise ValueError(f"--logger {config.logger} is not installed: pip install {config.logger}") from error
+
+    def send(row: dict[str, Any] | None) -> None:
+        if config.logger == "wandb":
+            run.finish() if row is None else run.log(row, step=row["step"])
+        elif row is None:
+            writer.close()
+        else:
+            for key, value in row.items():
+                if key != "step":
+                    writer.add_scalar(key, value, row["step"])
+
+    return send

@@ -1,0 +1,433 @@
+"""U-Nets: the ADM network of guided diffusion and torchcfm, and a lighter conditional one.
+
+``UNet`` keeps the parameter names of torchcfm's ``UNetModel``, so weights trained with torchcfm, IDFF or
+flow-matching-pytorch load unchanged and give the same output; it differs in how it computes (channels-last
+tensors, fused attention, nearest-neighbour upsampling folded into the convolution that follows it).
+Source of the architecture: Dhariwal & Nichol 2021, "Diffusion Models Beat GANs", section 3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+    """Sinusoidal features of the time: cosines, then sines, of geometrically spaced frequencies.
+
+    Args:
+        t: times, shape (B,). They are used unscaled, as in torchcfm.
+        dim: number of features; an odd one is padded with a zero.
+        max_period: the longest period, in units of t / (2 pi).
+
+    Returns:
+        Features, float32, shape (B, dim).
+    """
+    half = dim // 2
+    frequencies = torch.exp(-math.log(max_period) / half * torch.arange(half, device=t.device, dtype=torch.float32))
+    angles = t.float()[:, None] * frequencies
+    features = torch.cat([angles.cos(), angles.sin()], dim=-1)
+    return F.pad(features, (0, dim % 2))
+
+
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm whose arithmetic is float32 also under autocast: exact, and four times faster in bf16 on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float()).to(x.dtype)
+
+
+def group_norm(channels: int, groups: int = 32) -> GroupNorm:
+    """GroupNorm with at most ``groups`` groups (fewer when they do not divide the channels)."""
+    return GroupNorm(math.gcd(groups, channels), channels)
+
+
+def zeroed(module: nn.Module) -> nn.Module:
+    """Set all parameters to zero: a residual branch then starts as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+class Stage(nn.Sequential):
+    """A sequence whose residual blocks also receive the embedding of time and class."""
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        for layer in self:
+            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
+        return x
+
+
+class ResBlock(nn.Module):
+    """GroupNorm, SiLU, convolution; plus the embedding; GroupNorm, SiLU, dropout, convolution; plus the input.
+
+    Shapes: (B, channels, H, W) and (B, emb_channels) -> (B, out_channels, H, W).
+    """
+
+    def __init__(self, channels: int, emb_channels: int, out_channels: int, dropout: float, groups: int = 32):
+        super().__init__()
+        self.in_layers = nn.Sequential(
+            group_norm(channels, groups), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, out_channels))
+        self.out_layers = nn.Sequential(
+            group_norm(out_channels, groups),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+        )
+        same = channels == out_channels
+        self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.in_layers(x)
+        h = h + self.emb_layers(emb).to(h.dtype)[:, :, None, None]
+        return self.skip_connection(x) + self.out_layers(h)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Fused attention; on a CPU in float32, since its bf16 kernel is several times slower than its float32 one."""
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v)
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over the pixels, with a residual connection; shape (B, C, H, W) is kept.
+
+    The ``qkv`` channels are ordered head by head as [q, k, v] (the "legacy" order of guided diffusion).
+    """
+
+    def __init__(self, channels: int, num_heads: int, head_channels: int = -1, groups: int = 32):
+        super().__init__()
+        if head_channels > 0:
+            if channels % head_channels:
+                raise ValueError(
+                    f"{channels} channels cannot be split into attention heads of {head_channels}: "
+                    f"choose --head_channels among the divisors of {channels}, or -1 and --num_heads"
+                )
+            num_heads = channels // head_channels
+        if channels % num_heads:
+            raise ValueError(f"{channels} channels cannot be split into {num_heads} heads: change --num_heads")
+        self.num_heads = num_heads
+        self.norm = group_norm(channels, groups)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, height, width = x.shape
+        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(b, height * width, c)  # free when x is channels-last
+        qkv = F.linear(tokens, self.qkv.weight[:, :, 0], self.qkv.bias)
+        q, k, v = qkv.view(b, height * width, self.num_heads, 3, c // self.num_heads).permute(3, 0, 2, 1, 4)
+        h = attend(q, k, v)  # (B, heads, HW, C / heads)
+        h = h.transpose(1, 2).reshape(b, height * width, c)
+        h = F.linear(h, self.proj_out.weight[:, :, 0], self.proj_out.bias)
+        return x + h.view(b, height, width, c).permute(0, 3, 1, 2)
+
+
+class Downsample(nn.Module):
+    """Halve the sides by a strided convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    """Double the sides by nearest-neighbour repetition, then convolve."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class UNet(nn.Module):
+    """The ADM U-Net, called ``net(x, t, y=None)``.
+
+    Args:
+        image_size: side of the images, before space-to-depth; it only decides where attention is used.
+        in_channels: channels of x.
+        out_channels: channels of the output.
+        channels: channels of the first level.
+        channel_mult: multiplier of each level, finest first; every level but the last ends in a downsampling.
+        num_res_blocks: residual blocks of a level on the way down (one more on the way up).
+        attention_resolutions: sides of the feature maps that get self-attention (the lowest level always has one).
+        num_heads: heads of an attention, used when head_channels is -1.
+        head_channels: channels of a head.
+        dropout: dropout in the residual blocks.
+        num_classes: rows of the class embedding; 0 for an unconditional network.
+        null_class: whether the last row stands for "no label" (classifier-free guidance).
+        patch_size: space-to-depth factor; 2 turns (C, H, W) into (4C, H/2, W/2) before the first convolution.
+        checkpointing: recompute activations in the backward pass.
+
+    Shapes: x (B, in_channels, H, W), t (B,) in [0, 1], y (B,) integers -> (B, out_channels, H, W).
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        in_channels: int,
+        out_channels: int,
+        channels: int = 128,
+        channel_mult: Sequence[int] = (1, 2, 2, 2),
+        num_res_blocks: int = 2,
+        attention_resolutions: Sequence[int] = (16,),
+        num_heads: int = 4,
+        head_channels: int = 64,
+        dropout: float = 0.0,
+        num_classes: int = 0,
+        null_class: bool = False,
+        patch_size: int = 1,
+        checkpointing: bool = False,
+    ):
+        super().__init__()
+        self.channels = channels
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.num_classes, self.null_class = num_classes, null_class
+        self.patch_size = patch_size
+        self.checkpointing = checkpointing
+        self.multiple = patch_size * 2 ** (len(channel_mult) - 1)
+
+        emb_channels = 4 * channels
+        self.time_embed = nn.Sequential(
+            nn.Linear(channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
+        )
+        if num_classes:
+            self.label_emb = nn.Embedding(num_classes, emb_channels)
+
+        def attention(width: int) -> AttentionBlock:
+            return AttentionBlock(width, num_heads, head_channels)
+
+        size = image_size // patch_size
+        width = channels * channel_mult[0]
+        self.input_blocks = nn.ModuleList([Stage(nn.Conv2d(in_channels * patch_size**2, width, 3, padding=1))])
+        skips = [width]
+        for level, mult in enumerate(channel_mult):
+            for _ in range(num_res_blocks):
+                block: list[nn.Module] = [ResBlock(width, emb_channels, channels * mult, dropout)]
+                width = channels * mult
+                if size in attention_resolutions:
+                    block.append(attention(width))
+                self.input_blocks.append(Stage(*block))
+                skips.append(width)
+            if level + 1 < len(channel_mult):
+                self.input_blocks.append(Stage(Downsample(width)))
+                skips.append(width)
+                size //= 2
+
+        self.middle_block = Stage(
+            ResBlock(width, emb_channels, width, dropout),
+            attention(width),
+            ResBlock(width, emb_channels, width, dropout),
+        )
+
+        self.output_blocks = nn.ModuleList()
+        for level, mult in reversed(list(enumerate(channel_mult))):
+            for i in range(num_res_blocks + 1):
+                block = [ResBlock(width + skips.pop(), emb_channels, channels * mult, dropout)]
+                width = channels * mult
+                if size in attention_resolutions:
+                    block.append(attention(width))
+                if level and i == num_res_blocks:
+                    block.append(Upsample(width))
+                    size *= 2
+                self.output_blocks.append(Stage(*block))
+        self.out = nn.Sequential(
+            group_norm(width), nn.SiLU(), zeroed(nn.Conv2d(width, out_channels * patch_size**2, 3, padding=1))
+        )
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        check_images(x, self.in_channels, self.multiple)
+        emb = self.time_embed(timestep_embedding(t, self.channels).to(self.time_embed[0].weight.dtype))
+        if self.num_classes:
+            emb = emb + self.label_emb(labels_or_null(y, len(x), self.num_classes, self.null_class, x.device))
+        elif y is not None:
+            raise ValueError("labels were given to an unconditional network: leave y out, or train with --num_classes")
+        h = F.pixel_unshuffle(x, self.patch_size) if self.patch_size > 1 else x
+        run = self._stage
+        skips = []
+        for stage in self.input_blocks:
+            h = run(stage, h, emb)
+            skips.append(h)
+        h = run(self.middle_block, h, emb)
+        for stage in self.output_blocks:
+            h = run(stage, torch.cat([h, skips.pop()], dim=1), emb)
+        h = self.out(h)
+        return F.pixel_shuffle(h, self.patch_size) if self.patch_size > 1 else h
+
+    def _stage(self, stage: Callable[..., Tensor], h: Tensor, emb: Tensor) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(stage, h, emb, use_reentrant=False)
+        return stage(h, emb)
+
+
+def check_images(x: Tensor, channels: int, multiple: int) -> None:
+    """Raise ValueError unless x is (B, channels, H, W) with sides divisible by ``multiple``."""
+    if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % multiple or x.shape[3] % multiple:
+        raise ValueError(
+            f"this network takes images of shape (B, {channels}, H, W) with H and W divisible by {multiple}; "
+            f"got {tuple(x.shape)}"
+        )
+
+
+def labels_or_null(y: Tensor | None, batch: int, num_classes: int, null_class: bool, device: torch.device) -> Tensor:
+    """The given labels, or the "no label" row of a network that has one."""
+    if y is not None:
+        return y
+    if not null_class:
+        raise ValueError("this network is class-conditional and knows no 'no label': give y")
+    return torch.full((batch,), num_classes - 1, device=device, dtype=torch.long)
+
+
+class ConditionalUNet(nn.Module):
+    """A plain time- and class-conditional U-Net: GroupNorm with 8 groups, SiLU, attention at low resolutions.
+
+    Four levels by default (128 -> 64 -> 32 -> 16), as in the Flow Image Generator.
+
+    Args:
+        in_channels: channels of x.
+        out_channels: channels of the output; None: in_channels.
+        channels: channels of the first level.
+        channel_mult: multiplier of each level, finest first.
+        num_res_blocks: residual blocks of a level, each way.
+        attention_levels: how many of the coarsest levels get self-attention.
+        num_heads: heads of an attention.
+        dropout: dropout in the residual blocks.
+        num_classes: rows of the class embedding; 0: unconditional.
+        null_class: whether the last row stands for "no label".
+        checkpointing: recompute activations in the backward pass.
+
+    Shapes: x (B, in_channels, H, W), t (B,), y (B,) -> (B, out_channels, H, W); H, W divisible by 2^(levels-1).
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        out_channels: int | None = None,
+        channels: int = 64,
+        channel_mult: Sequence[int] = (1, 2, 2, 4),
+        num_res_blocks: int = 1,
+        attention_levels: int = 2,
+        num_heads: int = 4,
+        dropout: float = 0.1,
+        num_classes: int = 0,
+        null_class: bool = False,
+        checkpointing: bool = False,
+    ):
+        super().__init__()
+        self.channels = channels
+        self.in_channels = in_channels
+        self.out_channels = out_channels or in_channels
+        self.num_classes, self.null_class = num_classes, null_class
+        self.checkpointing = checkpointing
+        self.multiple = 2 ** (len(channel_mult) - 1)
+        emb = 4 * channels
+        self.time_mlp = nn.Sequential(nn.Linear(channels, emb), nn.SiLU(), nn.Linear(emb, emb))
+        if num_classes:
+            self.class_embedding = nn.Embedding(num_classes, emb)
+        self.stem = nn.Conv2d(in_channels, channels, 3, padding=1)
+        widths = [channels * m for m in channel_mult]
+        levels = len(widths)
+
+        def stage(before: int, after: int, level: int) -> Stage:
+            layers: list[nn.Module] = []
+            for i in range(num_res_blocks):
+                layers.append(ResBlock(before if i == 0 else after, emb, after, dropout, groups=8))
+                if level >= levels - attention_levels:
+                    layers.append(AttentionBlock(after, num_heads, groups=8))
+            return Stage(*layers)
+
+        self.encoder = nn.ModuleList(stage(widths[max(i - 1, 0)], widths[i], i) for i in range(levels))
+        self.downs = nn.ModuleList(Downsample(w) for w in widths[:-1])
+        self.bottleneck = Stage(
+            ResBlock(widths[-1], emb, widths[-1], dropout, groups=8),
+            AttentionBlock(widths[-1], num_heads, groups=8),
+            ResBlock(widths[-1], emb, widths[-1], dropout, groups=8),
+        )
+        self.decoder = nn.ModuleList(stage(2 * widths[i], widths[max(i - 1, 0)], i) for i in reversed(range(levels)))
+        self.ups = nn.ModuleList(Upsample(widths[i - 1]) for i in reversed(range(1, levels)))
+        self.head = nn.Sequential(
+            group_norm(widths[0], 8), nn.SiLU(), zeroed(nn.Conv2d(widths[0], self.out_channels, 3, padding=1))
+        )
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        check_images(x, self.in_channels, self.multiple)
+        # A factor of 1000 spreads t over the sinusoids' periods, as for the integer steps of diffusion models.
+        emb = self.time_mlp(timestep_embedding(1000 * t, self.channels).to(self.time_mlp[0].weight.dtype))
+        if self.num_classes:
+            emb = emb + self.class_embedding(labels_or_null(y, len(x), self.num_classes, self.null_class, x.device))
+        h = self.stem(x)
+        skips = []
+        for i, stage in enumerate(self.encoder):
+            h = self._stage(stage, h, emb)
+            skips.append(h)
+            if i < len(self.downs):
+                h = self.downs[i](h)
+        h = self._stage(self.bottleneck, h, emb)
+        for i, stage in enumerate(self.decoder):
+            h = self._stage(stage, torch.cat([h, skips.pop()], dim=1), emb)
+            if i < len(self.ups):
+                h = self.ups[i](h)
+        return self.head(h)
+
+    _stage = UNet._stage
+
+
+def network_description(config: Any, heads: int = 1) -> dict[str, Any]:
+    """The constructor arguments of a run's network, as primitives that a checkpoint can hold.
+
+    Args:
+        config: an object with the network fields of ``common.config.TrainConfig``.
+        heads: outputs per image channel: 1 for a velocity, 2 for IDFF (which also takes its input twice).
+    """
+    with_null = config.num_classes > 0 and config.label_dropout > 0
+    shared = {
+        "in_channels": config.in_channels * heads,
+        "out_channels": config.in_channels * heads,
+        "channels": config.num_channel,
+        "channel_mult": list(config.channel_mult),
+        "num_res_blocks": config.num_res_blocks,
+        "num_heads": config.num_heads,
+        "dropout": config.dropout,
+        "num_classes": config.num_classes + with_null,
+        "null_class": with_null,
+        "checkpointing": config.checkpointing,
+    }
+    if config.network == "conditional_unet":
+        if config.patch_size != 1:
+            raise ValueError("--patch_size belongs to --network unet; conditional_unet takes 1")
+        return {"name": "ConditionalUNet", **shared}
+    return {
+        "name": "UNet",
+        "image_size": config.image_size,
+        **shared,
+        "attention_resolutions": list(config.attention_resolutions),
+        "head_channels": config.head_channels,
+        "patch_size": config.patch_size,
+    }
+
+
+def build_network(description: dict[str, Any]) -> nn.Module:
+    """Build the network that ``network_description`` (or a checkpoint) describes."""
+    arguments = dict(description)
+    match arguments.pop("name", None):
+        case "UNet":
+            return UNet(**arguments)
+        case "ConditionalUNet":
+            return ConditionalUNet(**arguments)
+        case name:
+            raise ValueError(f"unknown network {name!r} in the checkpoint; known: UNet, ConditionalUNet")

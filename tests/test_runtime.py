@@ -1,0 +1,446 @@
+"""Errors in one line, devices, seeds, processes, locks, and files that are written whole."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+from common import runtime
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def start(code: str, *args: object, **env: str) -> subprocess.Popen[str]:
+    """A python process that runs some code from the repository root."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, args)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+@pytest.fixture(autouse=True)
+def keep_signals():
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+def raising(error: BaseException):
+    def main() -> None:
+        raise error
+
+    return main
+
+
+# ---- errors of a script
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("n_steps 0:\n  give one"), "error: n_steps 0: give one"),
+        (FileNotFoundError("no weights in x"), "error: no weights in x"),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file or directory", "x.pt"),
+            "error: No such file or directory: x.pt",
+        ),
+        (OSError(errno.ENOSPC, "the disk is full"), "error: the disk is full"),
+        (ModuleNotFoundError("No module named 'wandb'"), "error: No module named 'wandb'"),
+        (ValueError(), "error: ValueError"),
+    ],
+)
+def test_a_mistake_is_one_line_and_code_2(error, line, capsys):
+    with pytest.raises(SystemExit) as left:
+        runtime.run_main(raising(error))
+    assert left.value.code == 2
+    assert capsys.readouterr().err == line + "\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_names_the_flags_to_try(error, capsys):
+    with pytest.raises(SystemExit) as left:
+        runtime.run_main(raising(error))
+    text = capsys.readouterr().err
+    assert left.value.code == 2
+    assert text.count("\n") == 1 and "--batch_size" in text and "Tried" not in text
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes"), KeyError("x"), AssertionError()])
+def test_our_own_errors_keep_their_traceback(error):
+    with pytest.raises(type(error)):
+        runtime.run_main(raising(error))
+
+
+def test_success_returns():
+    done = []
+    runtime.run_main(lambda: done.append(1))
+    assert done == [1]
+
+
+def test_ctrl_c_is_130(capsys):
+    with pytest.raises(SystemExit) as left:
+        runtime.run_main(raising(KeyboardInterrupt()))
+    assert left.value.code == 130
+    assert capsys.readouterr().err == "stopped\n"
+
+
+def test_traceback_on_request(monkeypatch, capsys):
+    monkeypatch.setenv("FLOW_TRACEBACK", "1")
+    with pytest.raises(SystemExit):
+        runtime.run_main(raising(ValueError("bad")))
+    text = capsys.readouterr().err
+    assert "Traceback" in text and text.endswith("error: bad\n")
+
+
+SLEEPER = """
+import time
+from common.runtime import run_main
+def main():
+    print("ready", flush=True)
+    time.sleep(60)
+run_main(main)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_a_script_with_130(number):
+    process = start(SLEEPER)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    code, _, err = finish(process)
+    assert (code, err) == (130, "stopped\n")
+
+
+def test_a_handler_of_the_script_is_left_alone():
+    def mine(*_):
+        pass
+
+    signal.signal(signal.SIGTERM, mine)
+    runtime.run_main(lambda: None)
+    assert signal.getsignal(signal.SIGTERM) is mine
+
+
+def test_a_closed_pipe_is_silent():
+    code = "from common.runtime import run_main\nrun_main(lambda: print('x' * 10**6, flush=True))"
+    process = start(code)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    err = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(timeout=60), err) == (141, "")
+
+
+def test_import_is_light():
+    code = """
+import sys
+from common import runtime
+try:
+    runtime.run_main(lambda: int("x"))
+except SystemExit as left:
+    print(left.code, sorted({"torch", "numpy", "accelerate"} & set(sys.modules)))
+"""
+    assert finish(start(code))[1] == "2 []\n"
+
+
+# ---- device and seeds
+
+
+def test_pick_device():
+    assert runtime.pick_device("cpu") == torch.device("cpu")
+    assert runtime.pick_device("auto").type in ("cpu", "cuda", "mps")
+    with pytest.raises(ValueError, match=r"device 'gpu' is not on this machine, which has cpu.*--device auto"):
+        runtime.pick_device("gpu")
+    with pytest.raises(ValueError, match="cuda:99"):
+        runtime.pick_device("cuda:99")
+
+
+def test_auto_prefers_cuda_then_mps(monkeypatch):
+    monkeypatch.setattr(runtime, "_devices_here", lambda: ["cpu", "cuda", "cuda:0", "mps"])
+    assert runtime.pick_device("auto") == torch.device("cuda")
+    assert runtime.pick_device("cuda:0") == torch.device("cuda:0")
+    monkeypatch.setattr(runtime, "_devices_here", lambda: ["cpu", "mps"])
+    assert runtime.pick_device("auto") == torch.device("mps")
+
+
+def test_derive_seed_never_changes():
+    # published runs and shipped samples depend on these numbers
+    assert runtime.derive_seed(5) == 1390720528990373735
+    assert runtime.derive_seed(0, "flip", 3) == 8451884514392552669
+    assert runtime.derive_seed(0, "flip", "3") == 661812580005428567
+    assert runtime.derive_seed(0, "flip", numpy.int64(3)) == 8451884514392552669
+
+
+def test_derive_seed_tells_keys_apart():
+    seeds = [runtime.derive_seed(seed, name, k) for seed in range(10) for name in ("a", "b") for k in range(100)]
+    seeds += [runtime.derive_seed(0, "ab", "c"), runtime.derive_seed(0, "a", "bc"), runtime.derive_seed(0, "abc")]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert max(seeds) > 2**62 and min(seeds) < 2**60  # all bits are used
+    with pytest.raises(TypeError):
+        runtime.derive_seed(0, 1.5)  # type: ignore[arg-type]
+
+
+def test_generator_is_a_function_of_its_keys():
+    first = torch.randn(4, generator=runtime.generator(1, "x", 2))
+    again = torch.randn(4, generator=runtime.generator(1, "x", 2))
+    other = torch.randn(4, generator=runtime.generator(1, "x", 3))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("seed", [0, 2**62 + 7])
+def test_seed_everything(seed):
+    def draw():
+        runtime.seed_everything(seed)
+        return random.random(), numpy.random.rand(), torch.rand(1).item()
+
+    assert draw() == draw()
+
+
+# ---- processes
+
+
+def test_alone_without_accelerate():
+    code = """
+import sys
+from common.runtime import processes
+us = processes("cpu")
+us.wait()
+print(us.rank, us.world, us.device, us.is_main, "accelerate" in sys.modules)
+"""
+    assert finish(start(code))[1] == "0 1 cpu True False\n"
+
+
+def test_two_processes_meet():
+    code = """
+import torch
+from common.runtime import processes
+us = processes("cpu")
+us.wait()
+total = torch.tensor([us.rank + 1.0])
+torch.distributed.all_reduce(total)
+print(us.rank, us.world, us.device == torch.device("cpu"), us.is_main, total.item())
+torch.distributed.destroy_process_group()
+"""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    both = [start(code, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in (0, 1)]
+    results = [finish(process) for process in both]
+    assert results[0][1] == "0 2 True True 3.0\n", results[0][2]
+    assert results[1][1] == "1 2 True False 3.0\n", results[1][2]
+
+
+def test_several_processes_refuse_one_numbered_gpu(monkeypatch):
+    monkeypatch.setattr(runtime, "_devices_here", lambda: ["cpu", "cuda", "cuda:0"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="use --device cuda"):
+        runtime.processes("cuda:0")
+
+
+def test_relaunch_parallel(monkeypatch, capsys):
+    launched = []
+    monkeypatch.setattr(runtime.os, "execv", lambda program, args: launched.append((program, args)))
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    runtime.relaunch_parallel(["train.py", "--parallel"])
+    assert launched == []
+    assert capsys.readouterr().out == "--parallel: 1 GPU on this machine, going on with one process\n"
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    runtime.relaunch_parallel(["train.py", "--parallel"])
+    ((program, args),) = launched
+    assert program == args[0] == sys.executable
+    assert args[args.index("--num_processes") + 1] == "4" and "--multi_gpu" in args
+    assert args[-2:] == ["train.py", "--parallel"]
+
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    runtime.relaunch_parallel(["train.py", "--parallel"])
+    assert len(launched) == 1
+
+
+# ---- lock
+
+HOLDER = """
+import sys, time
+from common.runtime import run_lock
+with run_lock(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_run_in_a_folder_is_refused(tmp_path):
+    folder = tmp_path / "runs" / "a"
+    holder = start(HOLDER, folder)
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    refused = pytest.raises(ValueError, match=rf"another run \(pid {holder.pid}\) writes to {folder}.*--out")
+    with refused, runtime.run_lock(folder):
+        pytest.fail("two runs in one folder")
+    with runtime.run_lock(tmp_path / "other"):
+        pass
+    holder.kill()  # kill -9: the operating system frees the lock
+    finish(holder)
+    with runtime.run_lock(folder):
+        assert (folder / "run.lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_a_refused_script_ends_with_one_line(tmp_path):
+    code = """
+import sys
+from common.runtime import run_lock, run_main
+def main():
+    with run_lock(sys.argv[1]):
+        print("in")
+run_main(main)
+"""
+    with runtime.run_lock(tmp_path):
+        code_, out, err = finish(start(code, tmp_path))
+    assert (code_, out) == (2, "")
+    assert err.startswith(f"error: another run (pid {os.getpid()})") and err.count("\n") == 1
+
+
+def test_lock_is_freed_after_an_error_and_clears_leftovers(tmp_path):
+    leftover = tmp_path / ".checkpoint_last.pt.123-4.tmp"
+    leftover.write_text("half")
+    (tmp_path / "keep.tmp").write_text("not ours")
+    with pytest.raises(RuntimeError, match="inside"), runtime.run_lock(tmp_path):
+        raise RuntimeError("inside")
+    assert not leftover.exists() and (tmp_path / "keep.tmp").exists()
+    with runtime.run_lock(tmp_path):
+        pass
+
+
+# ---- files
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_atomic_write(tmp_path, sync):
+    path = tmp_path / "new" / "a.bin"
+    for content in (b"first", b"second"):
+        with runtime.atomic_write(path, sync=sync) as temporary:
+            assert temporary.parent == path.parent and temporary.suffix == ".tmp"
+            temporary.write_bytes(content)
+        assert path.read_bytes() == content
+    assert names(path.parent) == ["a.bin"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("midway"), KeyboardInterrupt(), OSError(errno.EIO, "broken disk")])
+def test_a_failure_midway_leaves_the_old_file(tmp_path, error):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(type(error)) as raised, runtime.atomic_write(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise error
+    assert raised.value is error
+    assert path.read_bytes() == b"old" and names(tmp_path) == ["a.bin"]
+
+
+def test_kill_9_midway_leaves_the_old_file(tmp_path):
+    code = """
+import os, signal, sys
+from common.runtime import atomic_write
+with atomic_write(sys.argv[1]) as temporary:
+    temporary.write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    assert finish(start(code, path))[0] == -signal.SIGKILL
+    assert path.read_bytes() == b"old"
+    with runtime.run_lock(tmp_path):
+        assert names(tmp_path) == ["a.bin", "run.lock"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("writer", ["python", "torch", "torch, by name"])
+def test_disk_full_is_one_line_and_loses_nothing(tmp_path, writer, capsys):
+    path = tmp_path / "last.pt"
+    path.write_bytes(b"old")
+
+    def main() -> None:
+        with runtime.atomic_write(path) as temporary:
+            temporary.symlink_to("/dev/full")  # every write fails with ENOSPC
+            if writer == "python":
+                temporary.write_bytes(b"x" * 10**5)
+            elif writer == "torch":
+                with open(temporary, "wb") as file:
+                    torch.save({"a": torch.zeros(10**5)}, file)
+            else:
+                torch.save({"a": torch.zeros(10**5)}, temporary)
+
+    with pytest.raises(SystemExit) as left:
+        runtime.run_main(main)
+    text = capsys.readouterr().err
+    assert left.value.code == 2
+    assert text.startswith(f"error: the disk or quota is full: cannot write {path}") and text.count("\n") == 1
+    assert path.read_bytes() == b"old" and names(tmp_path) == ["last.pt"]
+
+
+def test_json_lines(tmp_path):
+    log = runtime.JsonLines(tmp_path / "run" / "metrics.jsonl")
+    assert log.read() == []
+    log.append({"step": 1, "loss": float("nan"), "images": numpy.float32(0.5), "t": torch.tensor(3)})
+    log.append({"step": 2, "loss": 0.25, "sizes": (1, float("inf")), "name": "é", "more": {"a": None}})
+    assert log.read() == [
+        {"step": 1, "loss": None, "images": 0.5, "t": 3},
+        {"step": 2, "loss": 0.25, "sizes": [1, None], "name": "é", "more": {"a": None}},
+    ]
+    assert log.path.read_text().count("\n") == 2
+
+
+def test_json_lines_resume(tmp_path):
+    log = runtime.JsonLines(tmp_path / "metrics.jsonl")
+    log.truncate_after(3)  # nothing there yet
+    log.append({"event": "start"})
+    for step in range(1, 6):
+        log.append({"step": step})
+    with open(log.path, "a") as file:
+        file.write('{"step": 6, "lo')  # torn by kill -9
+    resumed = runtime.JsonLines(log.path)
+    resumed.truncate_after(3)
+    resumed.append({"step": 4, "again": True})
+    assert resumed.read() == [{"event": "start"}, {"step": 1}, {"step": 2}, {"step": 3}, {"step": 4, "again": True}]
+
+
+def test_json_lines_appends_after_a_torn_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"ste')
+    log = runtime.JsonLines(path)
+    log.append({"step": 2})
+    log.append({"step": 3})
+    assert log.read() == [{"step": 1}, {"step": 2}, {"step": 3}]
