@@ -123,7 +123,7 @@ def _is_zip(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except zipfile.BadZipFile as error:
+    except Exception as error:  # a damaged directory may fail in any way
         raise ValueError(
             f"{path} is truncated or damaged ({path.stat().st_size:,} bytes): copy or download it again, "
             "or use an older checkpoint"
@@ -149,9 +149,13 @@ def _refusal(path: Path, error: Exception) -> str:
 def _verify(path: Path, state: dict[str, Any]) -> None:
     if state.get("version") != 1:
         raise ValueError(f"{path} is of format version {state.get('version')}, this code reads version 1: update it")
-    with zipfile.ZipFile(path) as archive:
-        if damaged := archive.testzip():
-            raise ValueError(f"{path} is damaged (checksum of {damaged}): copy it again, or use an older checkpoint")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # a damaged header may fail in any way
+        damaged = type(error).__name__
+    if damaged:
+        raise ValueError(f"{path} is damaged (checksum of {damaged}): copy it again, or use an older checkpoint")
 
 
 # ---- networks

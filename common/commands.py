@@ -65,17 +65,24 @@ def smoke_preset(config: TrainConfig) -> TrainConfig:
     )
 
 
-def load_data(folder: Folder, config: TrainConfig | TrueConfig, image_size: int, channels: int, **options: Any) -> Any:
-    """The images of ``--data``, or the folder's own, or made-up ones for ``--smoke``."""
+def load_data(
+    folder: Folder, config: Any, image_size: int, channels: int, stream: bool = False, **options: Any
+) -> Any:
+    """The images of ``--data``, or the folder's own, or made-up ones for ``--smoke``; ``stream``: decoded on the fly."""
     from common import data
 
     if config.smoke:
-        classes = getattr(config, "num_classes", 0) or 10
-        return data.synthetic_images(64, image_size, channels, classes, seed=0)
-    root = Path(config.data_root) if config.data_root else folder.here / "data"
-    if not config.data and folder.load_data is not None:
-        return folder.load_data(root, image_size, channels, **options)
-    return data.load_images(config.data or folder.data, image_size, channels, root=root, **options)
+        return data.synthetic_images(64, image_size, channels, getattr(config, "num_classes", 0) or 10, seed=0)
+    options |= {
+        "root": Path(config.data_root) if config.data_root else folder.here / "data",
+        "num_workers": getattr(config, "num_workers", 2),
+    }
+    if stream:
+        return data.StreamingImages(config.data or folder.data, image_size, channels, **options)
+    load = folder.load_data if folder.load_data is not None and not config.data else None
+    if load is not None:
+        return load(image_size=image_size, channels=channels, **options)
+    return data.load_images(config.data or folder.data, image_size, channels, **options)
 
 
 def train_main(folder: Folder, description: str, argv: list[str] | None = None) -> Path:
@@ -90,21 +97,19 @@ def train_main(folder: Folder, description: str, argv: list[str] | None = None) 
     from common.training import train
 
     here = processes(config.device)
+    if not here.is_main:
+        here.wait()  # the first process loads (and downloads) alone, then the others do
     out = Path(config.out) if config.out else folder.here / "results" / folder.run_name(config)
     if config.smoke and not config.out and config.resume == "no" and here.is_main:
         import shutil
 
         shutil.rmtree(out, ignore_errors=True)
-    images: Any
-    if config.resident == "stream" and not config.smoke:
-        root = Path(config.data_root) if config.data_root else folder.here / "data"
-        images = StreamingImages(
-            config.data or folder.data, config.image_size, config.in_channels, root=root, num_workers=config.num_workers
-        )
-    else:
-        images = load_data(folder, config, config.image_size, config.in_channels, num_workers=config.num_workers)
-        if config.resident == "device" or (config.resident == "auto" and _fits_device(images, here.device)):
-            images = images.to(here.device)
+    stream = config.resident == "stream"
+    images = load_data(folder, config, config.image_size, config.in_channels, stream=stream, progress=here.is_main)
+    if here.is_main:
+        here.wait()
+    if config.resident == "device" or (config.resident == "auto" and _fits_device(images, here.device)):
+        images = images.to(here.device)
     return train(config, images, out, folder.weights_name.format(METHOD=config.method.upper()), here)
 
 
@@ -134,6 +139,7 @@ def make_sampler(folder: Folder, config: SampleConfig, extra: dict[str, Any]) ->
         torch.manual_seed(0)
         net = unet.build_network(description).eval()
         info = {"network": description, "method": {"name": preset.method, "sigma": preset.sigma}, "step": 0}
+        info |= {"config": {"image_size": preset.image_size}}
     elif not path.exists() and not config.weights:
         script = next(folder.here.glob("*train*.py"), folder.here / "train.py").name
         raise FileNotFoundError(f"there are no weights at {path}: train them with python {script}, or give --weights")
@@ -166,6 +172,28 @@ def make_sampler(folder: Folder, config: SampleConfig, extra: dict[str, Any]) ->
     if config.cfg != 1 and not net.null_class:
         raise ValueError(f"--cfg {config.cfg} needs weights trained with --label_dropout > 0; {path.name} was not")
     return sampler, info | {"path": str(path)}
+
+
+def _file_hash(path: str) -> str:
+    """SHA-256 of a file (of a run folder: of the weights in it); "untrained" for --smoke without weights."""
+    import hashlib
+
+    from common.checkpoint import find
+
+    if not Path(path).exists():
+        return "untrained"
+    with open(find(path), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+
+
+def _sha256(file: Any) -> str:
+    """For Python 3.10, which has no ``hashlib.file_digest``."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def grid_main(folder: Folder, description: str, argv: list[str] | None = None) -> Path:
@@ -209,12 +237,12 @@ def gen_main(folder: Folder, description: str, argv: list[str] | None = None) ->
         config = replace(config, n_samples=min(config.n_samples, 16))
     here = processes(config.device)
     sampler, info = make_sampler(folder, replace(config, device=str(here.device)), extra)
-    start, stop = (int(part) for part in config.range.split(":")) if config.range else (0, config.n_samples)
+    start, stop = cli.index_range(config.range, config.n_samples)
     target = Path(config.save_dir) if config.save_dir else folder.here / "samples" / "gen"
     keys = ("solver", "n_steps", "grid", "cfg", "label", "seed", "ema", "rtol", "atol")
-    fingerprint = {"weights": info["hash"], **{key: getattr(config, key) for key in keys}}
+    fingerprint = {"weights": _file_hash(info["path"]), **{key: getattr(config, key) for key in keys}}
     c, h, w = sampler.shape
-    writer = open_writer(target, max(stop, config.n_samples), (c, h, w), fingerprint)
+    writer = open_writer(target, config.n_samples, (c, h, w), fingerprint)
     todo = writer.missing(start, stop)[here.rank :: here.world]
     with tqdm(total=len(todo), unit="image", dynamic_ncols=True, disable=not here.is_main) as bar:
         for indices, images in generate.sample_many(sampler, todo, config.batch_size, config.label):
@@ -242,7 +270,7 @@ def true_main(folder: Folder, description: str, argv: list[str] | None = None) -
         folder, config, preset.image_size, preset.in_channels, split=config.split, limit=limit
     ).images
     target = Path(config.save_dir) if config.save_dir else folder.here / "samples" / "true"
-    fingerprint = {"data": config.data or folder.data, "split": config.split}
+    fingerprint = {"data": config.data or folder.data, "split": config.split, "n": len(images)}
     writer = open_writer(target, len(images), tuple(images.shape[1:]), fingerprint)
     for index in tqdm(writer.missing(0, len(images)), unit="image", dynamic_ncols=True):
         writer.write(index, images[index])

@@ -203,3 +203,21 @@ class TrueConfig:
     """Split of a torchvision data set"""
     smoke: bool = False
     """A few made-up images"""
+
+
+@dataclass(frozen=True)
+class MeasureConfig(SampleConfig):
+    """Options of measure.py: how far are generated images from real ones?"""
+
+    n_samples: int = 5000
+    """Generated images"""
+    n_steps: int = 20
+    """Intervals of the time grid; the NFE is counted and printed"""
+    data: str = ""
+    """Real images: torchvision:NAME, a folder or zip, or .npy/.npz; empty: the folder's own data set"""
+    data_root: str = ""
+    """Where a torchvision data set lies or is downloaded to; empty: data/ beside the script"""
+    epochs: int = 4
+    """Epochs of the classifier, when it has to be trained"""
+    out: str = ""
+    """JSON file for the result; empty: print it only"""

@@ -209,7 +209,7 @@ class Trainer:
         A step with a non-finite loss or gradient changes nothing and is counted.
 
         Raises:
-            FloatingPointError: after 20 such steps in a row.
+            ValueError: after 20 such steps in a row.
         """
         config, parts = self.config, self.config.grad_accum
         torch.manual_seed(derive_seed(config.seed, "dropout", self.step, self.processes.rank))
@@ -241,7 +241,7 @@ class Trainer:
         self.bad_in_row += 1
         self.skipped += 1
         if self.bad_in_row >= FATAL_AFTER:
-            raise FloatingPointError(
+            raise ValueError(
                 f"the loss or its gradient was not finite in {FATAL_AFTER} steps in a row (step {self.step}): "
                 "the last checkpoint is kept; try a smaller --lr, --grad_clip 1, -mp no or bf16, and --resume auto"
             )
@@ -356,8 +356,8 @@ def train(
         The file of the final weights (averaged, float16, with the description of the network).
 
     Raises:
-        ValueError: options that do not fit the data, or a folder that holds another run.
-        FloatingPointError: the loss was not finite 20 steps in a row.
+        ValueError: options that do not fit the data, a folder that holds another run, or a loss that was not finite
+            20 steps in a row.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
     """
     world = processes.world

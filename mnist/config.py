@@ -1,6 +1,7 @@
 """MNIST: presets. ``default`` is what is shipped, ``seed`` the Flow Image Generator's 64x64 set-up."""
 
 from dataclasses import replace
+from typing import Any
 
 from _repo import HERE
 
@@ -49,10 +50,20 @@ SEED = replace(
     mixed_precision="no",
 )
 
+
+
+def load_data(*args: Any, **options: Any) -> Any:
+    """MNIST by torchvision, or by Keras when its mirror fails; imported late, so that --help stays fast."""
+    from keras_mnist import load_mnist
+
+    return load_mnist(*args, **options)
+
+
 FOLDER = Folder(
     here=HERE,
     presets={"default": DEFAULT, "seed": SEED},
     data="torchvision:MNIST",
     weights="results/RF-0.0/flow_matching_mnist.pth",
     weights_name="flow_matching_mnist.pth",
+    load_data=load_data,
 )

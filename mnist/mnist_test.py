@@ -1,0 +1,58 @@
+"""Draw one digit of each class from the shipped MNIST weights with RK4: the smallest example of inference.
+
+    python mnist_test.py
+    python mnist_test.py --weights results/RF-0.0/flow_matching_mnist.pth --steps 50
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from _repo import HERE
+from config import FOLDER
+
+from common import cli
+from common.runtime import run_main
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of mnist_test.py."""
+
+    weights: str = ""
+    """Checkpoint file or run folder; empty: the shipped weights"""
+    n_steps: int = 100
+    """RK4 steps; four network evaluations each"""
+    seed: int = 0
+    """Seed of the noise"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps"""
+    out: str = ""
+    """Picture to write; empty: samples/mnist_test.png"""
+    smoke: bool = False
+    """Two steps"""
+
+
+def main() -> None:
+    """Load the network, draw ten digits, save the picture."""
+    options = cli.parse(Options, description=__doc__)
+    import torch
+    from mnist_train import generate_sample
+
+    from common.checkpoint import load_network
+    from common.images import grid, save_png
+    from common.runtime import pick_device
+
+    model, info = load_network(options.weights or HERE / FOLDER.weights)
+    model = model.to(pick_device(options.device))
+    size = info["config"].get("image_size", 28)
+    torch.manual_seed(options.seed)
+    steps = 2 if options.smoke else options.n_steps
+    digits = [generate_sample(model, (1, size, size), steps, label) for label in range(10)]
+    out = options.out or HERE / "samples" / "mnist_test.png"
+    save_png(out, grid(torch.cat(digits), n_columns=10))
+    print(f"ten digits, {4 * steps} network evaluations each: {out}")
+
+
+if __name__ == "__main__":
+    run_main(main)
