@@ -1,6 +1,6 @@
 """How long does optimal-transport coupling take, against torchcfm's OTPlanSampler, and as a share of a step?
 
-    python benchmarks/coupling.py                      # batch 128 of 32x32x3
+python benchmarks/coupling.py                      # batch 128 of 32x32x3
 """
 
 from __future__ import annotations

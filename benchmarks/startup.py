@@ -1,6 +1,6 @@
 """How long does ``python cifar10/train_cifar10.py --help`` take, and does it import torch?
 
-    python benchmarks/startup.py
+python benchmarks/startup.py
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ SCRIPT = ROOT / "cifar10" / "train_cifar10.py"
 
 def main() -> None:
     """Time --help and ``import torch`` in turn: the ratio says what leaving torch out saves."""
-    commands = {"--help": [sys.executable, str(SCRIPT), "--help"], "import torch": [sys.executable, "-c", "import torch"]}
+    commands = {
+        "--help": [sys.executable, str(SCRIPT), "--help"],
+        "import torch": [sys.executable, "-c", "import torch"],
+    }
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(6):
         for name, command in commands.items():

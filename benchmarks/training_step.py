@@ -11,6 +11,7 @@ optimizer and EMA. Steps are interleaved, so that a change of the machine's spee
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import statistics
 import sys
 import time
@@ -107,31 +108,43 @@ def our_step(device, images, options: Options):
     return lambda k: trainer.update(source.at(k))
 
 
-def main() -> None:
-    """Run both loops in turn and print the ratio of their median times."""
-    options = cli.parse(Options, description=__doc__)
+def worker(pipe, which: str, options: Options) -> None:
+    """A process of its own for each loop, so that neither meets the other's allocator state: steps on demand."""
     import torch
 
     from common.runtime import pick_device
 
     device = pick_device(options.device)
     torch.manual_seed(0)
-    count = options.steps + 2
-    images = [torch.rand(options.batch_size, 3, 32, 32) * 2 - 1 for _ in range(count)]
-    steps = {
-        "torchcfm": torchcfm_step(device, images, options.peer_precision, options.num_channel),
-        "this repository": our_step(device, images, options),
-    }
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for k in range(count):
-        for name, step in steps.items():
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            step(k)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - start)
+    images = [torch.rand(options.batch_size, 3, 32, 32) * 2 - 1 for _ in range(options.steps + 2)]
+    if which == "torchcfm":
+        step = torchcfm_step(device, images, options.peer_precision, options.num_channel)
+    else:
+        step = our_step(device, images, options)
+    pipe.send("ready")
+    while (k := pipe.recv()) is not None:
+        start = time.perf_counter()
+        step(k)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        pipe.send(time.perf_counter() - start)
+
+
+def main() -> None:
+    """Run both loops in turn and print the ratio of their median times."""
+    options = cli.parse(Options, description=__doc__)
+    context = multiprocessing.get_context("spawn")
+    pipes = {}
+    for name in ("torchcfm", "this repository"):
+        pipes[name], theirs = context.Pipe()
+        context.Process(target=worker, args=(theirs, name, options), daemon=True).start()
+    for pipe in pipes.values():
+        pipe.recv()
+    times: dict[str, list[float]] = {name: [] for name in pipes}
+    for k in range(options.steps + 2):
+        for name, pipe in pipes.items():
+            pipe.send(k)
+            times[name].append(pipe.recv())
     medians = {name: statistics.median(values[2:]) for name, values in times.items()}
     for name, seconds in medians.items():
         print(f"{name:16s} {1000 * seconds:9.1f} ms a step, {options.batch_size / seconds:8.1f} images/s")

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 from _repo import HERE
-
 from common.commands import Folder
 from common.config import TrainConfig
 

@@ -65,9 +65,7 @@ def smoke_preset(config: TrainConfig) -> TrainConfig:
     )
 
 
-def load_data(
-    folder: Folder, config: Any, image_size: int, channels: int, stream: bool = False, **options: Any
-) -> Any:
+def load_data(folder: Folder, config: Any, image_size: int, channels: int, stream: bool = False, **options: Any) -> Any:
     """The images of ``--data``, or the folder's own, or made-up ones for ``--smoke``; ``stream``: decoded on the fly."""
     from common import data
 
@@ -92,7 +90,6 @@ def train_main(folder: Folder, description: str, argv: list[str] | None = None) 
         config = smoke_preset(config)
     if config.parallel:
         relaunch_parallel(sys.argv)
-    from common.data import StreamingImages
     from common.runtime import processes
     from common.training import train
 
@@ -104,8 +101,9 @@ def train_main(folder: Folder, description: str, argv: list[str] | None = None) 
         import shutil
 
         shutil.rmtree(out, ignore_errors=True)
-    stream = config.resident == "stream"
-    images = load_data(folder, config, config.image_size, config.in_channels, stream=stream, progress=here.is_main)
+    shape = (config.image_size, config.in_channels)
+    stream = config.resident == "stream" or (config.resident == "auto" and _too_large(folder, config))
+    images = load_data(folder, config, *shape, stream=stream, progress=here.is_main)
     if here.is_main:
         here.wait()
     if config.resident == "device" or (config.resident == "auto" and _fits_device(images, here.device)):
@@ -113,11 +111,22 @@ def train_main(folder: Folder, description: str, argv: list[str] | None = None) 
     return train(config, images, out, folder.weights_name.format(METHOD=config.method.upper()), here)
 
 
+def _too_large(folder: Folder, config: TrainConfig) -> bool:
+    """Whether the user's own images would not fit in memory: they are counted, not decoded."""
+    from common.data import fits_in_memory
+
+    if config.smoke or not config.data or config.data.startswith("torchvision:"):
+        return False
+    count = len(load_data(folder, config, config.image_size, config.in_channels, stream=True, progress=False))
+    return not fits_in_memory(count, config.in_channels, config.image_size, config.image_size)
+
+
 def _fits_device(images: Any, device: Any) -> bool:
-    """Whether the pixels take less than a fifth of a GPU's free memory."""
+    """Whether the pixels are in memory and take less than a fifth of a GPU's free memory."""
     import torch
 
-    return device.type == "cuda" and images.images.nbytes < 0.2 * torch.cuda.mem_get_info(device)[0]
+    pixels = getattr(images, "images", None)
+    return pixels is not None and device.type == "cuda" and pixels.nbytes < 0.2 * torch.cuda.mem_get_info(device)[0]
 
 
 def make_sampler(folder: Folder, config: SampleConfig, extra: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -129,9 +138,11 @@ def make_sampler(folder: Folder, config: SampleConfig, extra: dict[str, Any]) ->
     import torch
 
     from common import checkpoint, generate, unet
-    from common.runtime import pick_device
+    from common.runtime import keep_freed_memory, pick_device
 
     device = pick_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     path = Path(config.weights) if config.weights else folder.here / folder.weights
     if config.smoke and not config.weights and not path.exists():
         preset = smoke_preset(next(iter(folder.presets.values())))
@@ -266,9 +277,7 @@ def true_main(folder: Folder, description: str, argv: list[str] | None = None) -
 
     preset = next(iter(folder.presets.values()))
     limit = config.n_samples or None
-    images = load_data(
-        folder, config, preset.image_size, preset.in_channels, split=config.split, limit=limit
-    ).images
+    images = load_data(folder, config, preset.image_size, preset.in_channels, split=config.split, limit=limit).images
     target = Path(config.save_dir) if config.save_dir else folder.here / "samples" / "true"
     fingerprint = {"data": config.data or folder.data, "split": config.split, "n": len(images)}
     writer = open_writer(target, len(images), tuple(images.shape[1:]), fingerprint)

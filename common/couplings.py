@@ -84,7 +84,7 @@ def _check(x0: Tensor, x1: Tensor, method: str, y: Tensor | None, reg: float | N
 def _cost(x0: Tensor, x1: Tensor) -> np.ndarray:
     """-2 <x0_i - mean, x1_j - mean>, C-contiguous (B, B): squared distances up to a term of i and one of j."""
     dtype = torch.promote_types(torch.promote_types(x0.dtype, x1.dtype), torch.float32)
-    a, b = (x.flatten(1).to(dtype) for x in (x0, x1))
+    a, b = (x.reshape(len(x), -1).to(dtype) for x in (x0, x1))
     a, b = a - a.mean(0), b - b.mean(0)
     cost = torch.mm(a, b.T).mul_(-2).cpu().numpy()
     if not np.isfinite(cost).all():

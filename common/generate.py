@@ -6,6 +6,7 @@ generator seeded with k, so the batch size, the number of processes and the orde
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +85,7 @@ def velocity_of(net: Callable[..., Tensor], method: str, y: Tensor | None = None
 
 def sde_of(
     net: Callable[..., Tensor], method: str, sigma: float, y: Tensor | None = None, cfg: float = 1.0, churn: float = 1.0
-) -> tuple[Velocity, Callable[[Tensor], Tensor]]:
+) -> tuple[Velocity, Callable[[float], float]]:
     """Drift and diffusion g(t) of an SDE with the same marginals: drift = u + g^2/2 score.
 
     * idff: g = sigma; with score = 2 st / sigma^2 the drift is u + st = (x1_hat - x) / (1 - t), the bridge itself.
@@ -101,7 +102,7 @@ def sde_of(
         def bridge(x: Tensor, t: Tensor) -> Tensor:
             return (heads(x, t)[0] - x) / expand(1 - t, x).clamp(min=SMALLEST_REMAINDER)
 
-        return bridge, lambda t: torch.full_like(t, sigma)
+        return bridge, lambda t: sigma
     if method in ("otcfm", "sbcfm"):
         raise ValueError(f"--solver euler_maruyama needs the score, which a {method} network does not give; use an ODE")
 
@@ -109,7 +110,7 @@ def sde_of(
         u = velocity(x, t)
         return u - churn * (x - expand(t, x) * u)
 
-    return drift, lambda t: (2 * churn * (1 - t)).sqrt()
+    return drift, lambda t: math.sqrt(2 * churn * (1 - t))
 
 
 def noise_for(indices: Sequence[int], shape: Sequence[int], seed: int, stream: str = "x0") -> Tensor:

@@ -44,12 +44,12 @@ def fm(net: Network, x0: Tensor, x1: Tensor, t: Tensor, noise: Any, y: Any, sigm
 
 
 def sbcfm(net: Network, x0: Tensor, x1: Tensor, t: Tensor, noise: Any, y: Any, sigma: float) -> Tensor:
-    """Schrodinger-bridge CFM: the velocity of Brownian bridges on entropic-OT pairs. Source: Tong et al. 2024, 3.2.5."""
+    """Schrodinger-bridge CFM: the velocity of Brownian bridges on entropic-OT pairs (Tong et al. 2024, 3.2.5)."""
     return _regress_velocity(BridgePath(sigma), net, x0, x1, t, noise, y)
 
 
 def rf(net: Network, x0: Tensor, x1: Tensor, t: Tensor, noise: Any, y: Any, sigma: float) -> Tensor:
-    """Rectified flow: E || (x1 - x0) - v(x_t, t) ||^2 with x_t on the line itself. Source: Liu et al. 2023, equation 1."""
+    """Rectified flow: E || (x1 - x0) - v(x_t, t) ||^2, x_t on the line itself. Source: Liu et al. 2023, eq. 1."""
     return _regress_velocity(LinearPath(0.0), net, x0, x1, t, None, y)
 
 

@@ -11,7 +11,9 @@ from common.commands import Folder, load_data, make_sampler
 from common.config import MeasureConfig
 
 
-def measure_main(folder: Folder, description: str, has_test: bool = True, argv: list[str] | None = None) -> dict[str, Any]:
+def measure_main(
+    folder: Folder, description: str, has_test: bool = True, argv: list[str] | None = None
+) -> dict[str, Any]:
     """Share of class-conditional samples recognised as their class, and the feature distance to real images.
 
     Args:

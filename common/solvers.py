@@ -25,6 +25,7 @@ Noise = Callable[[int, Tensor], Tensor]
 
 GRIDS = ("uniform", "cosine", "power", "logsnr", "edm")
 ADAPTIVE = ("dopri5", "torchdyn")
+TORCHDYN = ("euler", "midpoint", "dopri5", "tsit5")
 
 # EDM's range of noise levels sigma = (1 - t) / t (Karras et al. 2206.00364, table 1).
 SIGMA_MAX, SIGMA_MIN, RHO = 80.0, 0.002, 7.0
@@ -58,7 +59,7 @@ def time_grid(n_steps: int, kind: str = "uniform", dtype: torch.dtype = torch.fl
     elif kind == "power":
         times = 1 - (1 - u) ** 2
     elif kind == "logsnr":
-        times = torch.sigmoid(torch.lerp(torch.tensor(-math.log(SIGMA_MAX)), torch.tensor(-math.log(SIGMA_MIN)), u))
+        times = torch.sigmoid(-math.log(SIGMA_MAX) + u * math.log(SIGMA_MAX / SIGMA_MIN))
     elif kind == "edm":
         sigma = (SIGMA_MAX ** (1 / RHO) + u * (SIGMA_MIN ** (1 / RHO) - SIGMA_MAX ** (1 / RHO))) ** RHO
         times = 1 / (1 + sigma)
@@ -308,7 +309,9 @@ def dopri5(
         states = odeint(slope, x, span, rtol=rtol, atol=atol, method="dopri5", options=options)
     except AssertionError as error:
         reason = str(error).split(":")[0][:60]
-        raise ValueError(f"dopri5 stopped ({reason}): the velocity is not finite, or rtol {rtol:g} too small") from error
+        raise ValueError(
+            f"dopri5 stopped ({reason}): the velocity is not finite, or rtol {rtol:g} too small"
+        ) from error
     return states if trajectory else states[-1]
 
 
@@ -321,13 +324,18 @@ def torchdyn_solve(
     atol: float = 1e-5,
     trajectory: bool = False,
 ) -> Tensor:
-    """torchdyn's NeuralODE, as in torchcfm's examples. "euler" and "rk4" step over times, "dopri5" adapts.
+    """torchdyn's NeuralODE, as in torchcfm's examples: euler and midpoint step over times, dopri5 and tsit5 adapt.
 
-    torchdyn's "rk4" is the 3/8 rule, not the classical method: same order, other digits.
+    Its rk4 is left out: it evaluates at the wrong times, which makes it a method of order 1 for a velocity that depends
+    on t (seen in torchdyn 1.0.6).
 
     Raises:
-        ValueError: torchdyn is missing or cannot be imported safely, or does not know the solver.
+        ValueError: torchdyn is missing or cannot be imported safely, or another solver is asked for.
     """
+    if solver not in TORCHDYN:
+        raise ValueError(
+            f"torchdyn is used with one of {', '.join(TORCHDYN)}, not {solver!r}; ours: {', '.join(SOLVERS)}"
+        )
     if "tensorflow" in sys.modules and "torchdyn" not in sys.modules:
         # Both load LLVM; in this order the interpreter is killed without a traceback.
         raise ValueError("torchdyn cannot be imported after tensorflow: import torchdyn first, or use --solver euler")
@@ -340,11 +348,10 @@ def torchdyn_solve(
     def field(t: Tensor, x: Tensor, args: dict | None = None) -> Tensor:
         return velocity(x, t.to(x.dtype).expand(x.shape[0])).to(x.dtype)
 
-    try:
-        ode = NeuralODE(field, solver=solver, sensitivity="adjoint", rtol=rtol, atol=atol)
-        states = ode.trajectory(x, torch.tensor(nodes, dtype=x.dtype, device=x.device))
-    except KeyError as error:
-        raise ValueError(f"torchdyn has no solver {solver!r}: use euler, midpoint, rk4 or dopri5") from error
+    tolerances = {"rtol": rtol, "atol": atol} if solver in ("dopri5", "tsit5") else {}
+    unused = [torch.nn.Parameter(torch.zeros(1))]  # without one torchdyn prints a line at every call
+    ode = NeuralODE(field, solver=solver, sensitivity="adjoint", optimizable_params=unused, **tolerances)
+    states = ode.trajectory(x, torch.tensor(nodes, dtype=x.dtype, device=x.device))
     return states if trajectory else states[-1]
 
 
@@ -431,7 +438,7 @@ def idff_sampler(
     return _collect(x, _maruyama(drift, diffusion, x, nodes, noise), trajectory)
 
 
-def idff_velocity(heads: Heads, floor: float = 1e-3) -> Velocity:
+def idff_velocity(heads: Heads, margin: float = 1e-3) -> Velocity:
     """The probability-flow velocity of IDFF's bridge from its two heads: (x1_hat - x) / (1 - t) - st.
 
     xt = t x1 + (1 - t) x0 + s e with s^2 = sigma^2 t (1 - t) has ut = x1 - x0 + (1 - 2t) / (2 t (1 - t)) s e, and
@@ -441,12 +448,12 @@ def idff_velocity(heads: Heads, floor: float = 1e-3) -> Velocity:
 
     Args:
         heads: heads(x, t) -> (x1_hat, st).
-        floor: Least value of the divisor 1 - t, so that solvers which evaluate t = 1 stay finite.
+        margin: From t = 1 - margin on, the velocity of that time is used: at t = 1 it is 0 / 0.
     """
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
+        t = t.clamp(max=1 - margin)
         x1_hat, st = heads(x, t)
-        left = (1 - t).clamp(min=floor).view(-1, *[1] * (x.ndim - 1))
-        return (x1_hat - x) / left - st
+        return (x1_hat - x) / (1 - t).view(-1, *[1] * (x.ndim - 1)) - st
 
     return velocity

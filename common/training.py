@@ -8,6 +8,7 @@ bit for bit; several processes draw the same global batch and take their own row
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import os
 import platform
@@ -16,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,14 @@ from common.data import Batches, ImageData, StreamingImages, check_labels, split
 from common.ema import EMA
 from common.generate import Sampler, sample_many
 from common.losses import make_loss, network_heads, usual_coupling
-from common.runtime import JsonLines, Processes, atomic_write, derive_seed, generator, run_lock
+from common.runtime import JsonLines, Processes, atomic_write, derive_seed, generator, keep_freed_memory, run_lock
 from common.unet import build_network, network_description
 
 FATAL_AFTER = 20  # non-finite steps in a row
 STOP_CHECK = 10  # steps between agreements of several processes on whether to stop
+SAME_SIGNAL = (
+    2.0  # seconds within which two signals are one Ctrl-C: a launcher passes on what the terminal sent already
+)
 
 
 @dataclass
@@ -65,8 +69,16 @@ class CoupledBatches:
     decoding, transfer and optimal transport cost the step nothing. ``waited`` sums the seconds spent waiting for it.
     """
 
-    def __init__(self, batches: Batches, coupling: str, seed: int, processes: Processes, ahead: bool):
-        self.batches, self.coupling, self.seed, self.processes = batches, coupling, seed, processes
+    def __init__(
+        self,
+        batches: Batches,
+        coupling: str,
+        seed: int,
+        processes: Processes,
+        ahead: bool,
+        reg: float | None = None,
+    ):
+        self.batches, self.coupling, self.seed, self.processes, self.reg = batches, coupling, seed, processes, reg
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="couple") if ahead else None
         self.future: tuple[int, Any] | None = None
         self.waited = 0.0
@@ -117,9 +129,9 @@ class CoupledBatches:
         if self.coupling != "independent":
             pairing = generator(self.seed, "couple", step)
             if y is None:
-                x0, x1 = couple(x0, x1, self.coupling, generator=pairing)
+                x0, x1 = couple(x0, x1, self.coupling, pairing, reg=self.reg)
             else:  # inside each class, so that every class still starts from all of the noise
-                x0, x1, y = couple(x0, x1, self.coupling, generator=pairing, y=y, within_labels=True)
+                x0, x1, y = couple(x0, x1, self.coupling, pairing, y, self.reg, within_labels=True)
         seconds = time.perf_counter() - start
         rows = slice(self.processes.rank, None, self.processes.world)
         return Batch(x0[rows], x1[rows], t[rows], noise[rows], None if y is None else y[rows], seconds)
@@ -139,7 +151,7 @@ class StopFlag:
     """Remembers Ctrl-C and SIGTERM, so that the loop can finish its step, save, and leave. A second one interrupts."""
 
     def __init__(self) -> None:
-        self.on = False
+        self.on, self.asked = False, 0.0
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopFlag]:
@@ -153,8 +165,10 @@ class StopFlag:
 
     def _handle(self, number: int, frame: Any) -> None:
         if self.on:
+            if time.monotonic() - self.asked < SAME_SIGNAL:
+                return
             raise KeyboardInterrupt
-        self.on = True
+        self.on, self.asked = True, time.monotonic()
         print("\nstopping after this step (once more: at once) ...", file=sys.stderr)
 
     def agreed(self, processes: Processes, step: int) -> bool:
@@ -178,10 +192,12 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, processes: Processes):
         self.config, self.processes, self.device = config, processes, processes.device
+        if self.device.type == "cpu":
+            keep_freed_memory()
         torch.manual_seed(derive_seed(config.seed, "init"))
         self.description = network_description(config, network_heads(config.method))
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.net = build_network(self.description).to(self.device, memory_format=layout)
+        self.net = build_network(self.description).to(self.device).to(memory_format=layout)
         self.loss = make_loss(config.method, config.sigma, config.flow_weight)
         self.ema = EMA(self.net, config.ema_decay, config.ema_warmup)
         fused = self.device.type in ("cpu", "cuda")
@@ -252,9 +268,7 @@ class Trainer:
         """Mean loss of the averaged weights over ``count`` held-out batches with fixed noise and times."""
         was_training = self.net.training
         self.net.eval()
-        source = CoupledBatches(
-            batches, "independent", self.config.seed + 1, Processes(0, 1, self.device), ahead=False
-        )
+        source = CoupledBatches(batches, "independent", self.config.seed + 1, Processes(0, 1, self.device), ahead=False)
 
         def network(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
             with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
@@ -315,12 +329,16 @@ class Trainer:
         Raises:
             ValueError: when the checkpoint's network or method is not this run's.
         """
+        if missing := [key for key in ("net_model", "optim", "ema", "scaler") if key not in state]:
+            raise ValueError(f"{path} holds no state of a run (no {missing[0]}): choose another folder with --out")
         for key, mine in (("network", self.description), ("method", self.weights_method())):
             theirs = state.get(key, {})
             wrong = [f"{k}: {theirs.get(k)} there, {mine[k]} here" for k in mine if theirs.get(k) != mine[k]]
             wrong = [w for w in wrong if not w.startswith("checkpointing")]
             if wrong:
-                raise ValueError(f"{path} is of another {key} ({'; '.join(wrong)}): use its config.yaml, or another --out")
+                raise ValueError(
+                    f"{path} is of another {key} ({'; '.join(wrong)}): use its config.yaml, or another --out"
+                )
         self.net.load_state_dict(state["net_model"])
         self.optimizer.load_state_dict(state["optim"])
         self.ema.load_state_dict(state["ema"])
@@ -382,7 +400,7 @@ def train(
         log = JsonLines(out / "metrics.jsonl")
         if processes.is_main:
             log.truncate_after(trainer.step)
-            if not (config.resume == "auto" and (out / "config.yaml").exists()):
+            if trainer.step == 0 or not (out / "config.yaml").exists():
                 with atomic_write(out / "config.yaml") as path:
                     path.write_text(to_yaml(config))
 
@@ -396,7 +414,9 @@ def train(
         val_batch = min(config.batch_size, max(1, len(val_rows)))
         held_out = Batches(labelled, val_batch, 0, False, processes.device, subset=val_rows) if len(val_rows) else None
         coupling = usual_coupling(config.method) if config.coupling == "auto" else config.coupling
-        source = CoupledBatches(batches, coupling, config.seed, processes, config.coupling_ahead)
+        # The entropic plan of a Schrodinger bridge with spread sigma (Tong et al. 2024, proposition 3.5).
+        reg = 2 * config.sigma**2 if config.method == "sbcfm" and coupling == "sinkhorn" else None
+        source = CoupledBatches(batches, coupling, config.seed, processes, config.coupling_ahead, reg)
 
         if processes.is_main:
             count = sum(p.numel() for p in trainer.net.parameters())
@@ -432,9 +452,7 @@ def train(
             report.close()
         final = out / weights_name
         if processes.is_main:
-            _keep_previous(final, trainer)
-            checkpoint.save(final, trainer.weights(torch.float16))
-            print(f"weights: {final}")
+            _write_final(final, trainer.weights(torch.float16))
         processes.wait()
         return final
 
@@ -445,19 +463,34 @@ def _due(step: int, every: int, total: int) -> bool:
 
 def _without_labels(data: Any) -> Any:
     """The same images for an unconditional run."""
-    import copy
-
+    if isinstance(data, ImageData):
+        return replace(data, labels=None)
     plain = copy.copy(data)
     plain.labels = None
     return plain
 
 
-def _keep_previous(final: Path, trainer: Trainer) -> None:
-    """Rename weights that another run left under the final name, for example the shipped ones."""
-    if final.exists():
-        previous = final.with_suffix(f".previous{final.suffix}")
+def _write_final(final: Path, weights: dict[str, Any]) -> None:
+    """Write the final weights; other ones that have the name, for example the shipped ones, are kept under another."""
+    if final.exists() and not _holds(final, weights):
+        number, previous = 1, final.with_suffix(f".previous{final.suffix}")
+        while previous.exists():
+            number += 1
+            previous = final.with_suffix(f".previous{number}{final.suffix}")
         os.replace(final, previous)
         print(f"the weights that were there are kept as {previous.name}")
+    checkpoint.save(final, weights)
+    print(f"weights: {final}")
+
+
+def _holds(path: Path, weights: dict[str, Any]) -> bool:
+    """Whether a file holds these very weights: the run that is resumed had ended already."""
+    try:
+        there = checkpoint.load(path).get("ema_model", {})
+    except ValueError:
+        return False
+    mine = weights["ema_model"]
+    return there.keys() == mine.keys() and all(torch.equal(there[key], mine[key].cpu()) for key in mine)
 
 
 class _Report:

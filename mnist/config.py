@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import Any
 
 from _repo import HERE
-
 from common.commands import Folder
 from common.config import TrainConfig
 
@@ -49,7 +48,6 @@ SEED = replace(
     total_steps=20 * 60_000 // 64,
     mixed_precision="no",
 )
-
 
 
 def load_data(*args: Any, **options: Any) -> Any:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from _repo import HERE
-
 from common.data import ImageData, load_images
 from common.runtime import atomic_write, run_main
 from common.sources import DownloadError

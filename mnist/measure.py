@@ -1,14 +1,13 @@
 """How far are generated MNIST images from real ones? Recognised share and feature distance by a small classifier.
 
-    python measure.py
-    python measure.py --n_steps 10 --solver heun --out results/measured.json
+python measure.py
+python measure.py --n_steps 10 --solver heun --out results/measured.json
 """
 
 from _repo import HERE  # noqa: F401
-from config import FOLDER
-
 from common.measure import measure_main
 from common.runtime import run_main
+from config import FOLDER
 
 if __name__ == "__main__":
     run_main(lambda: measure_main(FOLDER, __doc__))

@@ -1,7 +1,7 @@
 """Draw one digit of each class from the shipped MNIST weights with RK4: the smallest example of inference.
 
-    python mnist_test.py
-    python mnist_test.py --weights results/RF-0.0/flow_matching_mnist.pth --steps 50
+python mnist_test.py
+python mnist_test.py --weights results/RF-0.0/flow_matching_mnist.pth --steps 50
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from _repo import HERE
-from config import FOLDER
-
 from common import cli
 from common.runtime import run_main
+from config import FOLDER
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Train a class-conditional rectified flow on MNIST, and draw single digits from it.
 
-    python mnist_train.py                            # 28x28, the shipped recipe
-    python mnist_train.py --preset seed --image_size 128
+python mnist_train.py                            # 28x28, the shipped recipe
+python mnist_train.py --preset seed --image_size 128
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from _repo import HERE  # noqa: F401
-from config import FOLDER
-
 from common.commands import train_main
 from common.runtime import run_main
+from config import FOLDER
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

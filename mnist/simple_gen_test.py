@@ -1,14 +1,13 @@
 """A grid of MNIST images from the shipped weights, or from any checkpoint.
 
-    python simple_gen_test.py
-    python simple_gen_test.py --label 7 --n_steps 20
+python simple_gen_test.py
+python simple_gen_test.py --label 7 --n_steps 20
 """
 
 from _repo import HERE  # noqa: F401
-from config import FOLDER
-
 from common.commands import grid_main
 from common.runtime import run_main
+from config import FOLDER
 
 if __name__ == "__main__":
     run_main(lambda: grid_main(FOLDER, __doc__))

@@ -7,6 +7,7 @@ import hashlib
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import images, randomised
 from torch import nn
 from torchcfm.models.unet.nn import timestep_embedding as torchcfm_embedding
 from torchcfm.models.unet.unet import UNetModelWrapper
@@ -26,24 +27,10 @@ from common.unet import (
 FROZEN_KEYS = "643b0572a1fdc4f0a011ea620812b3d08d6e614c050b1c7a42207280252bdd64"
 
 
-def randomised(net: nn.Module, seed: int = 0) -> nn.Module:
-    """Random weights of a size that keeps activations of order one, also in layers that start as zero."""
-    g = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in net.parameters():
-            p.copy_(torch.randn(p.shape, generator=g) / max(1, p[0].numel()) ** 0.5)
-    return net.eval()
-
-
 def small(**options) -> UNet:
     defaults = {"image_size": 16, "in_channels": 3, "out_channels": 3, "channels": 32, "channel_mult": (1, 2)}
     defaults |= {"num_res_blocks": 1, "attention_resolutions": (8,), "head_channels": 32}
     return UNet(**(defaults | options))
-
-
-def inputs(channels: int = 3, size: int = 16, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    g = torch.Generator().manual_seed(1)
-    return torch.randn(batch, channels, size, size, generator=g), torch.rand(batch, generator=g)
 
 
 def cifar_pair(num_classes: int = 0, channels: int = 3) -> tuple[UNet, nn.Module]:
@@ -73,7 +60,7 @@ def cifar_pair(num_classes: int = 0, channels: int = 3) -> tuple[UNet, nn.Module
 @pytest.mark.parametrize("num_classes", [0, 10])
 def test_output_equals_torchcfm(num_classes):
     ours, theirs = cifar_pair(num_classes)
-    x, t = inputs(size=32)
+    x, t = images(size=32)
     y = torch.tensor([2, 9]) if num_classes else None
     with torch.no_grad():
         expected = theirs(t, x, y)
@@ -97,7 +84,7 @@ def test_gradients_equal_torchcfm():
     )
     ours = small(head_channels=-1, num_heads=4).eval()
     ours.load_state_dict(theirs.state_dict())
-    x, t = inputs()
+    x, t = images()
     theirs(t, x).square().mean().backward()
     ours(x, t).square().mean().backward()
     expected = dict(theirs.named_parameters())
@@ -178,13 +165,13 @@ def test_residual_block_starts_as_the_identity():
 
 
 def test_a_new_network_predicts_zero():
-    x, t = inputs()
+    x, t = images()
     assert torch.equal(small()(x, t), torch.zeros_like(x))
     assert torch.equal(ConditionalUNet(3, channels=16)(x, t), torch.zeros_like(x))
 
 
 def test_dropout_works_in_training_only():
-    x, t = inputs()
+    x, t = images()
     net = randomised(small(dropout=0.5))
     torch.manual_seed(0)
     with torch.no_grad():
@@ -204,7 +191,7 @@ def test_patches_equal_a_network_on_unshuffled_images():
     net = randomised(small(patch_size=2, channel_mult=(1, 2), attention_resolutions=(4,)))
     plain = UNet(8, 12, 12, 32, (1, 2), 1, (4,), head_channels=32).eval()
     plain.load_state_dict(net.state_dict())
-    x, t = inputs()
+    x, t = images()
     with torch.no_grad():
         out = net(x, t)
         assert out.shape == x.shape
@@ -229,7 +216,7 @@ def test_networks_take_images_that_are_not_square():
 
 @pytest.mark.parametrize("make", [small, lambda **o: ConditionalUNet(3, channels=16, channel_mult=(1, 2), **o)])
 def test_labels(make):
-    x, t = inputs()
+    x, t = images()
     net = randomised(make(num_classes=4, null_class=True))
     with torch.no_grad():
         assert torch.equal(net(x, t), net(x, t, torch.tensor([3, 3]))), "no label is the last row"
@@ -240,7 +227,7 @@ def test_labels(make):
 
 def test_labels_for_an_unconditional_network_are_refused():
     with pytest.raises(ValueError, match="labels were given to an unconditional network"):
-        small()(*inputs(), torch.tensor([0, 1]))
+        small()(*images(), torch.tensor([0, 1]))
 
 
 def test_conditional_unet_is_the_one_that_was_asked_for():
@@ -261,7 +248,7 @@ def test_conditional_unet_is_the_one_that_was_asked_for():
 
 def test_conditional_unet_depends_on_time_and_trains_every_parameter():
     net = randomised(ConditionalUNet(3, channels=16, num_classes=3))
-    x, _ = inputs()
+    x, _ = images()
     y = torch.tensor([0, 2])
     with torch.no_grad():
         assert (net(x, torch.zeros(2), y) - net(x, torch.full((2,), 0.01), y)).abs().max() > 1e-3
@@ -274,7 +261,7 @@ def test_conditional_unet_depends_on_time_and_trains_every_parameter():
 
 @pytest.mark.parametrize("make", [small, lambda **o: ConditionalUNet(3, channels=16, channel_mult=(1, 2), **o)])
 def test_checkpointing_gives_equal_gradients(make):
-    x, t = inputs()
+    x, t = images()
     grads = []
     for checkpointing in (False, True):
         net = randomised(make(dropout=0.3, checkpointing=checkpointing)).train()
@@ -288,7 +275,7 @@ def test_checkpointing_gives_equal_gradients(make):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("make", [small, lambda: ConditionalUNet(3, channels=16, channel_mult=(1, 2))])
 def test_bf16_is_close_to_fp32(make, layout):
-    x, t = inputs()
+    x, t = images()
     net = randomised(make()).to(memory_format=layout)
     with torch.no_grad():
         expected = net(x, t)
@@ -315,7 +302,7 @@ def test_description_rebuilds_the_network():
     description = network_description(config, heads=2)
     net = build_network(description)
     assert (net.in_channels, net.out_channels, net.num_classes, net.null_class) == (6, 6, 4, True)
-    x, t = inputs(6)
+    x, t = images(6)
     assert net(x, t).shape == x.shape
     without = network_description(TrainConfig(num_classes=3, label_dropout=0.0))
     assert (without["num_classes"], without["null_class"]) == (3, False)

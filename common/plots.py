@@ -1,0 +1,94 @@
+"""Figures for README and reports; matplotlib is imported inside, without a display."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _save(figure: Any, path: str | Path) -> None:
+    """Write a figure whole, at 150 dots per inch, and free it."""
+    from common.runtime import atomic_write
+
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format=Path(path).suffix[1:] or "png", dpi=150, bbox_inches="tight")
+    _pyplot().close(figure)
+
+
+def image_rows(rows: Mapping[str, Tensor], path: str | Path, scale: float = 0.6) -> None:
+    """One labelled row of images for each entry, for example one solver a row on the same noises.
+
+    Args:
+        rows: label -> images in [-1, 1], shape (B, C, H, W), the same B in each.
+        path: picture to write.
+        scale: inches of one image.
+    """
+    from common.images import grid
+
+    plt = _pyplot()
+    count = len(next(iter(rows.values())))
+    figure, axes = plt.subplots(len(rows), 1, figsize=(scale * count, scale * len(rows)), squeeze=False)
+    for axis, (label, images) in zip(axes[:, 0], rows.items()):
+        axis.imshow(grid(images, n_columns=count).numpy(), interpolation="nearest")
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
+        for side in axis.spines.values():
+            side.set_visible(False)
+    figure.subplots_adjust(hspace=0.03)
+    _save(figure, path)
+
+
+def image_grids(grids: Mapping[str, Tensor], path: str | Path, columns: int = 8, scale: float = 3.0) -> None:
+    """Titled grids side by side, for example the same noises at several NFE.
+
+    Args:
+        grids: title -> images in [-1, 1], shape (B, C, H, W).
+        columns: images of one row inside a grid.
+        scale: inches of one grid.
+    """
+    from common.images import grid
+
+    plt = _pyplot()
+    figure, axes = plt.subplots(1, len(grids), figsize=(scale * len(grids), scale + 0.3), squeeze=False)
+    for axis, (title, images) in zip(axes[0], grids.items()):
+        axis.imshow(grid(images, n_columns=columns).numpy(), interpolation="nearest")
+        axis.set_title(title, fontsize=9)
+        axis.axis("off")
+    _save(figure, path)
+
+
+def loss_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path) -> None:
+    """Training and validation loss against images seen.
+
+    Args:
+        runs: label -> rows of a run's metrics.jsonl.
+        path: picture to write.
+    """
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(5, 3))
+    for label, rows in runs.items():
+        steps = {row["step"]: row["images_seen"] for row in rows if "images_seen" in row}
+        train = [(row["images_seen"], row["loss"]) for row in rows if row.get("loss") is not None]
+        held_out = [(steps[row["step"]], row["val_loss"]) for row in rows if "val_loss" in row and row["step"] in steps]
+        (line,) = axis.plot(*zip(*train), lw=0.8, label=label)
+        if held_out:
+            axis.plot(*zip(*held_out), "o", ms=3, color=line.get_color(), label=f"{label}, held out (EMA)")
+    axis.set_xlabel("images seen")
+    axis.set_ylabel("loss")
+    axis.set_xscale("log")
+    axis.legend(frameon=False, fontsize=8)
+    axis.grid(alpha=0.3)
+    _save(figure, path)

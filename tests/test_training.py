@@ -1,0 +1,349 @@
+"""The training loop: resumed runs, averaged weights, schedules, non-finite steps, what a run folder holds."""
+
+from __future__ import annotations
+
+import math
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from tiny import ALONE, NAME, difference, folder, images, last, options, run, states_differ, weights
+
+from common import checkpoint, training
+from common.commands import smoke_preset, train_main
+from common.config import TrainConfig
+from common.data import Batches, StreamingImages
+from common.images import save_png
+from common.runtime import JsonLines, Processes
+from common.training import CoupledBatches, Trainer, learning_rate
+
+RF = {"method": "rf", "num_classes": 3, "dropout": 0.1, "grad_accum": 2, "lr_decay": "cosine", "val_step": 1}
+IDFF = {"method": "idff", "sigma": 0.2, "dropout": 0.1, "grad_accum": 2, "channel_mult": (1, 2), "patch_size": 2}
+
+
+def stop_after(monkeypatch, step: int, number: int = signal.SIGINT) -> None:
+    """Send this process a signal in the middle of a training step."""
+    update = Trainer.update
+
+    def interrupted(self, batch):
+        if self.step + 1 == step:
+            signal.raise_signal(number)
+        return update(self, batch)
+
+    monkeypatch.setattr(Trainer, "update", interrupted)
+
+
+# ---- resume
+
+
+@pytest.mark.parametrize("changes", [RF, IDFF], ids=["rf", "idff"])
+def test_a_stopped_and_resumed_run_equals_the_run_that_never_stopped(tmp_path, monkeypatch, capsys, changes):
+    whole = run(tmp_path / "whole", **changes)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "parts", **changes, coupling_ahead=False)
+    assert "saved at step 2; the same command with --resume auto goes on from here" in capsys.readouterr().out
+    assert last(tmp_path / "parts")["step"] == 2 and not (tmp_path / "parts" / NAME).exists()
+
+    parts = run(tmp_path / "parts", **changes, resume="auto")
+    assert states_differ(last(tmp_path / "whole"), last(tmp_path / "parts")) == ""
+    assert difference(checkpoint.load(whole)["ema_model"], checkpoint.load(parts)["ema_model"]) == ""
+    assert last(tmp_path / "parts")["skipped"] == 0
+    for name in ("whole", "parts"):  # also the log has each step once
+        rows = [row for row in JsonLines(tmp_path / name / "metrics.jsonl").read() if "loss" in row]
+        assert [row["step"] for row in rows] == [1, 2, 3, 4]
+
+
+def test_the_state_depends_on_seed_and_dropout(tmp_path):
+    """So that the equalities above are not those of a run that ignores its randomness."""
+    states = [last(run(tmp_path / str(k), **RF, **more).parent) for k, more in enumerate([{}, {"seed": 1}])]
+    states.append(last(run(tmp_path / "no", **{**RF, "dropout": 0.0}).parent))
+    assert states_differ(states[0], states[1]) and states_differ(states[0], states[2])
+
+
+def test_preparing_batches_ahead_changes_nothing(tmp_path):
+    states = [last(run(tmp_path / str(ahead), **IDFF, coupling_ahead=ahead).parent) for ahead in (True, False)]
+    assert states_differ(*states) == ""
+
+
+def test_a_finished_run_can_be_resumed_again_and_prolonged(tmp_path):
+    final = run(tmp_path)
+    before = final.read_bytes(), last(tmp_path)["optim"]
+    assert run(tmp_path, resume="auto") == final
+    assert difference(last(tmp_path)["optim"], before[1]) == ""
+    assert list(tmp_path.glob("*previous*")) == []  # the same weights: nothing to keep
+    run(tmp_path, resume="auto", total_steps=5)
+    assert checkpoint.load(final)["step"] == 5
+    assert checkpoint.load(tmp_path / "weights_step_final.previous.pt")["step"] == 4
+
+
+def test_resume_auto_in_an_empty_folder_begins(tmp_path):
+    (tmp_path / "config.yaml").write_text("of: a run that was killed before its first checkpoint\n")
+    run(tmp_path, resume="auto", total_steps=2)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["total_steps"] == 2
+
+
+def test_weights_that_were_there_are_kept(tmp_path, capsys):
+    shipped = weights(tmp_path / NAME).read_bytes()
+    final = run(tmp_path, total_steps=2)
+    assert (tmp_path / "weights_step_final.previous.pt").read_bytes() == shipped
+    run(tmp_path, total_steps=3, resume="auto")
+    assert (tmp_path / "weights_step_final.previous.pt").read_bytes() == shipped  # not lost to the next ones
+    assert checkpoint.load(tmp_path / "weights_step_final.previous2.pt")["step"] == 2
+    assert "kept as weights_step_final.previous.pt" in capsys.readouterr().out
+    assert checkpoint.find(tmp_path) == final
+
+
+def test_final_weights_that_cannot_be_read_are_kept_too(tmp_path):
+    (tmp_path / NAME).write_bytes(b"PK\x03\x04 half a file")
+    run(tmp_path, total_steps=2)
+    assert (tmp_path / "weights_step_final.previous.pt").read_bytes() == b"PK\x03\x04 half a file"
+    assert checkpoint.load(tmp_path / NAME)["step"] == 2
+
+
+# ---- arithmetic of a step
+
+
+def test_learning_rate():
+    config = TrainConfig(lr=2.0, warmup=4, total_steps=12, lr_decay="none")
+    assert [learning_rate(config, k) for k in (0, 1, 3, 4, 11)] == [0.5, 1.0, 2.0, 2.0, 2.0]
+    assert learning_rate(replace(config, warmup=0), 0) == 2.0
+    linear = replace(config, lr_decay="linear")
+    assert [learning_rate(linear, k) for k in (3, 4, 6, 8, 12)] == [2.0, 2.0, 1.5, 1.0, 0.0]
+    cosine = replace(config, lr_decay="cosine")
+    values = [learning_rate(cosine, k) for k in (4, 8, 10, 12)]
+    assert values == pytest.approx([2.0, 1.0, 1 + math.cos(0.75 * math.pi), 0.0])
+
+
+def test_the_optimizer_uses_the_schedule(tmp_path):
+    run(tmp_path, warmup=2, lr=1e-3, lr_decay="linear", total_steps=4)
+    rows = JsonLines(tmp_path / "metrics.jsonl").read()
+    assert [row["lr"] for row in rows] == pytest.approx([5e-4, 1e-3, 1e-3, 5e-4])
+    assert last(tmp_path)["optim"]["param_groups"][0]["lr"] == pytest.approx(5e-4)
+
+
+def trainer_and_batches(**changes):
+    config = options(**changes)
+    batches = Batches(images(), config.batch_size, config.seed)
+    return Trainer(config, ALONE), CoupledBatches(batches, "independent", config.seed, ALONE, ahead=False)
+
+
+def test_averaged_weights_of_a_run_follow_the_recursion():
+    trainer, source = trainer_and_batches(num_classes=3, ema_decay=0.5, ema_warmup=0.0)
+    average = {key: value.clone() for key, value in trainer.net.state_dict().items()}
+    for step in range(4):
+        trainer.update(source.at(step))
+        for key, value in trainer.net.state_dict().items():
+            average[key] = 0.5 * average[key] + 0.5 * value
+    found = trainer.weights()["ema_model"]
+    assert all(torch.allclose(found[key], average[key], atol=1e-7) for key in average)
+    moved = trainer.net.state_dict()
+    assert not torch.allclose(found["out.2.weight"], moved["out.2.weight"], atol=1e-7)
+
+
+@pytest.mark.parametrize("changes", [{"grad_accum": 4}, {"checkpointing": True, "dropout": 0.1}], ids=str)
+def test_accumulation_and_checkpointing_do_not_change_the_step(changes):
+    results = []
+    for extra in ({"dropout": changes.get("dropout", 0.0)}, changes):
+        trainer, source = trainer_and_batches(num_classes=3, **extra)
+        figures = [trainer.update(source.at(step)) for step in range(2)]
+        results.append((torch.tensor(figures), trainer.net.state_dict()))
+    (figures, plain), (others, changed) = results
+    assert torch.allclose(figures, others, rtol=1e-5)  # the loss, and the gradient before Adam makes its size vanish
+    errors = torch.cat([(plain[key] - changed[key]).abs().flatten() for key in plain])
+    assert errors.mean() < 1e-6 and errors.max() < 1e-4  # Adam divides by gradients that are nearly zero
+
+
+def test_gradients_are_clipped():
+    norms = {}
+    for clip in (0.0, 1e-4):
+        trainer, source = trainer_and_batches(num_classes=3, grad_clip=clip)
+        seen = []
+        step = trainer.optimizer.step
+        trainer.optimizer.step = lambda trainer=trainer, seen=seen, step=step: (
+            seen.append(torch.cat([p.grad.flatten() for p in trainer.net.parameters() if p.grad is not None]).norm()),
+            step(),
+        )
+        reported = trainer.update(source.at(0))[1]
+        norms[clip] = (seen[0].item(), reported.item())
+    assert norms[0.0][0] == pytest.approx(norms[0.0][1]) and norms[0.0][1] > 1e-3
+    assert norms[1e-4] == pytest.approx((1e-4, norms[0.0][1]), rel=1e-2)  # reported before it is clipped
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_is_close_to_float32_and_keeps_float32_weights(tmp_path, precision):
+    run(tmp_path / "full", num_classes=3)
+    run(tmp_path / "half", num_classes=3, mixed_precision=precision, val_step=4, sample_step=4)
+    logs = [JsonLines(tmp_path / name / "metrics.jsonl").read() for name in ("full", "half")]
+    full, half = ([row["loss"] for row in rows if "loss" in row] for rows in logs)
+    skipped = last(tmp_path / "half")["skipped"]
+    assert skipped <= (2 if precision == "fp16" else 0)  # fp16's loss scale starts too large and is halved
+    assert half == pytest.approx(full, rel=0.05) and half[0] == pytest.approx(full[0], rel=0.01) and half != full
+    assert all(value.dtype == torch.float32 for value in last(tmp_path / "half")["net_model"].values())
+    assert all(value.dtype == torch.float16 for value in checkpoint.load(tmp_path / "half" / NAME)["ema_model"].values())
+
+
+def test_batches_of_a_step_are_a_function_of_it_and_the_processes_rows_make_the_whole():
+    batches = Batches(images(), 8, 0)
+    whole = CoupledBatches(batches, "ot", 0, ALONE, ahead=False)
+    parts = [CoupledBatches(batches, "ot", 0, Processes(r, 2, ALONE.device), ahead=False).make(5) for r in (0, 1)]
+    batch = whole.at(5)
+    for name in ("x0", "x1", "t", "noise", "y"):
+        mine = getattr(batch, name)
+        assert torch.equal(mine, getattr(whole.make(5), name))
+        assert torch.equal(mine[0::2], getattr(parts[0], name)) and torch.equal(mine[1::2], getattr(parts[1], name))
+    assert not torch.equal(batch.x0, whole.at(6).x0)
+    assert torch.equal((batch.t * 8).floor(), torch.arange(8.0))  # one time in each eighth
+    independent = CoupledBatches(batches, "independent", 0, ALONE, ahead=False).make(5)
+    assert torch.equal(independent.x1, batch.x1) and torch.equal(independent.y, batch.y)
+    order = (batch.x0[:, None] == independent.x0[None]).flatten(2).all(2)
+    assert (order.sum(0) == 1).all() and (order.sum(1) == 1).all() and not order.diagonal().all()
+    assert torch.equal(batch.y, batch.y[order.int().argmax(1)])  # the noise stays within its class
+
+
+# ---- non-finite steps
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted():
+    trainer, source = trainer_and_batches(num_classes=3)
+    trainer.update(source.at(0))
+    good, before = trainer.loss, {key: trainer.state()[key] for key in ("net_model", "ema", "optim")}
+    before = {key: _copy(value) for key, value in before.items()}
+    trainer.loss = lambda *args: good(*args) * math.nan
+    loss, norm = trainer.update(source.at(1))
+    assert loss.isnan() and norm.isnan()
+    assert (trainer.step, trainer.skipped, trainer.bad_in_row) == (2, 1, 1)
+    after = trainer.state()
+    after["optim"]["param_groups"][0]["lr"] = before["optim"]["param_groups"][0]["lr"]  # the schedule goes on
+    assert difference(before, {key: after[key] for key in before}) == ""
+    trainer.loss = good
+    trainer.update(source.at(2))
+    assert (trainer.step, trainer.skipped, trainer.bad_in_row) == (3, 1, 0)
+    assert difference(before["net_model"], trainer.state()["net_model"])
+
+
+def _copy(value):
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+def test_twenty_such_steps_in_a_row_end_the_run_and_keep_the_last_good_checkpoint(tmp_path, monkeypatch):
+    make, calls = training.make_loss, []
+
+    def failing(*args):
+        loss = make(*args)
+        return lambda *a: calls.append(0) or (loss(*a) * (math.nan if len(calls) > 4 else 1))
+
+    monkeypatch.setattr(training, "make_loss", failing)
+    with pytest.raises(ValueError, match=r"not finite in 20 steps in a row \(step 23\).*smaller --lr.*--resume auto") as e:
+        run(tmp_path, total_steps=100, save_step=4)
+    assert "\n" not in str(e.value) and not (tmp_path / NAME).exists()
+    state = last(tmp_path)
+    assert all(value.isfinite().all() for key in ("net_model", "ema_model") for value in state[key].values())
+    rows = JsonLines(tmp_path / "metrics.jsonl").read()
+    assert rows[3]["loss"] > 0 and rows[3]["skipped"] == 0
+    assert rows[-1]["loss"] is None and rows[-1]["skipped"] == 19
+    monkeypatch.undo()
+    run(tmp_path / "good", total_steps=4)
+    assert difference(last(tmp_path / "good")["net_model"], state["net_model"]) == ""
+
+
+# ---- whole runs
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "cfm", "sigma": 0.1},
+        {"method": "otcfm", "num_classes": 3},
+        {"method": "fm", "sigma": 0.01, "channels_last": False},
+        {"method": "sbcfm", "sigma": 0.5},
+        {"method": "rf", "network": "conditional_unet", "num_classes": 3, "label_dropout": 0.0},
+        {"method": "idff", "sigma": 0.2, "num_classes": 3, "coupling": "sinkhorn"},
+    ],
+    ids=lambda changes: changes["method"],
+)
+def test_every_method_trains_and_its_weights_are_rebuilt(tmp_path, capsys, changes):
+    final = run(tmp_path, **changes, total_steps=3, sample_step=3, val_step=3)
+    rows = JsonLines(tmp_path / "metrics.jsonl").read()
+    assert [row["step"] for row in rows if row.get("loss", -1) > 0] == [1, 2, 3]
+    assert set(rows[0]) == {
+        *("step", "images_seen", "loss", "grad_norm", "lr", "images_per_s", "coupling_share", "waited_share"),
+        *("skipped", "seconds"),
+    }
+    assert rows[2]["images_seen"] == 24 and rows[3].keys() == {"step", "val_loss"} and rows[3]["val_loss"] > 0
+    assert (tmp_path / "samples" / "step_0000003.png").stat().st_size > 0
+    net, info = checkpoint.load_network(final)
+    assert info["method"]["name"] == changes["method"] and info["step"] == 3 and info["config"]["image_size"] == 8
+    assert net.num_classes == (changes.get("num_classes", 0) and 3 + (changes.get("label_dropout", 0.1) > 0))
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["method"] == changes["method"]
+    assert f"{changes['method']} with " in capsys.readouterr().out
+
+
+def test_validation_loss_falls_and_the_best_weights_are_kept(tmp_path):
+    data = images(24, classes=2)
+    run(tmp_path, data=data, num_classes=2, total_steps=40, batch_size=16, lr=4e-3, val_step=10, val_fraction=0.2)
+    values = {row["step"]: row["val_loss"] for row in JsonLines(tmp_path / "metrics.jsonl").read() if "val_loss" in row}
+    assert list(values) == [10, 20, 30, 40]
+    assert values[40] < 0.7 * values[10]
+    best = min(values, key=lambda step: values[step])
+    assert checkpoint.load(tmp_path / "checkpoint_best.pt")["step"] == best
+    assert last(tmp_path)["best"] == values[best]
+
+
+def test_validation_changes_neither_weights_nor_mode_and_repeats():
+    trainer, source = trainer_and_batches(num_classes=3, dropout=0.5)
+    trainer.net.train()
+    trainer.update(source.at(0))
+    before = _copy(trainer.net.state_dict())
+    held_out = Batches(images(), 8, 0, flip=False)
+    assert trainer.validation_loss(held_out, 2) == trainer.validation_loss(held_out, 2)
+    assert torch.equal(trainer.sample_grid(3, 2), trainer.sample_grid(3, 2))
+    assert trainer.net.training and difference(before, trainer.net.state_dict()) == ""
+
+
+def test_streamed_images_train_like_resident_ones(tmp_path):
+    data = images(12, size=8)
+    for k, image in enumerate(data.images):
+        save_png(tmp_path / "data" / str(int(data.labels[k])) / f"{k:02d}.png", image.permute(1, 2, 0))
+    for classes in (3, 0):
+        streamed = StreamingImages(str(tmp_path / "data"), 8, 1, progress=False)
+        order = [data.images[int(name.split("/")[1][:2])] for name in streamed._source.names]
+        resident = replace(data, images=torch.stack(order), labels=streamed.labels)
+        both = [
+            run(tmp_path / f"{k}-{classes}", data=d, total_steps=2, num_classes=classes)
+            for k, d in enumerate((streamed, resident))
+        ]
+        assert states_differ(*(last(final.parent) for final in both)) == ""
+
+
+def test_no_validation_no_samples(tmp_path):
+    run(tmp_path, total_steps=2, val_fraction=0.0, val_step=1, sample_step=0)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("checkpoint_last.pt", "config.yaml", "metrics.jsonl", "run.lock", NAME),
+    }
+
+
+def test_tensorboard_gets_the_rows(tmp_path):
+    pytest.importorskip("tensorboard")
+    run(tmp_path, total_steps=2, logger="tensorboard")
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_smoke_is_small_and_goes_through_everything(tmp_path):
+    big = TrainConfig(method="idff", sigma=0.2, channel_mult=(1, 2, 2), num_classes=10, patch_size=2)
+    small = smoke_preset(big)
+    assert small.total_steps == 4 and small.num_channel == 32 and small.patch_size == 2
+    assert smoke_preset(replace(big, image_size=28, channel_mult=(1, 2), patch_size=1)).patch_size == 2
+    assert smoke_preset(replace(big, network="conditional_unet", patch_size=1)).patch_size == 1
+    place = folder(tmp_path, options(method="rf", num_classes=3))
+    for _ in range(2):  # again and again, without --resume
+        final = train_main(place, "", ["--smoke"])
+    assert final == tmp_path / "results" / "smoke-rf" / "RF_weights_step_final.pt"
+    assert {path.name for path in final.parent.iterdir()} == {
+        *("checkpoint_last.pt", "checkpoint_best.pt", "config.yaml", "metrics.jsonl", "run.lock", "samples", final.name),
+    }
