@@ -70,9 +70,10 @@ def find(path: str | PathLike[str]) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        for pattern in ("*_final.pt", "checkpoint_best.pt", "checkpoint_last.pt"):
-            if found := sorted(path.glob(pattern), key=lambda p: p.stat().st_mtime):
-                return found[-1]
+        for pattern in ("*_final.pt", "*.pth", "checkpoint_best.pt", "checkpoint_last.pt"):
+            found = [file for file in path.glob(pattern) if ".previous" not in file.suffixes]
+            if found:
+                return max(found, key=lambda file: file.stat().st_mtime)
     folder = path if path.is_dir() else path.parent
     others = sorted(p.name for p in folder.glob("*.p*t*") if p.suffix in (".pt", ".pth")) if folder.is_dir() else []
     there = f"; in {folder} there are {', '.join(others[:5])}" if others else ""

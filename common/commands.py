@@ -185,26 +185,12 @@ def make_sampler(folder: Folder, config: SampleConfig, extra: dict[str, Any]) ->
     return sampler, info | {"path": str(path)}
 
 
-def _file_hash(path: str) -> str:
-    """SHA-256 of a file (of a run folder: of the weights in it); "untrained" for --smoke without weights."""
-    import hashlib
-
+def _weights_hash(path: str) -> str:
+    """SHA-256 of a weights file (of a run folder: of the weights in it); "untrained" for --smoke without weights."""
+    from common.cards import file_hash
     from common.checkpoint import find
 
-    if not Path(path).exists():
-        return "untrained"
-    with open(find(path), "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
-
-
-def _sha256(file: Any) -> str:
-    """For Python 3.10, which has no ``hashlib.file_digest``."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
+    return file_hash(find(path)) if Path(path).exists() else "untrained"
 
 
 def grid_main(folder: Folder, description: str, argv: list[str] | None = None) -> Path:
@@ -251,7 +237,7 @@ def gen_main(folder: Folder, description: str, argv: list[str] | None = None) ->
     start, stop = cli.index_range(config.range, config.n_samples)
     target = Path(config.save_dir) if config.save_dir else folder.here / "samples" / "gen"
     keys = ("solver", "n_steps", "grid", "cfg", "label", "seed", "ema", "rtol", "atol")
-    fingerprint = {"weights": _file_hash(info["path"]), **{key: getattr(config, key) for key in keys}}
+    fingerprint = {"weights": _weights_hash(info["path"]), **{key: getattr(config, key) for key in keys}}
     c, h, w = sampler.shape
     writer = open_writer(target, config.n_samples, (c, h, w), fingerprint)
     todo = writer.missing(start, stop)[here.rank :: here.world]

@@ -221,3 +221,5 @@ class MeasureConfig(SampleConfig):
     """Epochs of the classifier, when it has to be trained"""
     out: str = ""
     """JSON file for the result; empty: print it only"""
+    card: bool = False
+    """Add the result to the JSON card beside the weights"""

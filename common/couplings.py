@@ -32,8 +32,8 @@ def couple(
     Cost for B rows of D numbers: B^2 D for the distances, on the device; then the assignment on the CPU, about B^3 at
     worst (128: half a millisecond, 1024: some tens of milliseconds), which waits for a GPU.
 
-    With labels, plain "ot" makes the noise depend on the label: a class gets the noise nearest to it, while a sampler
-    starts every class from all of N(0, I). ``within_labels`` transports inside each class, which keeps p(x0 | y) normal.
+    With labels, plain "ot" makes the noise depend on the label: a class gets the noise nearest to it, but a sampler
+    starts every class from all of N(0, I). ``within_labels`` transports inside each class: p(x0 | y) stays normal.
 
     Args:
         x0: Noise or source, shape (B, ...).

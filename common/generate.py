@@ -100,7 +100,8 @@ def sde_of(
         heads = heads_of(net, y, cfg)
 
         def bridge(x: Tensor, t: Tensor) -> Tensor:
-            return (heads(x, t)[0] - x) / expand(1 - t, x).clamp(min=SMALLEST_REMAINDER)
+            # Euler-Maruyama divides by no less than its step, and a larger divisor would leave its noise in the image.
+            return (heads(x, t)[0] - x) / expand(1 - t, x).clamp(min=1e-6)
 
         return bridge, lambda t: sigma
     if method in ("otcfm", "sbcfm"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from common import cli
@@ -23,7 +22,8 @@ def measure_main(
     import torch
     from tqdm import tqdm
 
-    from common import generate
+    from common import checkpoint, generate
+    from common.cards import add_measurement, commit
     from common.classifier import classify, feature_distance
     from common.images import to_uint8
     from common.runtime import atomic_write
@@ -53,6 +53,7 @@ def measure_main(
         "cfg": config.cfg,
         "seed": config.seed,
         "generated": config.n_samples,
+        "commit": commit(),
         "real": len(real),
         "classifier_accuracy": accuracy,
         "recognised": (fake_classes == wanted).float().mean().item() if len(wanted) else None,
@@ -61,8 +62,11 @@ def measure_main(
     }
     print(json.dumps(result, indent=2))
     if config.out:
-        with atomic_write(Path(config.out)) as path:
+        with atomic_write(config.out) as path:
             path.write_text(json.dumps(result, indent=2) + "\n")
+    if config.card:
+        del result["weights"]
+        print(f"card: {add_measurement(checkpoint.find(info['path']), result)}")
     return result
 
 

@@ -2,8 +2,7 @@
 
 ``velocity(x, t)`` gets t of shape (B,) and returns the shape of x. Times may ascend (noise to data) or descend.
 The state keeps the dtype of x and is at least float32, whatever precision the network computes in. Gradients follow
-the caller's mode: sample under ``torch.no_grad()`` or the whole path stays in memory. No step reads a value back from
-the device, so a GPU is never waited for (dopri5 excepted).
+the caller's mode: sample under ``torch.no_grad()`` or the whole path stays in memory. Only dopri5 waits for a GPU.
 
 With D = x + (1 - t) v the data prediction of the linear path, dx/dt = v is d/dt [x / (1 - t)] = D / (1 - t)^2.
 """
@@ -12,8 +11,10 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,9 +23,10 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 Slope = Callable[[Tensor, float], Tensor]  # a velocity that takes the time as a number
 Heads = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Noise = Callable[[int, Tensor], Tensor]
+Rate = Callable[[float], float]
+Times = Tensor | Sequence[float]
 
 GRIDS = ("uniform", "cosine", "power", "logsnr", "edm")
-ADAPTIVE = ("dopri5", "torchdyn")
 TORCHDYN = ("euler", "midpoint", "dopri5", "tsit5")
 
 # EDM's range of noise levels sigma = (1 - t) / t (Karras et al. 2206.00364, table 1).
@@ -69,24 +71,15 @@ def time_grid(n_steps: int, kind: str = "uniform", dtype: torch.dtype = torch.fl
     return times.to(dtype)
 
 
-def nodes_of(times: Tensor | Sequence[float]) -> list[float]:
-    """Times as Python numbers, checked: at least two, finite, strictly ascending or descending.
-
-    Raises:
-        ValueError: otherwise.
-    """
+def nodes_of(times: Times) -> list[float]:
+    """Times as Python numbers; ValueError unless there are two or more, finite, strictly ascending or descending."""
     nodes = [float(t) for t in (times.tolist() if isinstance(times, Tensor) else times)]
     if len(nodes) < 2:
         raise ValueError(f"times has {len(nodes)} node(s): a solver needs at least 2; try time_grid(10)")
     steps = [s - t for t, s in pairwise(nodes)]
     if not all(map(math.isfinite, nodes)) or not (all(d > 0 for d in steps) or all(d < 0 for d in steps)):
-        raise ValueError(f"times must ascend or descend strictly, but they are {_short(nodes)}; try time_grid(10)")
+        raise ValueError(f"times must ascend or descend strictly, but are {nodes[:6]}...; try time_grid(10)")
     return nodes
-
-
-def _short(nodes: list[float]) -> str:
-    """The first nodes, for a message."""
-    return "[" + ", ".join(f"{t:g}" for t in nodes[:6]) + (", ...]" if len(nodes) > 6 else "]")
 
 
 # ------------------------------------------------------------------------------------- solvers on a given time grid
@@ -174,7 +167,7 @@ SOLVERS = {"euler": euler, **ONE_STEP, "ab2": ab2, "dpmpp2m": dpmpp2m}
 def integrate(
     velocity: Velocity,
     x: Tensor,
-    times: Tensor | Sequence[float],
+    times: Times,
     method: str = "euler",
     trajectory: bool = False,
     final_euler: bool = False,
@@ -204,7 +197,7 @@ def integrate(
     if method == "torchdyn":
         return torchdyn_solve(velocity, x, times, trajectory=trajectory)
     if method not in SOLVERS:
-        raise ValueError(f"unknown solver {method!r}: use one of {', '.join([*SOLVERS, *ADAPTIVE])}")
+        raise ValueError(f"unknown solver {method!r}: use one of {', '.join([*SOLVERS, 'dopri5', 'torchdyn'])}")
     nodes, x, f = nodes_of(times), _state(x), _at(velocity)
     if final_euler and method in ONE_STEP and math.isclose(nodes[-1], 1.0, abs_tol=1e-6):
         states = _then_euler(SOLVERS[method], f, x, nodes)
@@ -215,9 +208,10 @@ def integrate(
 
 def _then_euler(solver: Callable, f: Slope, x: Tensor, nodes: list[float]) -> Iterator[Tensor]:
     """All steps by the solver but the last, which is Euler's."""
-    for x in solver(f, x, nodes[:-1]):
-        yield x
-    yield from euler(f, x, nodes[-2:])
+    last = x
+    for last in solver(f, x, nodes[:-1]):
+        yield last
+    yield from euler(f, last, nodes[-2:])
 
 
 def _state(x: Tensor) -> Tensor:
@@ -229,28 +223,19 @@ def _state(x: Tensor) -> Tensor:
 
 def _at(velocity: Velocity) -> Slope:
     """The velocity as a function of (x, number), in the dtype of x."""
-    return lambda x, t: velocity(x, _batch_time(x, t)).to(x.dtype)
-
-
-def _batch_time(x: Tensor, t: float) -> Tensor:
-    """t as a tensor of shape (B,)."""
-    return torch.full((x.shape[0],), t, dtype=x.dtype, device=x.device)
+    return lambda x, t: velocity(x, x.new_full((x.shape[0],), t)).to(x.dtype)
 
 
 def _collect(x: Tensor, states: Iterator[Tensor], trajectory: bool) -> Tensor:
     """The last state, or all of them with the first, stacked."""
-    if trajectory:
-        return torch.stack([x, *states])
-    for x in states:
-        pass
-    return x
+    return torch.stack([x, *states]) if trajectory else deque(states, maxlen=1).pop()
 
 
 class CountNFE:
     """Wraps a network or velocity and counts its use.
 
     ``nfe`` is the number of calls: evaluations per sample if every call has one row for each sample. Where batches
-    follow one another, or guidance doubles the rows, use ``per_sample(n)``: rows evaluated for each of n samples.
+    follow one another, or guidance doubles the rows, use ``per_sample(n)``.
     """
 
     def __init__(self, velocity: Callable) -> None:
@@ -273,19 +258,12 @@ class CountNFE:
 
 # ------------------------------------------------------------------------------------------- solvers of other packages
 def dopri5(
-    velocity: Velocity,
-    x: Tensor,
-    times: Tensor | Sequence[float],
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    trajectory: bool = False,
+    velocity: Velocity, x: Tensor, times: Times, rtol: float = 1e-5, atol: float = 1e-5, trajectory: bool = False
 ) -> Tensor:
-    """Adaptive Dormand-Prince 5(4) of torchdiffeq, from times[0] to times[-1]; the inner times are read off by
-    interpolation and cost nothing.
+    """Adaptive Dormand-Prince 5(4) of torchdiffeq from times[0] to times[-1]; inner times are interpolated for nothing.
 
-    Six evaluations a step, as many steps as the tolerances ask for: count them with CountNFE. No evaluation lies
-    outside the range of times. The error is the root mean square over the *batch*, as in torchdiffeq and torchdyn, so a
-    sample depends within the tolerance on its neighbours.
+    Six evaluations a step, as many steps as the tolerances ask for, none outside the range of times. The error is the
+    root mean square over the *batch*, as usual, so within the tolerance a sample depends on its neighbours.
 
     Raises:
         ValueError: torchdiffeq is missing, tolerances not positive, or the step size became 0 (velocity not finite).
@@ -306,19 +284,17 @@ def dopri5(
         return velocity(x, t.to(x.dtype).expand(x.shape[0])).to(x.dtype)
 
     try:
-        states = odeint(slope, x, span, rtol=rtol, atol=atol, method="dopri5", options=options)
+        states: Any = odeint(slope, x, span, rtol=rtol, atol=atol, method="dopri5", options=options)
     except AssertionError as error:
         reason = str(error).split(":")[0][:60]
-        raise ValueError(
-            f"dopri5 stopped ({reason}): the velocity is not finite, or rtol {rtol:g} too small"
-        ) from error
+        raise ValueError(f"dopri5 stopped ({reason}): velocity not finite, or rtol {rtol:g} too small") from error
     return states if trajectory else states[-1]
 
 
 def torchdyn_solve(
     velocity: Velocity,
     x: Tensor,
-    times: Tensor | Sequence[float],
+    times: Times,
     solver: str = "euler",
     rtol: float = 1e-5,
     atol: float = 1e-5,
@@ -326,16 +302,13 @@ def torchdyn_solve(
 ) -> Tensor:
     """torchdyn's NeuralODE, as in torchcfm's examples: euler and midpoint step over times, dopri5 and tsit5 adapt.
 
-    Its rk4 is left out: it evaluates at the wrong times, which makes it a method of order 1 for a velocity that depends
-    on t (seen in torchdyn 1.0.6).
+    Its rk4 is left out: it evaluates at the wrong times, so its order is 1 if the velocity depends on t (1.0.6).
 
     Raises:
         ValueError: torchdyn is missing or cannot be imported safely, or another solver is asked for.
     """
     if solver not in TORCHDYN:
-        raise ValueError(
-            f"torchdyn is used with one of {', '.join(TORCHDYN)}, not {solver!r}; ours: {', '.join(SOLVERS)}"
-        )
+        raise ValueError(f"torchdyn's solver is one of {', '.join(TORCHDYN)}, not {solver!r}; try --solver heun")
     if "tensorflow" in sys.modules and "torchdyn" not in sys.modules:
         # Both load LLVM; in this order the interpreter is killed without a traceback.
         raise ValueError("torchdyn cannot be imported after tensorflow: import torchdyn first, or use --solver euler")
@@ -348,7 +321,7 @@ def torchdyn_solve(
     def field(t: Tensor, x: Tensor, args: dict | None = None) -> Tensor:
         return velocity(x, t.to(x.dtype).expand(x.shape[0])).to(x.dtype)
 
-    tolerances = {"rtol": rtol, "atol": atol} if solver in ("dopri5", "tsit5") else {}
+    tolerances: dict = {"rtol": rtol, "atol": atol} if solver in ("dopri5", "tsit5") else {}
     unused = [torch.nn.Parameter(torch.zeros(1))]  # without one torchdyn prints a line at every call
     ode = NeuralODE(field, solver=solver, sensitivity="adjoint", optimizable_params=unused, **tolerances)
     states = ode.trajectory(x, torch.tensor(nodes, dtype=x.dtype, device=x.device))
@@ -357,33 +330,21 @@ def torchdyn_solve(
 
 # --------------------------------------------------------------------------------------------------------- stochastic
 def euler_maruyama(
-    drift: Velocity,
-    diffusion: float | Callable[[float], float],
-    x: Tensor,
-    times: Tensor | Sequence[float],
-    noise: Noise,
-    trajectory: bool = False,
+    drift: Velocity, diffusion: float | Rate, x: Tensor, times: Times, noise: Noise, trajectory: bool = False
 ) -> Tensor:
-    """Solves dx = drift dt + diffusion dW by x' = x + drift dt + diffusion(t) sqrt(|dt|) noise. One call a step.
-
-    Weak order 1, strong order 1/2 (1 here: the noise is additive).
+    """Solves dx = drift dt + diffusion dW by x' = x + drift dt + diffusion(t) sqrt(|dt|) noise: order 1, 1 call a step.
 
     Args:
-        drift: drift(x, t) -> shape of x; t has shape (B,).
+        drift: As the velocity of integrate, to which x, times and trajectory belong too.
         diffusion: A number, or a function of the time as a number.
-        x: State at times[0], shape (B, ...).
-        times: Nodes, ascending or descending.
         noise: noise(i, x) -> standard normal numbers like x for step i; a pure function of i makes a sample repeatable.
-        trajectory: Return the states at all times, shape (n + 1, B, ...).
     """
     x = _state(x)
     g = diffusion if callable(diffusion) else lambda t: diffusion
     return _collect(x, _maruyama(_at(drift), g, x, nodes_of(times), noise), trajectory)
 
 
-def _maruyama(
-    f: Slope, g: Callable[[float], float], x: Tensor, nodes: list[float], noise: Noise | None
-) -> Iterator[Tensor]:
+def _maruyama(f: Slope, g: Rate, x: Tensor, nodes: list[float], noise: Noise | None) -> Iterator[Tensor]:
     """Euler steps of the drift f, each with noise of size g sqrt(|dt|) where there is any."""
     for i, (t, s) in enumerate(pairwise(nodes)):
         x_next = x + (s - t) * f(x, t)
@@ -394,27 +355,25 @@ def _maruyama(
 
 
 def idff_sampler(
-    heads: Heads,
-    x: Tensor,
-    times: Tensor | Sequence[float],
-    sigma: float,
-    noise: Noise | None = None,
-    trajectory: bool = False,
+    heads: Heads, x: Tensor, times: Times, sigma: float, noise: Noise | None = None, trajectory: bool = False
 ) -> Tensor:
     """IDFF's own sampler, as published: Euler steps of a damped drift with a score term. One network call a step.
 
     With s^2 = sigma^2 t (1 - t) the drift is sqrt(1 - s^2) (x1_hat - x) / (1 - t) + s st, and x1_hat - x at t = 0; the
     diffusion is sigma s. Its authors sample with twice the sigma of the training and, for images, without noise.
-    This drift does not keep the bridge's marginals: for that, integrate idff_velocity (an ODE), or use euler_maruyama
-    with drift (x1_hat - x) / (1 - t) and diffusion sigma.
+
+    This drift does not keep the marginals of the bridge xt = t x1 + (1 - t) x0 + s e. Two others do: the ODE with
+    velocity (x1_hat - x) / (1 - t) - st, and the SDE with drift (x1_hat - x) / (1 - t) and diffusion sigma. Because
+    ut = x1 - x0 + s' e, x1_hat - x = (1 - t) E[ut | x] - (s + (1 - t) s') E[e | x], st = -sigma^2 E[e | x] / (2 s),
+    and s + (1 - t) s' = s / (2 t).
 
     Args:
         heads: heads(x, t) -> (x1_hat, st), the prediction of the data and (sigma^2 / 2) times the score.
         x: Noise, shape (B, ...).
-        times: Ascending nodes in [0, 1]; no step starts at t = 1.
+        times: Ascending nodes in [0, 1].
         sigma: The sampler's sigma, in [0, 2].
         noise: noise(i, x) as in euler_maruyama; None: the deterministic version.
-        trajectory: Return the states at all times, shape (n + 1, B, ...).
+        trajectory: Return the states at all times.
 
     Raises:
         ValueError: sigma or times out of range.
@@ -425,10 +384,12 @@ def idff_sampler(
     if not 0 <= sigma <= 2:
         raise ValueError(f"sigma is {sigma:g}: idff's sampler needs 0 <= sigma <= 2; try 0.4")
     if not 0 <= nodes[0] < nodes[-1] <= 1:
-        raise ValueError(f"idff's sampler runs from noise to data in [0, 1], but times are {_short(nodes)}")
+        raise ValueError(
+            f"idff's sampler runs from noise to data in [0, 1], but times go from {nodes[0]:g} to {nodes[-1]:g}"
+        )
 
     def drift(x: Tensor, t: float) -> Tensor:
-        x1_hat, st = heads(x, _batch_time(x, t))
+        x1_hat, st = heads(x, x.new_full((x.shape[0],), t))
         spread = sigma * math.sqrt(t * (1 - t))
         return math.sqrt(1 - spread**2) / (1 - t) * (x1_hat.to(x.dtype) - x) + spread * st.to(x.dtype)
 
@@ -436,24 +397,3 @@ def idff_sampler(
         return sigma**2 * math.sqrt(t * (1 - t))
 
     return _collect(x, _maruyama(drift, diffusion, x, nodes, noise), trajectory)
-
-
-def idff_velocity(heads: Heads, margin: float = 1e-3) -> Velocity:
-    """The probability-flow velocity of IDFF's bridge from its two heads: (x1_hat - x) / (1 - t) - st.
-
-    xt = t x1 + (1 - t) x0 + s e with s^2 = sigma^2 t (1 - t) has ut = x1 - x0 + (1 - 2t) / (2 t (1 - t)) s e, and
-    x1_hat - x = (1 - t) E[x1 - x0 | x] - s E[e | x]; their difference is s E[e | x] / (2 t (1 - t)) = -st, because
-    st = (sigma^2 / 2) score = -(sigma^2 / 2) E[e | x] / s. Adding (sigma^2 / 2) score gives the drift of the SDE with
-    diffusion sigma: (x1_hat - x) / (1 - t).
-
-    Args:
-        heads: heads(x, t) -> (x1_hat, st).
-        margin: From t = 1 - margin on, the velocity of that time is used: at t = 1 it is 0 / 0.
-    """
-
-    def velocity(x: Tensor, t: Tensor) -> Tensor:
-        t = t.clamp(max=1 - margin)
-        x1_hat, st = heads(x, t)
-        return (x1_hat - x) / (1 - t).view(-1, *[1] * (x.ndim - 1)) - st
-
-    return velocity

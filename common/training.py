@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from common import checkpoint
+from common.cards import commit, write_card
 from common.cli import to_yaml
 from common.config import TrainConfig
 from common.couplings import couple
@@ -358,6 +359,31 @@ def hardware(device: torch.device) -> str:
     return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
+def card_facts(trainer: Trainer, source: str, train_rows: Tensor) -> dict[str, Any]:
+    """What a card says of a run: method, data, recipe, length, hardware, command."""
+    c = trainer.config
+    steps = trainer.step
+    return {
+        "method": trainer.weights_method(),
+        "data": Path(source).name,
+        "training_images": len(train_rows),
+        "parameters": sum(p.numel() for p in trainer.net.parameters()),
+        "steps": steps,
+        "batch_size": c.batch_size,
+        "images_seen": steps * c.batch_size,
+        "processes": trainer.processes.world,
+        "hours": round(trainer.seconds / 3600, 3),
+        "hardware": hardware(trainer.device),
+        "precision": c.mixed_precision,
+        "seed": c.seed,
+        "skipped_steps": trainer.skipped,
+        "best_validation_loss": trainer.best if math.isfinite(trainer.best) else None,
+        "torch": torch.__version__,
+        "commit": commit(),
+        "recipe": "config.yaml beside the weights; train again with -c config.yaml",
+    }
+
+
 def train(
     config: TrainConfig, data: ImageData | StreamingImages, out: Path, weights_name: str, processes: Processes
 ) -> Path:
@@ -453,6 +479,7 @@ def train(
         final = out / weights_name
         if processes.is_main:
             _write_final(final, trainer.weights(torch.float16))
+            write_card(final, card_facts(trainer, data.source, train_rows))
         processes.wait()
         return final
 

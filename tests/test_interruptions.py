@@ -200,7 +200,7 @@ def test_a_folder_that_holds_a_run_is_refused_without_resume(tmp_path):
     ("changes", "message"),
     [
         ({"num_channel": 64}, r"another network \(channels: 32 there, 64 here\)"),
-        ({"channel_mult": (1, 2), "num_classes": 5}, r"channel_mult: \[1\] there, \[1, 2\] here; num_classes: 4 there, 6"),
+        ({"channel_mult": (1, 2), "num_classes": 5}, r"channel_mult: \[2\] there, \[1, 2\] here; num_classes: 4 there, 6"),
         ({"network": "conditional_unet"}, "name: UNet there, ConditionalUNet here"),
         ({"method": "cfm"}, r"another method \(name: rf there, cfm here\)"),
         ({"sigma": 0.5}, r"another method \(sigma: 0.0 there, 0.5 here\)"),

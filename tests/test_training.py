@@ -179,9 +179,11 @@ def test_half_precision_is_close_to_float32_and_keeps_float32_weights(tmp_path, 
     run(tmp_path / "half", num_classes=3, mixed_precision=precision, val_step=4, sample_step=4)
     logs = [JsonLines(tmp_path / name / "metrics.jsonl").read() for name in ("full", "half")]
     full, half = ([row["loss"] for row in rows if "loss" in row] for rows in logs)
-    skipped = last(tmp_path / "half")["skipped"]
-    assert skipped <= (2 if precision == "fp16" else 0)  # fp16's loss scale starts too large and is halved
-    assert half == pytest.approx(full, rel=0.05) and half[0] == pytest.approx(full[0], rel=0.01) and half != full
+    assert half[0] == pytest.approx(full[0], rel=0.01) and half != full and half[-1] < half[0]
+    if precision == "bf16":
+        assert half == pytest.approx(full, rel=0.02) and last(tmp_path / "half")["skipped"] == 0
+    else:  # fp16's loss scale starts too large: a step or two are skipped and it is halved
+        assert last(tmp_path / "half")["skipped"] <= 2
     assert all(value.dtype == torch.float32 for value in last(tmp_path / "half")["net_model"].values())
     assert all(value.dtype == torch.float16 for value in checkpoint.load(tmp_path / "half" / NAME)["ema_model"].values())
 
@@ -262,7 +264,7 @@ def test_twenty_such_steps_in_a_row_end_the_run_and_keep_the_last_good_checkpoin
         {"method": "otcfm", "num_classes": 3},
         {"method": "fm", "sigma": 0.01, "channels_last": False},
         {"method": "sbcfm", "sigma": 0.5},
-        {"method": "rf", "network": "conditional_unet", "num_classes": 3, "label_dropout": 0.0},
+        {"method": "rf", "network": "conditional_unet", "channel_mult": (1, 2), "num_classes": 3, "label_dropout": 0.0},
         {"method": "idff", "sigma": 0.2, "num_classes": 3, "coupling": "sinkhorn"},
     ],
     ids=lambda changes: changes["method"],

@@ -1,0 +1,66 @@
+"""The card of a weights file: a JSON beside it that says where the weights come from and what was measured."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from common.runtime import atomic_write
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def commit() -> str:
+    """The repository's commit, with a + when files differ from it; empty without git."""
+    here = Path(__file__).parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"], cwd=here, capture_output=True, text=True
+        )
+    except OSError:
+        return ""
+    return described.stdout.strip()
+
+
+def card_path(weights: Path) -> Path:
+    """Where the card of a weights file lies: the same name with .json."""
+    return weights.with_suffix(".json")
+
+
+def read_card(weights: Path) -> dict[str, Any]:
+    """The card of a weights file; empty when there is none."""
+    path = card_path(weights)
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write_card(weights: Path, facts: dict[str, Any]) -> None:
+    """Write a new card: the facts, and the hash of the weights that they belong to."""
+    card = {"weights": weights.name, "sha256": file_hash(weights), **facts}
+    with atomic_write(card_path(weights)) as path:
+        path.write_text(json.dumps(card, indent=2) + "\n")
+
+
+def add_measurement(weights: Path, result: dict[str, Any]) -> Path:
+    """Add a measurement to the card; one with the same settings is replaced.
+
+    Raises:
+        ValueError: the card belongs to other weights.
+    """
+    card = read_card(weights) or {"weights": weights.name, "sha256": file_hash(weights)}
+    if card["sha256"] != file_hash(weights):
+        raise ValueError(f"{card_path(weights)} is the card of other weights than {weights.name}: remove it first")
+    settings = ("solver", "n_steps", "grid", "cfg", "seed", "generated")
+    others = [m for m in card.get("measured", []) if any(m.get(key) != result.get(key) for key in settings)]
+    facts = {k: v for k, v in card.items() if k not in ("weights", "sha256", "measured")}
+    write_card(weights, facts | {"measured": [*others, result]})
+    return card_path(weights)

@@ -1,0 +1,302 @@
+"""From a network to images: guidance, what solvers cost, exact marginals, image k as a function of (weights, seed, k)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import TINY, folder, network, options, weights
+from torch import nn
+
+from common import checkpoint
+from common.commands import gen_main, grid_main, make_sampler
+from common.config import GridConfig, SolverName
+from common.generate import (
+    CountedNetwork,
+    Sampler,
+    guided,
+    labels_for,
+    noise_for,
+    real_classes,
+    sample_many,
+    sde_of,
+    velocity_of,
+)
+
+CONDITIONAL = options(num_classes=3)
+SHAPE = (1, 8, 8)
+
+
+def sampler(config=CONDITIONAL, **changes) -> Sampler:
+    return Sampler(network(config), config.method, SHAPE, config.sigma, **{"n_steps": 3, **changes})
+
+
+def images_of(made) -> dict[int, torch.Tensor]:
+    return {index: image for indices, part in made for index, image in zip(indices, part)}
+
+
+# ---- image k
+
+
+def test_noise_of_an_image_is_a_function_of_seed_stream_and_index():
+    noise = noise_for([4, 0, 9], SHAPE, seed=3)
+    assert noise.shape == (3, *SHAPE)
+    assert torch.equal(noise[1:2], noise_for([0], SHAPE, seed=3))
+    for other in (noise_for([5], SHAPE, 3), noise_for([4], SHAPE, 4), noise_for([4], SHAPE, 3, "path")):
+        assert not torch.equal(noise[:1], other)
+
+
+@pytest.mark.parametrize(
+    ("solver", "method"), [("euler", "rf"), ("dpmpp2m", "idff"), ("idff", "idff"), ("euler_maruyama", "rf")]
+)
+def test_an_image_does_not_depend_on_batch_size_or_order(solver, method):
+    config = replace(CONDITIONAL, method=method, sigma=0.2)
+    make = sampler(config, solver=solver)
+    by_three = images_of(sample_many(make, range(10), 3))
+    by_seven = images_of(sample_many(make, [9, 2, 5, 0, 7, 1, 8, 3, 6, 4], 7))
+    assert by_three.keys() == by_seven.keys() == set(range(10))
+    for k in range(10):
+        assert torch.allclose(by_three[k], by_seven[k], atol=1e-5)
+    assert (by_three[0] - by_three[3]).abs().max() > 0.1  # of the same class, and yet another image
+    other = images_of(sample_many(sampler(config, solver=solver, seed=1), [0], 1))
+    assert (by_three[0] - other[0]).abs().max() > 0.1
+
+
+def test_labels_go_by_index():
+    assert labels_for([0, 1, 2, 3, 7], 3).tolist() == [0, 1, 2, 0, 1]
+    assert labels_for([5, 6], 3, label=2).tolist() == [2, 2]
+    assert labels_for([5], 0) is None
+    with pytest.raises(ValueError, match="--label 3 is out of range: these weights know the classes 0 to 2"):
+        labels_for([0], 3, label=3)
+    with pytest.raises(ValueError, match="--label needs class-conditional weights"):
+        labels_for([0], 0, label=0)
+    net = network(CONDITIONAL)
+    assert net.num_classes == 4 and real_classes(net) == 3  # the row of "no label" is not a class
+    assert real_classes(network(replace(CONDITIONAL, label_dropout=0.0))) == 3 and real_classes(network()) == 0
+
+
+def test_labels_reach_the_network():
+    by_turns = images_of(sample_many(sampler(), range(3), 3))
+    twos = images_of(sample_many(sampler(), range(3), 3, label=2))
+    assert torch.allclose(by_turns[2], twos[2], atol=1e-6)
+    assert (by_turns[0] - twos[0]).abs().max() > 1e-3
+
+
+# ---- guidance and cost
+
+
+def test_guidance_is_a_line_through_both_predictions():
+    net, y = network(CONDITIONAL), torch.tensor([0, 2])
+    x, t = noise_for([0, 1], SHAPE, 0), torch.tensor([0.3, 0.7])
+    with torch.no_grad():
+        given, free = net(x, t, y), net(x, t, None)
+        assert (given - free).abs().max() > 1e-3
+        for cfg, expected in ((1.0, given), (0.0, free), (2.0, 2 * given - free), (0.5, (given + free) / 2)):
+            assert torch.allclose(guided(net, y, cfg)(x, t), expected, atol=1e-6)
+        assert torch.equal(guided(net, None, 3.0)(x, t), free)
+
+
+@pytest.mark.parametrize(
+    ("solver", "n", "nfe"),
+    [
+        *[("euler", 5, 5), ("ab2", 5, 5), ("dpmpp2m", 5, 5), ("torchdyn", 5, 5), ("euler_maruyama", 5, 5)],
+        *[("heun", 5, 9), ("midpoint", 5, 9), ("rk4", 5, 17), ("heun", 1, 1)],  # the last step is Euler's
+    ],
+)
+def test_evaluations_are_counted_at_the_network(solver, n, nfe):
+    for cfg, times in ((1.0, 1), (0.0, 1), (2.0, 2)):
+        made = sampler(solver=solver, n_steps=n, cfg=cfg)
+        counted = []
+        made.net.register_forward_hook(lambda *_, counted=counted: counted.append(1))
+        made([0, 1], torch.tensor([0, 1]))
+        assert made.nfe == len(counted) == nfe * times
+
+
+def test_precision_is_that_of_the_network_only():
+    seen = []
+    net = network()
+    net.out[2].register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    full, half = (Sampler(net, "rf", SHAPE, precision=p)([0, 1]) for p in ("no", "bf16"))
+    assert set(seen) == {torch.float32, torch.bfloat16} and half.dtype == torch.float32
+    assert 0 < (full - half).abs().max() < 0.2
+    assert CountedNetwork(net, "bf16")(noise_for([0], SHAPE, 0), torch.zeros(1)).dtype == torch.float32
+
+
+# ---- every solver
+
+
+@pytest.mark.parametrize("solver", get_args(SolverName))
+def test_every_solver_runs_on_idff_weights(solver):
+    made = sampler(replace(CONDITIONAL, method="idff", sigma=0.2), solver=solver, rtol=1e-2, atol=1e-2)
+    x = made([0, 1], torch.tensor([0, 1]))
+    assert x.shape == (2, *SHAPE) and x.isfinite().all() and x.abs().max() <= 1 and made.nfe >= 3
+
+
+def test_solvers_agree_on_a_smooth_velocity():
+    config = options(method="rf")
+    reference = sampler(config, solver="rk4", n_steps=20)([0, 1])
+    for solver, n in (("dopri5", 1), ("heun", 30), ("midpoint", 30), ("ab2", 50), ("dpmpp2m", 50), ("euler", 200)):
+        error = (sampler(config, solver=solver, n_steps=n)([0, 1]) - reference).abs().max()
+        print(solver, error)
+        assert error < 0.02, (solver, error)
+
+
+def test_solvers_that_do_not_fit_the_method_say_so():
+    with pytest.raises(ValueError, match="--solver idff needs weights trained with --method idff, these are rf"):
+        sampler(solver="idff")([0])
+    for method in ("otcfm", "sbcfm"):
+        with pytest.raises(ValueError, match=f"needs the score, which a {method} network does not give; use an ODE"):
+            sampler(replace(CONDITIONAL, method=method, sigma=0.1), solver="euler_maruyama")([0])
+    with pytest.raises(ValueError, match="unknown solver 'gauss'"):
+        sampler(solver="gauss")([0])
+    with pytest.raises(ValueError, match="--batch_size 0"):
+        list(sample_many(sampler(), range(2), 0))
+
+
+# ---- closed forms: x0 ~ N(0, 1), x1 ~ N(MEAN, SPREAD^2), independent
+
+MEAN, SPREAD, SIGMA = 0.1, 0.2, 0.5
+
+
+class Exact(nn.Module):
+    """The network that training would find: a velocity, or IDFF's heads on a bridge of spread SIGMA."""
+
+    num_classes, null_class = 0, False
+
+    def __init__(self, idff: bool):
+        super().__init__()
+        self.idff, self.dummy = idff, nn.Parameter(torch.zeros(1))
+
+    def forward(self, x, t, y=None):
+        t = t.view(-1, 1, 1, 1)
+        x = x[:, :1]
+        noise = SIGMA**2 * t * (1 - t) if self.idff else 0
+        variance, off = t**2 * SPREAD**2 + (1 - t) ** 2 + noise, x - t * MEAN
+        if not self.idff:
+            return MEAN + (t * SPREAD**2 - (1 - t)) / variance * off
+        return torch.cat([MEAN + t * SPREAD**2 / variance * off, -(SIGMA**2) / 2 * off / variance], 1)
+
+
+@pytest.mark.parametrize("method", ["rf", "cfm", "idff"])
+@pytest.mark.parametrize(("solver", "n"), [("heun", 50), ("dpmpp2m", 100), ("euler_maruyama", 300)])
+def test_samples_have_the_distribution_of_the_data(method, solver, n):
+    exact = Sampler(Exact(method == "idff"), method, (1, 32, 32), SIGMA, solver=solver, n_steps=n)
+    x = exact(range(40))
+    assert x.mean().item() == pytest.approx(MEAN, abs=0.005)  # standard error 0.001
+    assert x.std().item() == pytest.approx(SPREAD, rel=0.03)
+
+
+def test_idff_velocity_is_the_velocity_of_its_marginals():
+    """Along the flow of a Gaussian, (x - mean) / spread does not change."""
+    velocity = velocity_of(Exact(True), "idff")
+    x = torch.linspace(-2, 2, 9, dtype=torch.float64).view(9, 1, 1, 1)
+
+    def spread(t):
+        return math.sqrt(t**2 * SPREAD**2 + (1 - t) ** 2 + SIGMA**2 * t * (1 - t))
+
+    for t in (0.0, 0.2, 0.5, 0.9, 0.97):
+        h = 1e-6
+        slope = (spread(t + h) - spread(max(t - h, 0))) / (t + h - max(t - h, 0)) / spread(t)
+        expected = MEAN + slope * (x - t * MEAN)
+        assert torch.allclose(velocity(x, torch.full((9,), t, dtype=torch.float64)), expected, atol=1e-5), t
+
+
+def test_idff_velocity_is_finite_at_the_end():
+    heads = network(replace(TINY, method="idff", sigma=0.2))
+    v = velocity_of(heads, "idff")(noise_for([0], SHAPE, 0), torch.ones(1))
+    assert v.isfinite().all()
+
+
+def test_diffusions_are_numbers():
+    assert sde_of(network(), "rf", 0.0)[1](0.5) == pytest.approx(1.0)
+    assert sde_of(Exact(True), "idff", 0.3)[1](0.5) == 0.3
+
+
+# ---- many images on disk
+
+
+def generate(tmp_path: Path, target: str, *flags: str) -> Path:
+    file = tmp_path / "weights.pt"
+    if not file.exists():
+        weights(file, CONDITIONAL)
+    argv = ["--weights", str(file), "--n_samples", "10", "--n_steps", "2", "--device", "cpu", "--batch_size", "4"]
+    return gen_main(folder(tmp_path), "", [*argv, "--save_dir", str(tmp_path / target), *flags])
+
+
+def pictures(path: Path) -> np.ndarray:
+    files = sorted(path.glob("*.png"))
+    assert [file.name for file in files] == [f"{k:06d}.png" for k in range(10)]
+    return np.stack([np.asarray(Image.open(file)) for file in files])
+
+
+def test_parts_make_the_whole_whatever_the_batch_size(tmp_path, capsys):
+    whole = pictures(generate(tmp_path, "whole"))
+    assert whole.shape == (10, 8, 8) and whole.std() > 10
+    assert "images 0 to 9 are in" in (out := capsys.readouterr().out) and "NFE 2" in out
+    generate(tmp_path, "parts", "--range", "6:10", "--batch_size", "3")
+    assert len(list((tmp_path / "parts").glob("*.png"))) == 4
+    parts = pictures(generate(tmp_path, "parts", "--range", "0:6", "--batch_size", "1"))
+    assert np.abs(whole.astype(int) - parts).max() <= 1
+
+
+def test_generation_goes_on_where_it_was_stopped(tmp_path, capsys):
+    before = pictures(generate(tmp_path, "set"))
+    for k in (2, 7):
+        (tmp_path / "set" / f"{k:06d}.png").unlink()
+    (tmp_path / "set" / "000004.png").write_bytes(b"")  # as after a power cut
+    kept = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "set").glob("*.png") if file.stat().st_size}
+    assert np.abs(before.astype(int) - pictures(generate(tmp_path, "set"))).max() <= 1
+    assert all((tmp_path / "set" / name).stat().st_mtime_ns == time for name, time in kept.items())
+    capsys.readouterr()
+    generate(tmp_path, "set")  # nothing to do
+    assert "NFE" not in capsys.readouterr().out
+
+
+def test_npz_holds_the_same_images_also_from_two_writers(tmp_path):
+    whole = pictures(generate(tmp_path, "png"))
+    generate(tmp_path, "two.npz", "--range", ":4")
+    assert not (tmp_path / "two.npz").exists()  # half a set is not a set
+    generate(tmp_path, "two.npz", "--range", "4:")
+    generate(tmp_path, "one.npz")
+    for name in ("one.npz", "two.npz"):
+        with np.load(tmp_path / name) as file:
+            assert file.files == ["arr_0"] and file["arr_0"].shape == (10, 8, 8, 1) and file["arr_0"].dtype == np.uint8
+            assert np.abs(whole.astype(int) - file["arr_0"][..., 0]).max() <= 1
+
+
+@pytest.mark.parametrize("flags", [("--seed", "1"), ("--cfg", "2"), ("--solver", "heun"), ("--label", "1")])
+def test_a_set_of_other_images_is_not_continued(tmp_path, flags):
+    generate(tmp_path, "set", "--range", "0:2")
+    with pytest.raises(ValueError, match=f"begun with other settings: {flags[0][2:]} .*another --save_dir"):
+        generate(tmp_path, "set", *flags)
+    weights(tmp_path / "weights.pt", CONDITIONAL, seed=1)
+    with pytest.raises(ValueError, match="begun with other settings: weights"):
+        generate(tmp_path, "set")
+
+
+def test_grid_is_a_picture_and_says_what_it_took(tmp_path, capsys):
+    weights(tmp_path / "weights.pt", CONDITIONAL)
+    argv = ["--weights", str(tmp_path / "weights.pt"), "--n_samples", "9", "--n_steps", "3", "--solver", "heun"]
+    path = grid_main(folder(tmp_path), "", [*argv, "--cfg", "1.5", "--device", "cpu"])
+    assert path == tmp_path / "samples" / "heun_nfe10.png"
+    assert Image.open(path).size == (32, 32)  # 3 images of 8 pixels and 4 lines of 2
+    out = capsys.readouterr().out
+    assert "9 images, rf weights of step 7, heun, 3 steps, NFE 10, seed 0" in out and f"picture: {path}" in out
+
+
+def test_raw_and_averaged_weights_of_a_run_folder(tmp_path):
+    state = checkpoint.load(weights(tmp_path / "checkpoint_last.pt", CONDITIONAL))
+    checkpoint.save(tmp_path / "checkpoint_last.pt", state | {"net_model": network(CONDITIONAL, 1).state_dict()})
+    made = {
+        ema: make_sampler(folder(tmp_path), GridConfig(weights=str(tmp_path), ema=ema, device="cpu"), {})[0]
+        for ema in (True, False)
+    }
+    for ema, seed in ((True, 0), (False, 1)):
+        expected = Sampler(network(CONDITIONAL, seed), "rf", SHAPE)([0], torch.tensor([1]))
+        assert torch.allclose(made[ema]([0], torch.tensor([1])), expected, atol=1e-6)
