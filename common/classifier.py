@@ -57,7 +57,7 @@ def train_classifier(
     torch.manual_seed(seed)
     net = Classifier(data.images.shape[1], data.num_classes, width).to(memory_format=torch.channels_last)
     batches = Batches(data, batch_size, seed, flip)
-    steps = epochs * len(data) // batch_size
+    steps = max(1, epochs * len(data) // batch_size)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=5e-3, total_steps=steps)
     for step in tqdm(range(steps), unit="step", desc="classifier", dynamic_ncols=True):

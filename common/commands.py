@@ -241,6 +241,7 @@ def gen_main(folder: Folder, description: str, argv: list[str] | None = None) ->
     c, h, w = sampler.shape
     writer = open_writer(target, config.n_samples, (c, h, w), fingerprint)
     todo = writer.missing(start, stop)[here.rank :: here.world]
+    here.wait()  # all see the same images missing before the first one is written
     with tqdm(total=len(todo), unit="image", dynamic_ncols=True, disable=not here.is_main) as bar:
         for indices, images in generate.sample_many(sampler, todo, config.batch_size, config.label):
             for index, image in zip(indices, to_uint8(images)):

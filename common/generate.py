@@ -179,6 +179,11 @@ class Sampler:
             return solvers.dopri5(velocity, x0, times[[0, -1]], self.rtol, self.atol)
         if self.solver == "torchdyn":
             return solvers.torchdyn_solve(velocity, x0, times)
+        if self.method == "idff":
+            # The bridge's noise vanishes like sqrt(1 - t): a straight last step would leave a seventh of what there
+            # is (2 grey levels with 10 steps). Land on the data head instead, for the same one evaluation.
+            x = solvers.integrate(velocity, x0, times[:-1], self.solver) if self.n_steps > 1 else x0
+            return heads_of(net, y, self.cfg)(x, times[-2].expand(len(x)))[0]
         return solvers.integrate(velocity, x0, times, self.solver, final_euler=True)
 
 

@@ -26,12 +26,12 @@ def measure_main(
     from common.cards import add_measurement, commit
     from common.classifier import classify, feature_distance
     from common.images import to_uint8
-    from common.runtime import atomic_write
+    from common.runtime import atomic_write, generator
 
     preset = next(iter(folder.presets.values()))
+    sampler, info = make_sampler(folder, config, extra)  # first, since missing weights end it here
     train, test = _real_images(folder, config, preset, has_test)
     net, accuracy = _classifier(folder, config, train, test, preset.flip)
-    sampler, info = make_sampler(folder, config, extra)
     images, labels = [], []
     with tqdm(total=config.n_samples, unit="image", desc="samples", dynamic_ncols=True) as bar:
         for indices, part in generate.sample_many(sampler, range(config.n_samples), config.batch_size, config.label):
@@ -41,7 +41,8 @@ def measure_main(
             bar.update(len(indices))
     fake, fake_classes = classify(net, torch.cat(images))
     real, _ = classify(net, test.images)
-    other, _ = classify(net, train.images[torch.randperm(len(train))[: len(real)].sort().values])
+    order = torch.randperm(len(train), generator=generator(config.seed, "measure"))
+    other, _ = classify(net, train.images[order[: len(real)].sort().values])
     wanted = torch.cat(labels)
     result = {
         "weights": info["path"],
@@ -79,6 +80,8 @@ def _real_images(folder: Folder, config: MeasureConfig, preset: Any, has_test: b
     data = load_data(folder, config, preset.image_size, preset.in_channels)
     if has_test and not config.smoke:
         return data, load_data(folder, config, preset.image_size, preset.in_channels, split="test")
+    if data.labels is None:
+        raise ValueError(f"{data.source} has no labels: a classifier needs class folders, or labels in the .npz")
     held = torch.arange(len(data)) % 5 == 4
     parts = [replace(data, images=data.images[mask], labels=data.labels[mask]) for mask in (~held, held)]
     return parts[0], parts[1]

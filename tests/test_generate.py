@@ -186,6 +186,7 @@ class Exact(nn.Module):
 @pytest.mark.parametrize("method", ["rf", "cfm", "idff"])
 @pytest.mark.parametrize(("solver", "n"), [("heun", 50), ("dpmpp2m", 100), ("euler_maruyama", 300)])
 def test_samples_have_the_distribution_of_the_data(method, solver, n):
+    n *= 4 if method == "idff" else 1  # the last step lands on the mean, and a bridge's noise goes like sqrt(1 - t)
     exact = Sampler(Exact(method == "idff"), method, (1, 32, 32), SIGMA, solver=solver, n_steps=n)
     x = exact(range(40))
     assert x.mean().item() == pytest.approx(MEAN, abs=0.005)  # standard error 0.001

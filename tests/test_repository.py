@@ -1,0 +1,215 @@
+"""The rules of the repository that a machine can check: who imports whom, what an import costs, links and commands."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import ROOT
+
+LIBRARY = sorted((ROOT / "common").glob("*.py"))
+FOLDERS = sorted({path.parent for path in ROOT.glob("*/_repo.py")})
+SCRIPTS = [path for folder in FOLDERS for path in sorted(folder.glob("*.py"))]
+BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
+DOCUMENTS = [
+    path for path in sorted(ROOT.rglob("*.md")) if not {".venv", ".pytest_cache"} & set(path.relative_to(ROOT).parts)
+]
+
+# Slow to import, or wanted by few: inside the function that needs them.
+LATE = {"matplotlib", "PIL", "scipy", "ot", "torchdyn", "torchdiffeq", "accelerate", "torchvision", "tensorflow"}
+LATE |= {"wandb", "tensorboard", "tyro", "yaml", "tqdm", "sklearn", "lmdb", "optuna", "openmm", "xarray", "torchcfm"}
+TORCH_FREE = {"__init__.py", "cli.py", "options.py", "config.py", "runtime.py", "commands.py", "measure.py"}
+DATASETS = re.compile(r"mnist|cifar|celeb|lsun|lorenz", re.IGNORECASE)
+
+
+def ids(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imports(tree: ast.AST, at_import: bool = False) -> list[str]:
+    """Top-level names that a module imports: all, or only those that its own import brings in."""
+    found = []
+    for node in ast.iter_child_nodes(tree):
+        if at_import and (isinstance(node, (ast.FunctionDef, ast.Lambda)) or _only_for_types(node)):
+            continue
+        if isinstance(node, ast.Import):
+            found += [alias.name.split(".")[0] for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            found.append((node.module or "").split(".")[0])
+        found += imports(node, at_import)
+    return found
+
+
+def _only_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+# ---- who imports whom
+
+
+def test_there_is_something_to_check():
+    assert len(LIBRARY) > 15 and {folder.name for folder in FOLDERS} >= {"cifar10", "mnist"} and len(DOCUMENTS) >= 1
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=ids)
+def test_the_library_imports_no_folder_and_nothing_slow(path):
+    tree = parsed(path)
+    names = {p.stem for folder in FOLDERS for p in folder.glob("*.py")} | {folder.name for folder in FOLDERS}
+    used = set(imports(tree))
+    assert not (used & names) - set(sys.stdlib_module_names), "common must not know the folders"
+    early = set(imports(tree, at_import=True))
+    assert not early & LATE, "import it inside the function that needs it"
+    if path.name in TORCH_FREE:
+        assert not early & {"torch", "numpy"}, "--help must not wait for torch"
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=ids)
+def test_a_folder_imports_the_library_and_its_own_files_only(path):
+    tree = parsed(path)
+    own = {p.stem for p in path.parent.glob("*.py")}
+    others = {p.stem for folder in FOLDERS if folder != path.parent for p in folder.glob("*.py")} - own
+    others |= {folder.name for folder in FOLDERS}
+    assert not set(imports(tree)) & others
+    third = set(imports(tree, at_import=True)) - own - {"common"} - set(sys.stdlib_module_names)
+    assert not third, "a script's --help must not wait for it"
+
+
+def test_every_folder_begins_alike():
+    texts = {folder.joinpath("_repo.py").read_text() for folder in FOLDERS}
+    assert len(texts) == 1
+    for path in SCRIPTS:
+        if '__name__ == "__main__"' in path.read_text():
+            found = [node.module for node in parsed(path).body if isinstance(node, ast.ImportFrom)]
+            assert "_repo" in found and (
+                found.index("_repo") < min(k for k, name in enumerate(found) if name.startswith("common"))
+            ), path
+            assert "run_main(" in path.read_text(), path
+
+
+@pytest.mark.parametrize("path", [*LIBRARY, *SCRIPTS, *BENCHMARKS], ids=ids)
+def test_no_star_imports_and_no_work_at_import(path):
+    tree = parsed(path)
+    stars = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.names[0].name == "*"]
+    assert not stars
+    loops = [node for node in tree.body if isinstance(node, (ast.For, ast.While, ast.With))]
+    assert not loops, "work at import"
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=ids)
+def test_no_data_sets_name_in_the_library(path):
+    """Docstrings and comments may name sources and projects; identifiers and texts may not."""
+    tree = parsed(path)
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    texts = {id(node.body[0].value) for node in ast.walk(tree) if isinstance(node, documented) and ast.get_docstring(node)}
+    for node in ast.walk(tree):
+        for name, value in ast.iter_fields(node):
+            if isinstance(value, str) and id(node) not in texts and name != "kind":
+                assert not DATASETS.search(value), f"line {getattr(node, 'lineno', '?')}: {value!r}"
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=ids)
+def test_every_public_name_is_documented(path):
+    tree = parsed(path)
+    assert ast.get_docstring(tree)
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{node.name} in {path.name}"
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys; before = set(sys.modules); import common; print(*sorted(set(sys.modules) - before))"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert shown.stdout.split() == ["common"]
+
+
+def test_every_module_of_the_library_is_importable_with_the_promised_names():
+    promised = {
+        "unet": ["UNet", "ConditionalUNet"],
+        "solvers": ["integrate", "time_grid", "CountNFE", "dopri5"],
+        "couplings": ["couple"],
+        "ema": ["EMA"],
+        "checkpoint": ["save", "load", "load_network"],
+        "metrics": ["frechet_distance", "wasserstein2", "sinkhorn_divergence", "mmd", "crps_ensemble"],
+        "training": ["train"],
+        "generate": ["sample_many"],
+        "cli": ["parse"],
+    }
+    for path in LIBRARY:
+        module = importlib.import_module("common" if path.stem == "__init__" else f"common.{path.stem}")
+        for name in promised.get(path.stem, []):
+            assert callable(getattr(module, name)), f"{path.stem}.{name}"
+
+
+# ---- documents
+
+
+def commands(path: Path) -> list[str]:
+    """The lines of a document that run one of our files."""
+    text = path.read_text(encoding="utf-8")
+    spans = re.findall(r"`([^`\n]+)`", text)
+    for block in re.findall(r"```(?:bash|sh|console)?\n(.*?)```", text, flags=re.DOTALL):
+        spans += block.splitlines()
+    parts = [part.split("#")[0].strip() for span in spans for part in span.removeprefix("$ ").split("&&")]
+    wanted = re.compile(r"^(python3?|accelerate-launch|accelerate launch)\s+\S+\.py\b")
+    return list(dict.fromkeys(part for part in parts if wanted.match(part)))
+
+
+COMMANDS = [
+    pytest.param(path, line, id=f"{ids(path)}: {line}") for path in DOCUMENTS for line in commands(path)
+] or [pytest.param(None, "", marks=pytest.mark.skip("no commands"))]
+
+
+@pytest.mark.parametrize(("path", "line"), COMMANDS)
+def test_commands_of_documents_name_files_and_flags_that_exist(path, line):
+    words = shlex.split(line)
+    at = next(k for k, word in enumerate(words) if word.endswith(".py"))
+    places = [path.parent / words[at], ROOT / words[at], ROOT / "cifar10" / words[at]]  # `cd cifar10 && ...`
+    script = next((place for place in places if place.is_file()), None)
+    assert script is not None, f"{words[at]} is not there"
+    if script.parent not in FOLDERS:
+        return
+    where = script.parents[len(Path(words[at]).parts) - 1]
+    shown = subprocess.run(
+        [sys.executable, *words[at:], "--help"], cwd=where, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert shown.returncode == 0, shown.stderr
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=ids)
+def test_links_of_documents_exist(path):
+    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text):
+        if not re.match(r"[a-z]+:", target) and not target.startswith("#"):
+            assert (path.parent / target.split("#")[0]).exists(), f"{path.name} links to {target}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=ids)
+def test_python_in_documents_uses_names_that_exist(path):
+    for block in re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.DOTALL):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "common":
+                module = importlib.import_module(node.module or "")
+                for alias in node.names:
+                    assert hasattr(module, alias.name) or importlib.import_module(f"{node.module}.{alias.name}")
+
+
+def test_requirements_name_every_package_that_the_library_imports():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    named = {re.split(r"[<>=~!\[ #]", line)[0].lower() for line in lines if line and not line.startswith("#")}
+    module_names = {"pillow": "PIL", "pyyaml": "yaml", "pot": "ot", "pytorch-fid": "pytorch_fid"}
+    known = {module_names.get(name, name) for name in named} | set(sys.stdlib_module_names) | {"common"}
+    optional = {"wandb"}  # asked for by --logger only, with a hint
+    own = {path.stem for path in SCRIPTS}
+    used = {name for path in [*LIBRARY, *SCRIPTS] for name in imports(parsed(path))}
+    assert not used - known - optional - own

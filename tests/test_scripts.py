@@ -1,0 +1,217 @@
+"""Every script of the data sets' folders, with --smoke, as a user starts it: from its own folder or from the root."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import ROOT, network, options
+
+from common import checkpoint, cli
+from common.commands import smoke_preset
+from common.config import TrainConfig
+from common.losses import network_heads
+from common.unet import build_network, network_description
+
+# name: (train script, its weights, suffix of gen_*.py, side, where the scripts are started)
+FOLDERS = {
+    "cifar10": ("train_cifar10.py", "IDFF_cifar10_weights_step_final.pt", "cifar10", 32, ROOT),
+    "mnist": ("mnist_train.py", "flow_matching_mnist.pth", "mnist", 28, ROOT / "mnist"),
+}
+SCRIPTS = [
+    *(f"cifar10/{name}.py" for name in ("train_cifar10", "simple_gen_test", "gen_cifar10", "gen_true_cifar10", "measure")),
+    *(f"mnist/{name}.py" for name in ("mnist_train", "simple_gen_test", "gen_mnist", "gen_true_mnist", "measure")),
+    "mnist/mnist_test.py",
+]
+
+
+def start(script: str, *flags: object, cwd: Path) -> str:
+    """Run a script; what it printed."""
+    name = os.path.relpath(ROOT / script, cwd)
+    command = [sys.executable, name, *map(str, flags)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+@pytest.fixture(scope="module", params=list(FOLDERS))
+def trained(request, tmp_path_factory):
+    """A folder's name, a run of its train script, and what the script printed."""
+    name = request.param
+    out = tmp_path_factory.mktemp(name) / "run"
+    printed = start(f"{name}/{FOLDERS[name][0]}", "--smoke", "--out", out, "--device", "cpu", cwd=FOLDERS[name][4])
+    return name, out, printed
+
+
+def test_train(trained):
+    name, out, printed = trained
+    final = out / FOLDERS[name][1]
+    assert f"weights: {final}" in printed and f"run folder: {out}" in printed
+    assert {path.name for path in out.iterdir()} == {
+        *("checkpoint_last.pt", "checkpoint_best.pt", "config.yaml", "metrics.jsonl", "run.lock", "samples", final.name),
+    }
+    net, info = checkpoint.load_network(final)
+    assert info["config"]["image_size"] == FOLDERS[name][3] and net.num_classes == 11 and info["step"] == 4
+    assert (out / "samples" / "step_0000004.png").exists()
+
+
+def test_simple_gen_test(trained, tmp_path):
+    name, out, _ = trained
+    weights, side = out / FOLDERS[name][1], FOLDERS[name][3]
+    flags = ("--weights", weights, "--n_samples", 4, "--n_steps", 3, "--cfg", 1.5, "--out", tmp_path / "grid.png")
+    printed = start(f"{name}/simple_gen_test.py", "--smoke", *flags, cwd=FOLDERS[name][4])
+    assert "4 images" in printed and "NFE 6" in printed and f"picture: {tmp_path / 'grid.png'}" in printed
+    assert Image.open(tmp_path / "grid.png").size == (2 * side + 6, 2 * side + 6)
+
+
+def test_generated_and_true_images_are_folders_that_pytorch_fid_reads(trained, tmp_path):
+    name, out, _ = trained
+    _, weights, suffix, side, cwd = FOLDERS[name]
+    flags = ("--smoke", "--save_dir")
+    start(f"{name}/gen_{suffix}.py", *flags, tmp_path / "gen", "--weights", out / weights, "--n_steps", 2, cwd=cwd)
+    start(f"{name}/gen_true_{suffix}.py", *flags, tmp_path / "true", cwd=cwd)
+    for folder, count in (("gen", 16), ("true", 64)):
+        files = sorted((tmp_path / folder).glob("*.png"))  # what `python -m pytorch_fid A B` lists
+        assert [file.name for file in files] == [f"{k:06d}.png" for k in range(count)]
+        shapes = {np.asarray(Image.open(file).convert("RGB")).shape for file in files}
+        assert shapes == {(side, side, 3)}
+        assert {path.name for path in (tmp_path / folder).iterdir()} - {file.name for file in files} == {"samples.json"}
+
+
+def test_measure(trained, tmp_path):
+    name, out, _ = trained
+    flags = ("--weights", out / FOLDERS[name][1], "--n_samples", 20, "--n_steps", 2, "--out", tmp_path / "m.json")
+    printed = start(f"{name}/measure.py", "--smoke", *flags, cwd=FOLDERS[name][4])
+    result = json.loads((tmp_path / "m.json").read_text())
+    assert result["nfe"] == 2 and result["generated"] == 20 and 0 <= result["recognised"] <= 1
+    assert result["feature_distance"] > result["feature_distance_real"] >= 0
+    assert json.loads(printed[printed.index("{") :]) == result
+
+
+def test_mnist_test_draws_ten_digits(trained, tmp_path):
+    name, out, _ = trained
+    if name != "mnist":
+        pytest.skip("mnist has it")
+    flags = ("--weights", out / FOLDERS[name][1], "--out", tmp_path / "digits.png")
+    printed = start("mnist/mnist_test.py", "--smoke", *flags, cwd=ROOT)
+    assert "ten digits, 8 network evaluations each" in printed
+    assert Image.open(tmp_path / "digits.png").size == (10 * 30 + 2, 32)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_from_the_other_place_is_quick_and_free_of_torch(script):
+    folder = (ROOT / script).parent
+    cwd = folder if FOLDERS[folder.name][4] == ROOT else ROOT
+    code = (
+        "import runpy, sys; sys.argv = sys.argv[1:]\n"
+        "sys.path[0] = __import__('os').path.dirname(sys.argv[0]) or '.'\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as left: print('left', left.code, 'torch' in sys.modules, 'numpy' in sys.modules)"
+    )
+    name = os.path.relpath(ROOT / script, cwd)
+    shown = subprocess.run([sys.executable, "-c", code, name, "--help"], cwd=cwd, capture_output=True, text=True)
+    assert shown.stdout.endswith("left 0 False False\n"), shown.stderr
+    assert "--smoke" in shown.stdout and "--device" in shown.stdout or "true" in script
+
+
+# ---- what a folder's own files say
+
+
+@pytest.fixture(params=list(FOLDERS))
+def config(request, monkeypatch):
+    """A folder's config.py, imported as its scripts import it, without leaving the module names behind."""
+    names = ("_repo", "config", "mnist_train", "keras_mnist")
+    monkeypatch.syspath_prepend(str(ROOT / request.param))
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    yield importlib.import_module("config")
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def test_presets_are_in_range_and_build_their_networks(config):
+    for name, preset in config.FOLDER.presets.items():
+        cli.validate(preset)
+        for run in (preset, smoke_preset(preset)):
+            with torch.device("meta"):
+                net = build_network(network_description(run, network_heads(run.method)))
+            assert net.num_classes == (run.num_classes and run.num_classes + 1), name
+    assert config.FOLDER.here.name in FOLDERS and (config.FOLDER.here / "_repo.py").exists()
+
+
+def test_the_paper_preset_is_the_published_network(config):
+    paper = config.FOLDER.presets.get("paper")
+    if paper is None:
+        pytest.skip("cifar10 has it")
+    with torch.device("meta"):
+        velocity = build_network(network_description(paper, 1))
+    assert sum(p.numel() for p in velocity.parameters()) == 35_746_307  # torchcfm's CIFAR-10 network
+    assert (paper.method, paper.sigma, paper.flow_weight) == ("idff", 0.2, 2.0)
+    assert (paper.lr, paper.batch_size, paper.ema_decay) == (2e-4, 128, 0.9999)
+    deep = config.FOLDER.presets["paper-deep"]
+    assert deep == dataclasses.replace(paper, channel_mult=(1, 2, 2, 4))
+
+
+def test_names_of_runs_and_weights_are_the_seeds(config):
+    folder = config.FOLDER
+    run = folder.run_name(folder.presets["default"])
+    name = folder.weights_name.format(METHOD=folder.presets["default"].method.upper())
+    assert f"results/{run}/{name}" == folder.weights
+    assert folder.weights in (
+        "results/IDFF-2.0-0.2/IDFF_cifar10_weights_step_final.pt",
+        "results/RF-0.0/flow_matching_mnist.pth",
+    )
+
+
+def test_flow_matching_pytorchs_command_line(config):
+    if config.FOLDER.here.name != "cifar10":
+        pytest.skip("cifar10 has it")
+    file = str(config.FOLDER.here / "configs" / "cifar10.yaml")
+    argv = ["-c", file, "-e", "results/fm", "-mp", "fp16"]
+    run = cli.parse(TrainConfig, config.FOLDER.presets, argv=argv)
+    assert (run.out, run.mixed_precision, run.num_channel, run.batch_size, run.lr) == ("results/fm", "fp16", 256, 256, 5e-4)
+    assert run.method == "cfm" and run.num_classes == 0 and run.total_steps == 200_000 and run.patch_size == 1
+
+
+def test_generate_sample_is_importable_as_in_the_seed(config):
+    if config.FOLDER.here.name != "mnist":
+        pytest.skip("mnist has it")
+    generate_sample = importlib.import_module("mnist_train").generate_sample
+    model = network(options(num_classes=3))
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    torch.manual_seed(0)
+    image = generate_sample(model, img_size=(1, 8, 8), steps=5)
+    assert image.shape == (1, 1, 8, 8) and image.abs().max() <= 1 and len(calls) == 20
+    torch.manual_seed(0)
+    assert torch.equal(image, generate_sample(model, (1, 8, 8), 5))
+    torch.manual_seed(0)
+    assert not torch.allclose(image, generate_sample(model, (1, 8, 8), 5, label=1))
+    torch.manual_seed(0)
+    start = torch.randn(1, 1, 8, 8)
+    exact = generate_sample(lambda_model(start), (1, 8, 8), 5)  # torch's generator goes on: another noise
+    assert exact.abs().max() <= 1
+
+
+def lambda_model(target: torch.Tensor) -> torch.nn.Module:
+    """A velocity that goes straight to an image: (target - x) / (1 - t), safe at t = 1."""
+
+    class Straight(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.dummy = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x, t, y=None):
+            return (target - x) / (1 - t).clamp(min=1e-3).view(-1, 1, 1, 1)
+
+    return Straight()
