@@ -20,10 +20,10 @@ from common.runtime import generator
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 
-# 1 / (1 - t) multiplies a data prediction's error near t = 1. With the denominator held at 0.02 the last two
-# hundredths of the way contract towards the prediction at a constant rate instead; what stays of the noise is
-# below one grey level.
-SMALLEST_REMAINDER = 0.02
+# 1 / (1 - t) multiplies a data prediction's error near t = 1. Fixed grids never evaluate there (the last step lands
+# on the prediction itself); for adaptive solvers the denominator is held at 0.005, where the noise is below one grey
+# level. At 0.02 a Gaussian of spread 0.2 came out 4% too wide with 400 steps, at 0.005 within 0.5%.
+SMALLEST_REMAINDER = 0.005
 
 
 class CountedNetwork:
