@@ -62,6 +62,7 @@ def train_classifier(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=5e-3, total_steps=steps)
     for step in tqdm(range(steps), unit="step", desc="classifier", dynamic_ncols=True):
         x, y = batches.at(step)
+        assert y is not None
         dy, dx = torch.randint(0, 5, (2,), generator=generator(seed, "shift", step)).tolist()
         x = F.pad(x, (2, 2, 2, 2), value=-1.0)[:, :, dy : dy + x.shape[2], dx : dx + x.shape[3]]
         loss = F.cross_entropy(net(x.contiguous(memory_format=torch.channels_last)), y, label_smoothing=0.05)

@@ -66,7 +66,7 @@ def smoke_preset(config: TrainConfig) -> TrainConfig:
 
 
 def load_data(folder: Folder, config: Any, image_size: int, channels: int, stream: bool = False, **options: Any) -> Any:
-    """The images of ``--data``, or the folder's own, or made-up ones for ``--smoke``; ``stream``: decoded on the fly."""
+    """The images of ``--data``, or the folder's own, or made-up ones for ``--smoke``; ``stream``: decoded when used."""
     from common import data
 
     if config.smoke:
@@ -158,7 +158,7 @@ def make_sampler(folder: Folder, config: SampleConfig, extra: dict[str, Any]) ->
         net, info = checkpoint.load_network(path, ema=config.ema, extra=extra)
         for line in info.get("report", ()):
             print(line)
-    net = net.to(device, memory_format=torch.channels_last)
+    net: Any = net.to(device, memory_format=torch.channels_last)  # type: ignore[no-redef, call-overload]
     method = info["method"]
     channels = net.out_channels // (2 if method["name"] == "idff" else 1)
     size = info["network"].get("image_size") or info.get("config", {}).get("image_size")
@@ -214,8 +214,9 @@ def grid_main(folder: Folder, description: str, argv: list[str] | None = None) -
     out = Path(config.out) if config.out else folder.here / "samples" / f"{config.solver}_nfe{sampler.nfe}.png"
     save_png(out, grid(torch.cat(parts)))
     print(
-        f"{config.n_samples} images, {info['method']['name']} weights of step {info.get('step', '?')}, {config.solver}, "
-        f"{config.n_steps} steps, NFE {sampler.nfe}, seed {config.seed}, {time.perf_counter() - start:.1f} s"
+        f"{config.n_samples} images, {info['method']['name']} weights of step {info.get('step', '?')}, "
+        f"{config.solver}, {config.n_steps} steps, NFE {sampler.nfe}, seed {config.seed}, "
+        f"{time.perf_counter() - start:.1f} s"
     )
     print(f"picture: {out}")
     return out

@@ -26,20 +26,16 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 SMALLEST_REMAINDER = 0.005
 
 
-class CountedNetwork:
-    """A network that counts its evaluations per sample and returns float32.
-
-    ``nfe`` is the number of times that the network saw each sample since it was last set to zero.
-    """
+class CountedNetwork(solvers.CountNFE):
+    """A network that counts its evaluations per sample, runs in the given precision and returns float32."""
 
     def __init__(self, net: nn.Module, precision: str = "no"):
-        self.net, self.nfe = net, 0
+        super().__init__(net)
         self.dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        self.nfe += 1
         with torch.autocast(x.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-            return self.net(x, t, y).float()
+            return super().__call__(x, t, y).float()
 
 
 def guided(net: Callable[..., Tensor], y: Tensor | None, cfg: float) -> Velocity:

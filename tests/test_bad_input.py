@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import NAME, ROOT, TINY, folder, images, options, run, weights
 
 from common import checkpoint, runtime
 from common.commands import gen_main, grid_main, make_sampler, train_main, true_main
 from common.config import GridConfig
 from common.images import save_png
 from common.measure import measure_main
+from tiny import NAME, ROOT, TINY, folder, images, options, run, weights
 
 CPU = ["--device", "cpu"]
 CONDITIONAL = options(num_classes=3)
@@ -87,7 +87,10 @@ def test_a_checkpoint_of_another_network(place, tmp_path):
 
 
 def test_weights_that_cannot_do_what_is_asked(place, tmp_path):
-    free, given = weights(tmp_path / "free.pt"), weights(tmp_path / "given.pt", options(num_classes=3, label_dropout=0.0))
+    free, given = (
+        weights(tmp_path / "free.pt"),
+        weights(tmp_path / "given.pt", options(num_classes=3, label_dropout=0.0)),
+    )
     for flags, match in (
         (["--weights", str(free), "--cfg", "2"], "--cfg 2.0 needs class-conditional weights; free.pt is unconditional"),
         (["--weights", str(given), "--cfg", "2"], "--cfg 2.0 needs weights trained with --label_dropout > 0"),
@@ -179,7 +182,15 @@ def test_a_corrupt_image_is_named_and_the_run_goes_on(place, tmp_path, capsys):
     assert "21 images" in captured.out  # 23, and one in ten held out
     for file in (tmp_path / "data").rglob("*.png"):
         file.write_bytes(b"nothing")
-    refused(train_in, place, "--data", str(tmp_path / "data"), "--resume", "auto", match="more than 10 images cannot be read")
+    refused(
+        train_in,
+        place,
+        "--data",
+        str(tmp_path / "data"),
+        "--resume",
+        "auto",
+        match="more than 10 images cannot be read",
+    )
 
 
 def test_images_of_another_size_are_resized_with_one_line(place, tmp_path, capsys):

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import NAME, ROOT, difference, last, run, states_differ
 
 from common import checkpoint, runtime, training
 from common.runtime import JsonLines, run_lock
+from tiny import NAME, ROOT, difference, last, run, states_differ
 
 CHANGES = {"method": "rf", "num_classes": 3, "dropout": 0.1, "total_steps": 8}
 
@@ -183,7 +183,10 @@ def test_the_last_step_is_not_interrupted(tmp_path, monkeypatch):
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path):
-    with run_lock(tmp_path), pytest.raises(ValueError, match=rf"another run \(pid {os.getpid()}\) writes to {tmp_path}"):
+    with (
+        run_lock(tmp_path),
+        pytest.raises(ValueError, match=rf"another run \(pid {os.getpid()}\) writes to {tmp_path}"),
+    ):
         run(tmp_path, **CHANGES)
     assert {path.name for path in tmp_path.iterdir()} == {"run.lock"}
 
@@ -200,7 +203,10 @@ def test_a_folder_that_holds_a_run_is_refused_without_resume(tmp_path):
     ("changes", "message"),
     [
         ({"num_channel": 64}, r"another network \(channels: 32 there, 64 here\)"),
-        ({"channel_mult": (1, 2), "num_classes": 5}, r"channel_mult: \[2\] there, \[1, 2\] here; num_classes: 4 there, 6"),
+        (
+            {"channel_mult": (1, 2), "num_classes": 5},
+            r"channel_mult: \[2\] there, \[1, 2\] here; num_classes: 4 there, 6",
+        ),
         ({"network": "conditional_unet"}, "name: UNet there, ConditionalUNet here"),
         ({"method": "cfm"}, r"another method \(name: rf there, cfm here\)"),
         ({"sigma": 0.5}, r"another method \(sigma: 0.0 there, 0.5 here\)"),
@@ -228,7 +234,9 @@ def test_resume_from_weights_without_a_state_or_from_a_damaged_file_is_one_line(
 
 def test_activation_checkpointing_may_change_on_resume(tmp_path):
     run(tmp_path, **{**CHANGES, "total_steps": 2})
-    assert checkpoint.load(run(tmp_path, **{**CHANGES, "total_steps": 3}, checkpointing=True, resume="auto"))["step"] == 3
+    assert (
+        checkpoint.load(run(tmp_path, **{**CHANGES, "total_steps": 3}, checkpointing=True, resume="auto"))["step"] == 3
+    )
 
 
 # ---- disk full

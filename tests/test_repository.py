@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tiny import ROOT
 
 LIBRARY = sorted((ROOT / "common").glob("*.py"))
@@ -111,7 +112,9 @@ def test_no_data_sets_name_in_the_library(path):
     """Docstrings and comments may name sources and projects; identifiers and texts may not."""
     tree = parsed(path)
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
-    texts = {id(node.body[0].value) for node in ast.walk(tree) if isinstance(node, documented) and ast.get_docstring(node)}
+    texts = {
+        id(node.body[0].value) for node in ast.walk(tree) if isinstance(node, documented) and ast.get_docstring(node)
+    }
     for node in ast.walk(tree):
         for name, value in ast.iter_fields(node):
             if isinstance(value, str) and id(node) not in texts and name != "kind":
@@ -165,9 +168,9 @@ def commands(path: Path) -> list[str]:
     return list(dict.fromkeys(part for part in parts if wanted.match(part)))
 
 
-COMMANDS = [
-    pytest.param(path, line, id=f"{ids(path)}: {line}") for path in DOCUMENTS for line in commands(path)
-] or [pytest.param(None, "", marks=pytest.mark.skip("no commands"))]
+COMMANDS = [pytest.param(path, line, id=f"{ids(path)}: {line}") for path in DOCUMENTS for line in commands(path)] or [
+    pytest.param(None, "", marks=pytest.mark.skip("no commands"))
+]
 
 
 @pytest.mark.parametrize(("path", "line"), COMMANDS)

@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
-from tiny import ALONE, NAME, difference, folder, images, last, options, run, states_differ, weights
 
 from common import checkpoint, training
 from common.commands import smoke_preset, train_main
@@ -18,6 +17,7 @@ from common.data import Batches, StreamingImages
 from common.images import save_png
 from common.runtime import JsonLines, Processes
 from common.training import CoupledBatches, Trainer, learning_rate
+from tiny import ALONE, NAME, difference, folder, images, last, options, run, states_differ, weights
 
 RF = {"method": "rf", "num_classes": 3, "dropout": 0.1, "grad_accum": 2, "lr_decay": "cosine", "val_step": 1}
 IDFF = {"method": "idff", "sigma": 0.2, "dropout": 0.1, "grad_accum": 2, "channel_mult": (1, 2), "patch_size": 2}
@@ -67,6 +67,16 @@ def test_the_state_depends_on_seed_and_dropout(tmp_path):
 def test_preparing_batches_ahead_changes_nothing(tmp_path):
     states = [last(run(tmp_path / str(ahead), **IDFF, coupling_ahead=ahead).parent) for ahead in (True, False)]
     assert states_differ(*states) == ""
+
+
+def test_counters_are_part_of_the_state(tmp_path):
+    trainer, _ = trainer_and_batches()
+    trainer.step, trainer.skipped, trainer.best, trainer.seconds = 7, 3, 0.25, 12.5
+    checkpoint.save(tmp_path / "state.pt", trainer.state())
+    other, _ = trainer_and_batches(seed=1)
+    other.restore(checkpoint.load(tmp_path / "state.pt"), tmp_path)
+    assert (other.step, other.skipped, other.best, other.seconds) == (7, 3, 0.25, 12.5)
+    assert states_differ(trainer.state(), other.state()) == ""
 
 
 def test_a_finished_run_can_be_resumed_again_and_prolonged(tmp_path):
@@ -185,7 +195,9 @@ def test_half_precision_is_close_to_float32_and_keeps_float32_weights(tmp_path, 
     else:  # fp16's loss scale starts too large: a step or two are skipped and it is halved
         assert last(tmp_path / "half")["skipped"] <= 2
     assert all(value.dtype == torch.float32 for value in last(tmp_path / "half")["net_model"].values())
-    assert all(value.dtype == torch.float16 for value in checkpoint.load(tmp_path / "half" / NAME)["ema_model"].values())
+    assert all(
+        value.dtype == torch.float16 for value in checkpoint.load(tmp_path / "half" / NAME)["ema_model"].values()
+    )
 
 
 def test_batches_of_a_step_are_a_function_of_it_and_the_processes_rows_make_the_whole():
@@ -241,7 +253,9 @@ def test_twenty_such_steps_in_a_row_end_the_run_and_keep_the_last_good_checkpoin
         return lambda *a: calls.append(0) or (loss(*a) * (math.nan if len(calls) > 4 else 1))
 
     monkeypatch.setattr(training, "make_loss", failing)
-    with pytest.raises(ValueError, match=r"not finite in 20 steps in a row \(step 23\).*smaller --lr.*--resume auto") as e:
+    with pytest.raises(
+        ValueError, match=r"not finite in 20 steps in a row \(step 23\).*smaller --lr.*--resume auto"
+    ) as e:
         run(tmp_path, total_steps=100, save_step=4)
     assert "\n" not in str(e.value) and not (tmp_path / NAME).exists()
     state = last(tmp_path)
@@ -326,7 +340,7 @@ def test_streamed_images_train_like_resident_ones(tmp_path):
 def test_no_validation_no_samples(tmp_path):
     run(tmp_path, total_steps=2, val_fraction=0.0, val_step=1, sample_step=0)
     assert {path.name for path in tmp_path.iterdir()} == {
-        *("checkpoint_last.pt", "config.yaml", "metrics.jsonl", "run.lock", NAME),
+        *("checkpoint_last.pt", "config.yaml", "metrics.jsonl", "run.lock", NAME, "weights_step_final.json"),
     }
 
 
@@ -347,5 +361,6 @@ def test_smoke_is_small_and_goes_through_everything(tmp_path):
         final = train_main(place, "", ["--smoke"])
     assert final == tmp_path / "results" / "smoke-rf" / "RF_weights_step_final.pt"
     assert {path.name for path in final.parent.iterdir()} == {
-        *("checkpoint_last.pt", "checkpoint_best.pt", "config.yaml", "metrics.jsonl", "run.lock", "samples", final.name),
+        *("checkpoint_last.pt", "checkpoint_best.pt", "config.yaml", "metrics.jsonl", "run.lock", "samples"),
+        *(final.name, "RF_weights_step_final.json"),
     }

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import ALONE, NAME, ROOT, folder, last, options, run, weights
 
 from common.commands import gen_main
 from common.runtime import JsonLines
+from tiny import ALONE, NAME, ROOT, folder, last, options, run, weights
 
 COMMON = {"num_classes": 3, "total_steps": 3, "dropout": 0.0, "val_step": 3, "sample_step": 3}
 RUNS = {
