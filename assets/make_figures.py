@@ -9,11 +9,12 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import cli
 from common.runtime import run_main
+
+HERE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ def main() -> None:
     from common.checkpoint import load_network
     from common.generate import Sampler, sample_many
     from common.images import grid, save_png
-    from common.plots import image_grids, image_rows
+    from common.plots import image_grids, image_rows, loss_curves
+    from common.runtime import JsonLines
 
     def draw(sampler: Sampler, count: int) -> torch.Tensor:
         return torch.cat([images for _, images in sample_many(sampler, range(count), count)])
@@ -70,6 +72,8 @@ def main() -> None:
         images = draw(sampler := replace(plain, solver=solver, n_steps=n_steps), 16)
         rows[f"{solver}, NFE {sampler.nfe}"] = images
     image_rows(rows, HERE / "cifar10_solvers.png")
+    logs = {"MNIST, rf": HERE.parent / "mnist" / "results" / "RF-0.0", "CIFAR-10, idff": folder}
+    loss_curves({name: JsonLines(run / "metrics.jsonl").read() for name, run in logs.items()}, HERE / "losses.png")
     print(f"pictures: {HERE}")
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -617,6 +618,8 @@ def _logger(config: TrainConfig, out: Path) -> Callable[[dict[str, Any] | None],
         return None
     try:
         if config.logger == "tensorboard":
+            # tensorboard's switch for its own file writer: it would import tensorflow, which can end the interpreter
+            sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
             from torch.utils.tensorboard import SummaryWriter
 
             writer = SummaryWriter(str(out / "tensorboard"))

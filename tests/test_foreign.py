@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from networks import images, randomised, same
 from torch import nn
 from torchcfm.models.unet.unet import UNetModelWrapper
 
 from common import checkpoint, foreign
 from common.unet import ConditionalUNet, UNet
+from networks import images, randomised, same
 
 
 def torchcfm_net(**options) -> tuple[UNetModelWrapper, dict]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 from dataclasses import replace
 
 import pytest
@@ -346,7 +347,9 @@ def test_no_validation_no_samples(tmp_path):
 
 def test_tensorboard_gets_the_rows(tmp_path):
     pytest.importorskip("tensorboard")
+    before = "tensorflow" in sys.modules
     run(tmp_path, total_steps=2, logger="tensorboard")
+    assert before or "tensorflow" not in sys.modules
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 

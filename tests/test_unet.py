@@ -7,7 +7,6 @@ import hashlib
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import images, randomised
 from torch import nn
 from torchcfm.models.unet.nn import timestep_embedding as torchcfm_embedding
 from torchcfm.models.unet.unet import UNetModelWrapper
@@ -22,6 +21,7 @@ from common.unet import (
     network_description,
     timestep_embedding,
 )
+from networks import images, randomised
 
 # sha256 of "name shape" of every tensor of the CIFAR-10 network, sorted: weights in the world depend on these names
 FROZEN_KEYS = "643b0572a1fdc4f0a011ea620812b3d08d6e614c050b1c7a42207280252bdd64"
