@@ -87,10 +87,11 @@ def our_step(device, images, options: Options):
     """One step of ``common.training``."""
     import torch
 
+    from common.batches import CoupledBatches
     from common.config import TrainConfig
     from common.data import Batches, ImageData
     from common.runtime import Processes
-    from common.training import CoupledBatches, Trainer
+    from common.training import Trainer
 
     config = TrainConfig(
         method="otcfm",

@@ -16,25 +16,24 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from common import checkpoint
+from common.batches import Batch, CoupledBatches
 from common.cards import commit, write_card
 from common.cli import to_yaml
 from common.config import TrainConfig
-from common.couplings import couple
 from common.data import Batches, ImageData, StreamingImages, check_labels, split_train_val
 from common.ema import EMA
 from common.generate import Sampler, sample_many
 from common.losses import make_loss, network_heads, usual_coupling
-from common.runtime import JsonLines, Processes, atomic_write, derive_seed, generator, keep_freed_memory, run_lock
+from common.report import Report, due
+from common.runtime import JsonLines, Processes, atomic_write, derive_seed, keep_freed_memory, run_lock
 from common.unet import build_network, network_description
 
 FATAL_AFTER = 20  # non-finite steps in a row
@@ -42,101 +41,6 @@ STOP_CHECK = 10  # steps between agreements of several processes on whether to s
 SAME_SIGNAL = (
     2.0  # seconds within which two signals are one Ctrl-C: a launcher passes on what the terminal sent already
 )
-
-
-@dataclass
-class Batch:
-    """One process's part of a coupled batch; ``seconds`` is what the coupling took."""
-
-    x0: Tensor
-    x1: Tensor
-    t: Tensor
-    noise: Tensor
-    y: Tensor | None
-    seconds: float = 0.0
-
-    def part(self, i: int, parts: int) -> Batch:
-        """Micro-batch i of ``parts`` equal ones."""
-        size = len(self.t) // parts
-        rows = slice(i * size, (i + 1) * size)
-        return Batch(
-            self.x0[rows], self.x1[rows], self.t[rows], self.noise[rows], None if self.y is None else self.y[rows]
-        )
-
-
-class CoupledBatches:
-    """Training batches with noise, times and coupling, as a pure function of the step.
-
-    With ``ahead`` the batch of the next step is made in a thread while the network works on the present one, so that
-    decoding, transfer and optimal transport cost the step nothing. ``waited`` sums the seconds spent waiting for it.
-    """
-
-    def __init__(
-        self,
-        batches: Batches,
-        coupling: str,
-        seed: int,
-        processes: Processes,
-        ahead: bool,
-        reg: float | None = None,
-    ):
-        self.batches, self.coupling, self.seed, self.processes, self.reg = batches, coupling, seed, processes, reg
-        self.pool = ThreadPoolExecutor(1, thread_name_prefix="couple") if ahead else None
-        self.future: tuple[int, Any] | None = None
-        self.waited = 0.0
-        cuda = processes.device.type == "cuda"
-        # Own stream: the transfers and the transport's synchronisation must not wait for the network's queue.
-        self.stream = torch.cuda.Stream(processes.device) if cuda and ahead else None
-
-    def at(self, step: int) -> Batch:
-        """The batch of a step; asks for the next one to be prepared."""
-        start = time.perf_counter()
-        if self.pool is None:
-            batch = self.make(step)
-        else:
-            if self.future is None or self.future[0] != step:
-                self.future = (step, self.pool.submit(self._make_on_stream, step))
-            batch = self.future[1].result()
-            self.future = (step + 1, self.pool.submit(self._make_on_stream, step + 1))
-        self.waited += time.perf_counter() - start
-        if self.stream is not None:  # the memory belongs to the side stream: it must outlive the network's use
-            for tensor in (batch.x0, batch.x1, batch.t, batch.noise, batch.y):
-                if tensor is not None:
-                    tensor.record_stream(torch.cuda.current_stream())
-        return batch
-
-    def close(self) -> None:
-        """Stop the thread."""
-        if self.pool is not None:
-            self.pool.shutdown(wait=True, cancel_futures=True)
-
-    def _make_on_stream(self, step: int) -> Batch:
-        if self.stream is None:
-            return self.make(step)
-        with torch.cuda.stream(self.stream):
-            batch = self.make(step)
-        self.stream.synchronize()
-        return batch
-
-    def make(self, step: int) -> Batch:
-        """Draw and couple the global batch; return this process's rows."""
-        x1, y = self.batches.at(step)
-        draw = generator(self.seed, "step", step, device=x1.device)
-        x0 = torch.randn(x1.shape, generator=draw, device=x1.device)
-        noise = torch.randn(x1.shape, generator=draw, device=x1.device)
-        # Stratified times: one uniform draw in each of B equal intervals. Same mean, smaller variance of the loss.
-        n = len(x1)
-        t = (torch.arange(n, device=x1.device) + torch.rand(n, generator=draw, device=x1.device)) / n
-        start = time.perf_counter()
-        if self.coupling != "independent":
-            pairing = generator(self.seed, "couple", step)
-            if y is None:
-                x0, x1 = couple(x0, x1, self.coupling, pairing, reg=self.reg)
-            else:  # inside each class, so that every class still starts from all of the noise
-                x0, x1, y = couple(x0, x1, self.coupling, pairing, y, self.reg, within_labels=True)
-        seconds = time.perf_counter() - start
-        rows = slice(self.processes.rank, None, self.processes.world)
-        return Batch(x0[rows], x1[rows], t[rows], noise[rows], None if y is None else y[rows], seconds)
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -453,7 +357,7 @@ def train(
             )
             print(f"run folder: {out}" + (f", continuing at step {trainer.step}" if trainer.step else ""))
 
-        report = _Report(config, out, log, trainer, processes)
+        report = Report(config, out, log, trainer, processes)
         trainer.net.train()
         try:
             with StopFlag().listening() as stop:
@@ -463,11 +367,11 @@ def train(
                     report.after_step(loss, norm, batch, source)
                     step = trainer.step
                     if processes.is_main:
-                        if _due(step, config.val_step, config.total_steps) and held_out is not None:
+                        if due(step, config.val_step, config.total_steps) and held_out is not None:
                             report.validate(held_out, val_batch)
-                        if _due(step, config.sample_step, config.total_steps):
+                        if due(step, config.sample_step, config.total_steps):
                             report.sample()
-                        if _due(step, config.save_step, config.total_steps):
+                        if due(step, config.save_step, config.total_steps):
                             report.save()
                     if stop.agreed(processes, step) and step < config.total_steps:
                         if processes.is_main:
@@ -483,10 +387,6 @@ def train(
             write_card(final, card_facts(trainer, data.source, train_rows))
         processes.wait()
         return final
-
-
-def _due(step: int, every: int, total: int) -> bool:
-    return every > 0 and (step % every == 0 or step == total)
 
 
 def _without_labels(data: Any) -> Any:
@@ -519,125 +419,3 @@ def _holds(path: Path, weights: dict[str, Any]) -> bool:
         return False
     mine = weights["ema_model"]
     return there.keys() == mine.keys() and all(torch.equal(there[key], mine[key].cpu()) for key in mine)
-
-
-class _Report:
-    """What a run shows and writes beside its weights: progress bar, metrics, grids, checkpoints, a logger."""
-
-    def __init__(self, config: TrainConfig, out: Path, log: JsonLines, trainer: Trainer, processes: Processes):
-        from tqdm import tqdm
-
-        self.config, self.out, self.log, self.trainer, self.processes = config, out, log, trainer, processes
-        self.bar = tqdm(
-            total=config.total_steps,
-            initial=trainer.step,
-            unit="step",
-            disable=not processes.is_main,
-            dynamic_ncols=True,
-            mininterval=1.0,
-            smoothing=0.05,
-        )
-        self.logger = _logger(config, out) if processes.is_main else None
-        self.sums: list[tuple[Tensor, Tensor]] = []
-        self.coupling_seconds = 0.0
-        self.started, self.window_start, self.window_waited = time.perf_counter(), time.perf_counter(), 0.0
-        self.seconds_before = trainer.seconds
-
-    def after_step(self, loss: Tensor, norm: Tensor, batch: Batch, source: CoupledBatches) -> None:
-        """Collect a step's figures; write a row every ``log_step`` steps."""
-        self.bar.update(1)
-        self.sums.append((loss, norm))
-        self.coupling_seconds += batch.seconds
-        step, total = self.trainer.step, self.config.total_steps
-        if not _due(step, self.config.log_step, total):
-            return
-        losses = torch.stack([a for a, _ in self.sums]).mean()
-        if self.processes.world > 1:
-            torch.distributed.all_reduce(losses)
-            losses /= self.processes.world
-        now = time.perf_counter()
-        self.trainer.seconds = self.seconds_before + now - self.started
-        elapsed = max(now - self.window_start, 1e-9)
-        row = {
-            "step": step,
-            "images_seen": step * self.config.batch_size,
-            "loss": losses.item(),
-            "grad_norm": torch.stack([b for _, b in self.sums]).mean().item(),
-            "lr": learning_rate(self.config, step - 1),
-            "images_per_s": len(self.sums) * self.config.batch_size / elapsed,
-            "coupling_share": self.coupling_seconds / elapsed,
-            "waited_share": (source.waited - self.window_waited) / elapsed,
-            "skipped": self.trainer.skipped,
-            "seconds": self.trainer.seconds,
-        }
-        self.sums, self.coupling_seconds = [], 0.0
-        self.window_start, self.window_waited = now, source.waited
-        if self.processes.is_main:
-            hidden = ", hidden" if self.config.coupling_ahead else ""
-            share = f"{100 * row['coupling_share']:.1f}%{hidden}"
-            text = {"loss": f"{row['loss']:.4f}", "img/s": f"{row['images_per_s']:.0f}", "coupling": share}
-            if row["skipped"]:
-                text["skipped"] = str(row["skipped"])
-            self.bar.set_postfix(text)
-            self._write(row)
-
-    def validate(self, held_out: Batches, size: int) -> None:
-        """Validation loss of the averaged weights; a new best is saved."""
-        value = self.trainer.validation_loss(held_out, max(1, min(held_out.n, 1024) // size))
-        self._write({"step": self.trainer.step, "val_loss": value})
-        if value < self.trainer.best:
-            self.trainer.best = value
-            checkpoint.save(self.out / "checkpoint_best.pt", self.trainer.weights())
-
-    def sample(self) -> None:
-        """A grid of images from fixed noise."""
-        from common.images import grid, save_png
-
-        path = self.out / "samples" / f"step_{self.trainer.step:07d}.png"
-        save_png(path, grid(self.trainer.sample_grid()))
-
-    def save(self) -> None:
-        """The whole state, replacing the last one only when it is written."""
-        self.trainer.seconds = self.seconds_before + time.perf_counter() - self.started
-        checkpoint.save(self.out / "checkpoint_last.pt", self.trainer.state())
-
-    def close(self) -> None:
-        self.bar.close()
-        if self.logger is not None:
-            self.logger(None)
-
-    def _write(self, row: dict[str, Any]) -> None:
-        self.log.append(row)
-        if self.logger is not None:
-            self.logger(row)
-
-
-def _logger(config: TrainConfig, out: Path) -> Callable[[dict[str, Any] | None], None] | None:
-    """A function that sends rows to TensorBoard or wandb (None ends it), or None."""
-    if config.logger == "none":
-        return None
-    try:
-        if config.logger == "tensorboard":
-            # tensorboard's switch for its own file writer: it would import tensorflow, which can end the interpreter
-            sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
-            from torch.utils.tensorboard import SummaryWriter
-
-            writer = SummaryWriter(str(out / "tensorboard"))
-        else:
-            import wandb
-
-            run = wandb.init(project=out.parent.parent.name, name=out.name, dir=str(out), config=asdict(config))
-    except ImportError as error:
-        raise ValueError(f"--logger {config.logger} is not installed: pip install {config.logger}") from error
-
-    def send(row: dict[str, Any] | None) -> None:
-        if config.logger == "wandb":
-            run.finish() if row is None else run.log(row, step=row["step"])
-        elif row is None:
-            writer.close()
-        else:
-            for key, value in row.items():
-                if key != "step":
-                    writer.add_scalar(key, value, row["step"])
-
-    return send

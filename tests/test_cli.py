@@ -204,7 +204,7 @@ def test_json_and_python_files(tmp_path):
     expected = TrainConfig(lr=1.0, num_channel=64, channel_mult=(1, 2))
     assert train(f"-c {tmp_path / 'a.json'}") == expected
     (tmp_path / "b.py").write_text(
-        "class ConfigDict:\n    def to_dict(self):\n        return {'lr': 1, 'num_channel': 64, 'channel_mult': (1, 2)}\n"
+        "class ConfigDict:\n    def to_dict(self):\n        return dict(lr=1, num_channel=64, channel_mult=(1, 2))\n"
         "def get_config():\n    return ConfigDict()\n"
     )
     assert train(f"--config={tmp_path / 'b.py'}") == expected

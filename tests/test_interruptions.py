@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common import checkpoint, runtime, training
+from common import batches, checkpoint, runtime, training
 from common.runtime import JsonLines, run_lock
 from tiny import NAME, ROOT, difference, last, run, states_differ
 
@@ -130,7 +130,7 @@ def test_sigterm_saves_and_exits_with_130(tmp_path):
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path, monkeypatch):
-    make = training.CoupledBatches.make
+    make = batches.CoupledBatches.make
     flag = training.StopFlag
 
     def make_and_interrupt(self, step):
@@ -143,7 +143,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, monkeypatch):
 
     flags: list[training.StopFlag] = []
     monkeypatch.setattr(training, "StopFlag", lambda: flags.append(flag()) or flags[-1])
-    monkeypatch.setattr(training.CoupledBatches, "make", make_and_interrupt)
+    monkeypatch.setattr(batches.CoupledBatches, "make", make_and_interrupt)
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, **CHANGES, save_step=100, coupling_ahead=False)

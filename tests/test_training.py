@@ -12,12 +12,13 @@ import torch
 import yaml
 
 from common import checkpoint, training
+from common.batches import CoupledBatches
 from common.commands import smoke_preset, train_main
 from common.config import TrainConfig
 from common.data import Batches, StreamingImages
 from common.images import save_png
 from common.runtime import JsonLines, Processes
-from common.training import CoupledBatches, Trainer, learning_rate
+from common.training import Trainer, learning_rate
 from tiny import ALONE, NAME, difference, folder, images, last, options, run, states_differ, weights
 
 RF = {"method": "rf", "num_classes": 3, "dropout": 0.1, "grad_accum": 2, "lr_decay": "cosine", "val_step": 1}
