@@ -146,6 +146,8 @@ def main() -> None:
         for name, pipe in pipes.items():
             pipe.send(k)
             times[name].append(pipe.recv())
+    for pipe in pipes.values():
+        pipe.send(None)
     medians = {name: statistics.median(values[2:]) for name, values in times.items()}
     for name, seconds in medians.items():
         print(f"{name:16s} {1000 * seconds:9.1f} ms a step, {options.batch_size / seconds:8.1f} images/s")

@@ -46,6 +46,23 @@ class GroupNorm(nn.GroupNorm):
             return super().forward(x.float()).to(x.dtype)
 
 
+class Dropout(nn.Dropout):
+    """Dropout that needs a quarter of the random numbers on a CPU, where drawing them is not parallel.
+
+    16 random bits decide for an element, so p is rounded to a multiple of 2^-16; the scale makes up for it exactly.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0 or x.device.type != "cpu":
+            return super().forward(x)
+        dropped = round(self.p * 65536)
+        words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+        bits = words.view(torch.int16)[: x.numel()]
+        keep = (bits >= dropped - 32768).to(x.dtype).mul_(65536 / (65536 - dropped))
+        dense = x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
+        return dense * keep.as_strided(dense.shape, dense.stride())
+
+
 def group_norm(channels: int, groups: int = 32) -> GroupNorm:
     """GroupNorm with at most ``groups`` groups (fewer when they do not divide the channels)."""
     return GroupNorm(math.gcd(groups, channels), channels)
@@ -85,7 +102,7 @@ class ResBlock(nn.Module):
         self.out_layers = nn.Sequential(
             group_norm(out_channels, groups),
             nn.SiLU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
         )
         same = channels == out_channels
@@ -129,13 +146,12 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, height, width = x.shape
-        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(b, height * width, c)  # free when x is channels-last
-        qkv = F.linear(tokens, self.qkv.weight[:, :, 0], self.qkv.bias)
-        q, k, v = qkv.view(b, height * width, self.num_heads, 3, c // self.num_heads).permute(3, 0, 2, 1, 4)
-        h = attend(q, k, v)  # (B, heads, HW, C / heads)
-        h = h.transpose(1, 2).reshape(b, height * width, c)
-        h = F.linear(h, self.proj_out.weight[:, :, 0], self.proj_out.bias)
-        return x + h.view(b, height, width, c).permute(0, 3, 1, 2)
+        # As 1x1 convolutions: on a CPU these are two to three times faster than matrix products of the same size.
+        qkv = F.conv2d(self.norm(x), self.qkv.weight[..., None], self.qkv.bias).permute(0, 2, 3, 1)
+        qkv = qkv.reshape(b, height * width, self.num_heads, 3, c // self.num_heads)  # a view if channels-last
+        h = attend(*qkv.permute(3, 0, 2, 1, 4))  # (B, heads, HW, C / heads)
+        h = h.transpose(1, 2).reshape(b, height, width, c).permute(0, 3, 1, 2)
+        return x + F.conv2d(h, self.proj_out.weight[..., None], self.proj_out.bias)
 
 
 class Downsample(nn.Module):
