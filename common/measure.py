@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from common import cli
@@ -99,5 +100,5 @@ def _classifier(folder: Folder, config: MeasureConfig, train: Any, test: Any, fl
     accuracy = (predicted == test.labels).float().mean().item()
     print(f"classifier: {accuracy:.2%} of {len(test)} test images")
     if not config.smoke:
-        save_classifier(path, net, accuracy, train.source)
+        save_classifier(path, net, accuracy, Path(train.source).name)
     return net, accuracy

@@ -212,7 +212,7 @@ class Trainer:
             "step": self.step,
             "images_seen": self.step * c.batch_size,
             "seconds": self.seconds,
-            "config": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(c).items()},
+            "config": portable(c),
             "network": self.description,
             "method": {"name": c.method, "sigma": c.sigma, "flow_weight": c.flow_weight},
             "ema_model": self.ema.module_state_dict(dtype),
@@ -255,6 +255,12 @@ class Trainer:
     def weights_method(self) -> dict[str, Any]:
         """Name and constants of the method, as a checkpoint holds them."""
         return {"name": self.config.method, "sigma": self.config.sigma, "flow_weight": self.config.flow_weight}
+
+
+def portable(config: TrainConfig) -> dict[str, Any]:
+    """The options as primitives and without this machine's paths, which are nobody's business but the run folder's."""
+    options = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+    return options | {"out": "", "data_root": "", "data": Path(config.data).name, "resume": "no"}
 
 
 def hardware(device: torch.device) -> str:

@@ -374,8 +374,8 @@ class ConditionalUNet(nn.Module):
         self.time_mlp = nn.Sequential(nn.Linear(channels, emb), nn.SiLU(), nn.Linear(emb, emb))
         if num_classes:
             self.class_embedding = nn.Embedding(num_classes, emb)
-        self.stem = nn.Conv2d(in_channels, channels, 3, padding=1)
         widths = [channels * m for m in channel_mult]
+        self.stem = nn.Conv2d(in_channels, widths[0], 3, padding=1)
         levels = len(widths)
 
         def stage(before: int, after: int, level: int) -> Stage:

@@ -368,3 +368,9 @@ def test_smoke_is_small_and_goes_through_everything(tmp_path):
         *("checkpoint_last.pt", "checkpoint_best.pt", "config.yaml", "metrics.jsonl", "run.lock", "samples"),
         *(final.name, "RF_weights_step_final.json"),
     }
+
+
+def test_weights_tell_no_paths_of_the_machine(tmp_path):
+    config = training.portable(options(data="/home/me/faces.zip", data_root="/home/me", out="/home/me/run"))
+    assert (config["data"], config["data_root"], config["out"]) == ("faces.zip", "", "")
+    assert checkpoint.load(run(tmp_path, total_steps=1))["config"] == training.portable(options(total_steps=1))

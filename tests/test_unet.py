@@ -15,6 +15,7 @@ from common.config import TrainConfig
 from common.unet import (
     AttentionBlock,
     ConditionalUNet,
+    Dropout,
     ResBlock,
     UNet,
     build_network,
@@ -315,3 +316,22 @@ def test_descriptions_that_cannot_be_built_say_why():
         build_network({"name": "VGG"})
     with pytest.raises(ValueError, match="--patch_size belongs to --network unet"):
         network_description(TrainConfig(network="conditional_unet", patch_size=2))
+
+
+def test_dropout_keeps_the_mean_and_drops_the_share():
+    dropout = Dropout(0.3).train()
+    x = torch.full((16, 32, 33, 31), 2.0).contiguous(memory_format=torch.channels_last)
+    torch.manual_seed(0)
+    y = dropout(x)
+    n = x.numel()
+    assert (y == 0).float().mean().item() == pytest.approx(0.3, abs=5 * (0.21 / n) ** 0.5)
+    assert torch.allclose(y[y != 0], torch.tensor(2 / 0.7), rtol=1e-4)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    torch.manual_seed(0)
+    assert torch.equal(dropout(x), y) and not torch.equal(dropout(x), y)
+    assert torch.equal(dropout.eval()(x), x)
+
+
+def test_conditional_unet_takes_any_first_multiplier():
+    net = ConditionalUNet(channels=16, channel_mult=(2, 4), num_heads=2)
+    assert net(torch.randn(2, 1, 8, 8), torch.rand(2)).shape == (2, 1, 8, 8)
