@@ -23,7 +23,7 @@ class Options:
 
     seed: int = 0
     """Seed of the noise"""
-    cfg: float = 1.5
+    cfg: float = 2.0
     """Guidance scale of the CIFAR-10 pictures"""
 
 
