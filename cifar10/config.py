@@ -6,7 +6,7 @@ from _repo import HERE
 from common.commands import Folder
 from common.config import TrainConfig
 
-# Tong et al. 2024 and Rezaei et al. 2024: 35.7M parameters, 400k steps; an H200-class GPU needs about a day.
+# Tong et al. 2024 and Rezaei et al. 2024: 35.7M parameters, 400k steps, for a GPU.
 PAPER = TrainConfig(
     method="idff",
     sigma=0.2,

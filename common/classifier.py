@@ -46,10 +46,7 @@ class Classifier(nn.Module):
 def train_classifier(
     data: ImageData, epochs: int = 3, flip: bool = False, seed: int = 0, batch_size: int = 128, width: int = 32
 ) -> Classifier:
-    """Train on uint8 images with labels: AdamW, one-cycle learning rate, random shifts by up to two pixels.
-
-    Cost: for 60,000 images of 28x28 about a minute per epoch on one core.
-    """
+    """Train on uint8 images with labels: AdamW, one-cycle learning rate, random shifts by up to two pixels."""
     from tqdm import tqdm
 
     if data.labels is None:
