@@ -1,0 +1,234 @@
+"""Two-dimensional distributions, and a small training loop for networks on points.
+
+Every distribution is centred near the origin and about 5 across, so that any can be the source of any other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.couplings import couple
+from common.ema import EMA
+from common.losses import make_loss, network_heads, usual_coupling
+from common.mlp import MLP
+from common.runtime import generator
+
+Draw = Callable[[int, torch.Generator], Tensor]  # draw(n, generator) -> (n, D) float32
+Pairs = Callable[[int], tuple[Tensor, Tensor]]  # pairs(step) -> x0, x1, coupled
+
+
+# ------------------------------------------------------------------------------------------------------ distributions
+def _normal(n: int, g: torch.Generator) -> Tensor:
+    return torch.randn(n, 2, generator=g)
+
+
+def _uniform(n: int, g: torch.Generator, low: float = 0.0, high: float = 1.0) -> Tensor:
+    return low + (high - low) * torch.rand(n, generator=g)
+
+
+def _polar(radius: Tensor | float, angle: Tensor) -> Tensor:
+    return torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)
+
+
+def _eight_gaussians(n: int, g: torch.Generator) -> Tensor:
+    """Equal weights on a circle of radius 5, covariance sqrt(0.1) I: torchcfm's."""
+    mode = torch.randint(8, (n,), generator=g)
+    return _polar(5.0, mode * (math.pi / 4)) + 0.1**0.25 * _normal(n, g)
+
+
+def _moons(n: int, g: torch.Generator) -> Tensor:
+    """Two half circles with noise 0.2, times 3 and minus 1: torchcfm's."""
+    upper, angle = torch.arange(n) % 2 == 0, _uniform(n, g, 0, math.pi)
+    x, y = torch.cos(angle), torch.sin(angle)
+    points = torch.where(upper[:, None], torch.stack([x, y], 1), torch.stack([1 - x, 0.5 - y], 1))
+    return 3 * (points + 0.2 * _normal(n, g)) - 1
+
+
+def _s_curve(n: int, g: torch.Generator) -> Tensor:
+    """scikit-learn's S seen from the side, noise 0.05, times 1.5."""
+    angle = _uniform(n, g, -1.5 * math.pi, 1.5 * math.pi)
+    points = torch.stack([torch.sin(angle), torch.sign(angle) * (torch.cos(angle) - 1)], dim=1)
+    return 1.5 * (points + 0.05 * _normal(n, g))
+
+
+def _swissroll(n: int, g: torch.Generator) -> Tensor:
+    """scikit-learn's roll seen from above, noise 0.5, divided by 5."""
+    angle = 1.5 * math.pi * (1 + 2 * _uniform(n, g))
+    return (_polar(angle, angle) + 0.5 * _normal(n, g)) / 5
+
+
+def _checkerboard(n: int, g: torch.Generator) -> Tensor:
+    """The eight dark squares of side 2 in [-4, 4]^2."""
+    column, half = torch.randint(4, (n,), generator=g), torch.randint(2, (n,), generator=g)
+    corner = torch.stack([column, 2 * half + column % 2], dim=1)
+    return 2 * (corner + torch.rand(n, 2, generator=g)) - 4
+
+
+def _pinwheel(n: int, g: torch.Generator) -> Tensor:
+    """Five blades, their angle growing with the radius."""
+    blade = torch.randint(5, (n,), generator=g)
+    points = torch.tensor([0.3, 0.1]) * _normal(n, g) + torch.tensor([1.0, 0.0])
+    angle = blade * (2 * math.pi / 5) + 0.25 * torch.exp(points[:, 0])
+    c, s = torch.cos(angle), torch.sin(angle)
+    return 2 * torch.stack([c * points[:, 0] - s * points[:, 1], s * points[:, 0] + c * points[:, 1]], dim=1)
+
+
+def _spirals(n: int, g: torch.Generator) -> Tensor:
+    """Two arms of one and a half turns."""
+    angle = 3 * math.pi * torch.sqrt(_uniform(n, g))
+    sign = torch.where(torch.arange(n) % 2 == 0, 1.0, -1.0)
+    return sign[:, None] * _polar(angle / 3, angle) * 1.3 + 0.1 * _normal(n, g)
+
+
+def _circles(n: int, g: torch.Generator) -> Tensor:
+    """Two circles of radius 4 and 2 with noise 0.1."""
+    radius = torch.where(torch.arange(n) % 2 == 0, 4.0, 2.0)
+    return _polar(radius, _uniform(n, g, 0, 2 * math.pi)) + 0.1 * _normal(n, g)
+
+
+DISTRIBUTIONS: dict[str, Draw] = {
+    "gaussian": _normal,
+    "8gaussians": _eight_gaussians,
+    "moons": _moons,
+    "s-curve": _s_curve,
+    "swissroll": _swissroll,
+    "checkerboard": _checkerboard,
+    "pinwheel": _pinwheel,
+    "spirals": _spirals,
+    "circles": _circles,
+}
+
+
+def sample(name: str, n: int, draw: torch.Generator) -> Tensor:
+    """n points of a named distribution, (n, 2) float32; the order of the rows carries no meaning.
+
+    Raises:
+        ValueError: unknown name, or n < 1.
+    """
+    if name not in DISTRIBUTIONS:
+        raise ValueError(f"unknown distribution {name!r}: choose one of {', '.join(DISTRIBUTIONS)}")
+    if n < 1:
+        raise ValueError(f"{n} points of {name}: ask for at least 1")
+    return DISTRIBUTIONS[name](n, draw)
+
+
+# ----------------------------------------------------------------------------------------------------------- training
+def fresh_pairs(source: str | Draw, target: str | Draw, coupling: str, batch_size: int, seed: int) -> Pairs:
+    """Coupled batches of fresh points: ``pairs(step) -> x0, x1``, a pure function of (seed, step).
+
+    Args:
+        source, target: names of DISTRIBUTIONS, or functions like them.
+        coupling: independent, ot or sinkhorn.
+    """
+
+    def draw(what: str | Draw, g: torch.Generator) -> Tensor:
+        return sample(what, batch_size, g) if isinstance(what, str) else what(batch_size, g)
+
+    def pairs(step: int) -> tuple[Tensor, Tensor]:
+        g = generator(seed, "pairs", step)
+        x0, x1 = draw(source, g), draw(target, g)
+        return couple(x0, x1, coupling, g) if coupling != "independent" else (x0, x1)  # type: ignore[return-value]
+
+    return pairs
+
+
+def flow_loss(net: nn.Module, pairs: Pairs, method: str, sigma: float, seed: int) -> Callable[[int], Tensor]:
+    """The loss of a method as a function of the step, for :func:`fit`: fresh times and noise on each step's pairs."""
+    loss = make_loss(method, sigma)
+
+    def at(step: int) -> Tensor:
+        x0, x1 = pairs(step)
+        g = generator(seed, "times", step)
+        t = (torch.arange(len(x1)) + torch.rand(len(x1), generator=g)) / len(x1)  # stratified, as in batches.py
+        t = t[torch.randperm(len(x1), generator=g)]  # the rows of some distributions alternate between their parts
+        return loss(net, x0, x1, t, torch.randn(x1.shape, generator=g), None).mean()
+
+    return at
+
+
+def fit(
+    net: nn.Module,
+    loss_at: Callable[[int], Tensor],
+    n_steps: int,
+    lr: float = 1e-3,
+    weight_decay: float = 0.0,
+    schedule: str = "cosine",
+    ema_decay: float = 0.999,
+    progress: bool | str = False,
+) -> list[float]:
+    """Train a small network in place; it ends with its averaged weights. Returns the loss of every step.
+
+    Args:
+        net: the network.
+        loss_at: loss_at(step) -> scalar, a pure function of the step and the weights.
+        n_steps: updates by AdamW.
+        lr, weight_decay: AdamW's.
+        schedule: "cosine" (to zero) or "constant".
+        ema_decay: see :class:`common.ema.EMA`; 0: no average.
+        progress: show a bar; a string is its title.
+
+    Raises:
+        ValueError: n_steps < 1, an unknown schedule, or the loss became NaN or infinite.
+    """
+    if n_steps < 1:
+        raise ValueError(f"training for {n_steps} steps: give at least 1")
+    if schedule not in ("cosine", "constant"):
+        raise ValueError(f"unknown schedule {schedule!r}: cosine or constant")
+    from tqdm import tqdm
+
+    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+    ema = EMA(net, ema_decay)
+    losses: list[float] = []
+    title = progress if isinstance(progress, str) else None
+    for step in tqdm(range(n_steps), desc=title, unit="step", disable=not progress, dynamic_ncols=True, leave=False):
+        if schedule == "cosine":
+            for group in optimizer.param_groups:
+                group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / n_steps))
+        optimizer.zero_grad()
+        loss = loss_at(step)
+        loss.backward()
+        optimizer.step()
+        if ema_decay:
+            ema.update()
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            raise ValueError(f"the loss is {losses[-1]} at step {step}: lower the learning rate ({lr:g}) or the sigma")
+    if ema_decay:
+        net.load_state_dict(ema.module_state_dict())
+    return losses
+
+
+def train(
+    source: str | Draw,
+    target: str | Draw,
+    method: str = "otcfm",
+    sigma: float = 0.0,
+    n_steps: int = 5000,
+    batch_size: int = 256,
+    width: int = 64,
+    depth: int = 3,
+    seed: int = 0,
+    coupling: str = "auto",
+    **options: Any,
+) -> MLP:
+    """An MLP trained by a method of ``common.losses`` from a 2D source to a 2D target; in eval mode.
+
+    ``common.generate.velocity_of(net, method)`` is its velocity.
+
+    Args:
+        source, target: names of DISTRIBUTIONS or functions draw(n, generator) -> (n, 2).
+        coupling: "auto": that of the method's paper.
+        options: of :func:`fit`.
+    """
+    torch.manual_seed(seed)
+    heads = network_heads(method)
+    net = MLP(2 * heads, width, depth, out_dim=2 * heads)
+    joint = usual_coupling(method) if coupling == "auto" else coupling
+    pairs = fresh_pairs(source, target, joint, batch_size, seed)
+    fit(net, flow_loss(net, pairs, method, sigma, seed), n_steps, **options)
+    return net.eval()
