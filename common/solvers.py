@@ -1,10 +1,8 @@
-"""Numerical solvers of dx/dt = velocity(x, t), of IDFF's sampler and of SDEs, and the time grids they run on.
+"""Numerical solvers of dx/dt = velocity(x, t), of IDFF's sampler and of SDEs.
 
 ``velocity(x, t)`` gets t of shape (B,) and returns the shape of x. Times may ascend (noise to data) or descend.
 The state keeps the dtype of x and is at least float32, whatever precision the network computes in. Gradients follow
 the caller's mode: sample under ``torch.no_grad()`` or the whole path stays in memory. Only dopri5 waits for a GPU.
-
-With D = x + (1 - t) v the data prediction of the linear path, dx/dt = v is d/dt [x / (1 - t)] = D / (1 - t)^2.
 """
 
 from __future__ import annotations
@@ -12,74 +10,24 @@ from __future__ import annotations
 import math
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from common.grids import GRIDS, Times, nodes_of, time_grid
+from common.multistep import MULTISTEP, Slope
+
+__all__ = ["GRIDS", "SOLVERS", "CountNFE", "dopri5", "euler_maruyama", "idff_sampler", "integrate", "time_grid"]
+
 Velocity = Callable[[Tensor, Tensor], Tensor]
-Slope = Callable[[Tensor, float], Tensor]  # a velocity that takes the time as a number
 Heads = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Noise = Callable[[int, Tensor], Tensor]
 Rate = Callable[[float], float]
-Times = Tensor | Sequence[float]
 
-GRIDS = ("uniform", "cosine", "power", "logsnr", "edm")
 TORCHDYN = ("euler", "midpoint", "dopri5", "tsit5")
-
-# EDM's range of noise levels sigma = (1 - t) / t (Karras et al. 2206.00364, table 1).
-SIGMA_MAX, SIGMA_MIN, RHO = 80.0, 0.002, 7.0
-
-
-# ---------------------------------------------------------------------------------------------------- time grids
-def time_grid(n_steps: int, kind: str = "uniform", dtype: torch.dtype = torch.float32) -> Tensor:
-    """Times of a sampler: n_steps + 1 ascending nodes, the first 0 (noise) and the last 1 (data), on the CPU.
-
-    With u_i = i / n_steps and the noise level sigma = (1 - t) / t:
-
-    * uniform: t = u
-    * cosine: t = (1 - cos(pi u)) / 2; fine at both ends
-    * power: t = 1 - (1 - u)^2; fine near the data
-    * logsnr: log sigma falls uniformly from log 80 to log 0.002
-    * edm: sigma^(1/7) falls uniformly from 80^(1/7) to 0.002^(1/7) (Karras et al. 2206.00364, eq. 5)
-
-    logsnr and edm then have their first node moved from t = 1/81 to 0 and their last one from 1/1.002 to 1. Unlike EDM,
-    which appends sigma = 0, this wastes no evaluation on the last 0.002 of the way.
-
-    Raises:
-        ValueError: n_steps < 1 or an unknown kind.
-    """
-    if n_steps < 1:
-        raise ValueError(f"n_steps is {n_steps}: a sampler needs at least 1 step; try --n_steps 10")
-    u = torch.linspace(0, 1, n_steps + 1, dtype=torch.float64)
-    if kind == "uniform":
-        times = u
-    elif kind == "cosine":
-        times = (1 - torch.cos(math.pi * u)) / 2
-    elif kind == "power":
-        times = 1 - (1 - u) ** 2
-    elif kind == "logsnr":
-        times = torch.sigmoid(-math.log(SIGMA_MAX) + u * math.log(SIGMA_MAX / SIGMA_MIN))
-    elif kind == "edm":
-        sigma = (SIGMA_MAX ** (1 / RHO) + u * (SIGMA_MIN ** (1 / RHO) - SIGMA_MAX ** (1 / RHO))) ** RHO
-        times = 1 / (1 + sigma)
-    else:
-        raise ValueError(f"unknown time grid {kind!r}: use one of {', '.join(GRIDS)}")
-    times[0], times[-1] = 0.0, 1.0
-    return times.to(dtype)
-
-
-def nodes_of(times: Times) -> list[float]:
-    """Times as Python numbers; ValueError unless there are two or more, finite, strictly ascending or descending."""
-    nodes = [float(t) for t in (times.tolist() if isinstance(times, Tensor) else times)]
-    if len(nodes) < 2:
-        raise ValueError(f"times has {len(nodes)} node(s): a solver needs at least 2; try time_grid(10)")
-    steps = [s - t for t, s in pairwise(nodes)]
-    if not all(map(math.isfinite, nodes)) or not (all(d > 0 for d in steps) or all(d < 0 for d in steps)):
-        raise ValueError(f"times must ascend or descend strictly, but are {nodes[:6]}...; try time_grid(10)")
-    return nodes
 
 
 # ------------------------------------------------------------------------------------- solvers on a given time grid
@@ -118,50 +66,8 @@ def rk4(f: Slope, x: Tensor, nodes: Iterable[float]) -> Iterator[Tensor]:
         yield x
 
 
-def ab2(f: Slope, x: Tensor, nodes: Iterable[float]) -> Iterator[Tensor]:
-    """Order 2, one evaluation a step: Adams-Bashforth for variable steps, started by an Euler step."""
-    v_last, h_last = None, 0.0
-    for t, s in pairwise(nodes):
-        h, v = s - t, f(x, t)
-        if v_last is None:
-            x = x + h * v
-        else:
-            w = h / (2 * h_last)
-            x = x + h * ((1 + w) * v - w * v_last)
-        v_last, h_last = v, h
-        yield x
-
-
-def dpmpp2m(f: Slope, x: Tensor, nodes: Iterable[float]) -> Iterator[Tensor]:
-    """Order 2, one evaluation a step: DPM-Solver++(2M) for the linear path, with the data prediction D.
-
-    x' = r x + c [D + (D - D_last) h / (2 h_last)], r = (1-s)/(1-t), c = (s-t)/(1-t), h the step in
-    lambda = log(t / (1 - t)). Written as an Euler step and a correction, which divides by nothing that can be 0. There
-    is no correction where lambda is infinite (t = 0 and t = 1, at either end of the step or of the last one) nor in
-    the first step.
-
-    Source: Lu et al. 2211.01095, algorithm 2.
-    """
-    past: tuple[Tensor, float] | None = None  # the last D and the step in lambda that followed it
-    for t, s in pairwise(nodes):
-        v = f(x, t)
-        d, h = x + (1 - t) * v, _log_snr(s) - _log_snr(t)
-        x = x + (s - t) * v
-        if past is not None and math.isfinite(h):
-            x = x + (s - t) / (1 - t) * h / (2 * past[1]) * (d - past[0])
-        past = (d, h) if math.isfinite(h) else None
-        yield x
-
-
-def _log_snr(t: float) -> float:
-    """log(t / (1 - t)), infinite at the ends of [0, 1]."""
-    if not 0 <= t <= 1:
-        raise ValueError(f"dpmpp2m needs times in [0, 1], but one is {t:g}; use another solver, as ab2")
-    return -math.inf if t == 0 else math.inf if t == 1 else math.log(t / (1 - t))
-
-
 ONE_STEP = {"midpoint": midpoint, "heun": heun, "rk4": rk4}
-SOLVERS = {"euler": euler, **ONE_STEP, "ab2": ab2, "dpmpp2m": dpmpp2m}
+SOLVERS = {"euler": euler, **ONE_STEP, **MULTISTEP}
 
 
 def integrate(
@@ -176,8 +82,8 @@ def integrate(
 ) -> Tensor:
     """Solves dx/dt = velocity(x, t) from times[0] to times[-1], with one step between neighbouring times.
 
-    Network calls for n steps: euler, ab2, dpmpp2m n; midpoint, heun 2n; rk4 4n. "dopri5" and "torchdyn" are passed on
-    to the functions of that name (torchdyn with its Euler method).
+    Network calls for n steps: euler and the multistep solvers n; midpoint, heun 2n; rk4 4n. "dopri5" and "torchdyn"
+    are passed on to the functions of that name (torchdyn with its Euler method).
 
     Args:
         velocity: velocity(x, t) -> shape of x; t has shape (B,).
