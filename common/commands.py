@@ -14,6 +14,7 @@ from typing import Any
 
 from common import cli
 from common.config import GenConfig, GridConfig, SampleConfig, TrainConfig, TrueConfig
+from common.fit import resolved
 from common.runtime import relaunch_parallel
 
 
@@ -169,19 +170,18 @@ def make_sampler(folder: Folder, config: SampleConfig, extra: dict[str, Any]) ->
         method["name"],
         (channels, size, size),
         method.get("sigma", 0.0),
-        config.solver,
-        config.n_steps,
-        config.grid,
-        config.rtol,
-        config.atol,
-        config.cfg,
-        config.seed,
-        config.mixed_precision,
+        n_steps=config.n_steps,
+        rtol=config.rtol,
+        atol=config.atol,
+        cfg=config.cfg,
+        seed=config.seed,
+        precision=config.mixed_precision,
     )
     if config.cfg != 1 and generate.real_classes(net) == 0:
         raise ValueError(f"--cfg {config.cfg} needs class-conditional weights; {path.name} is unconditional")
     if config.cfg != 1 and not net.null_class:
         raise ValueError(f"--cfg {config.cfg} needs weights trained with --label_dropout > 0; {path.name} was not")
+    sampler = resolved(sampler, config, checkpoint.find(path) if path.exists() else None)
     return sampler, info | {"path": str(path)}
 
 
@@ -211,11 +211,11 @@ def grid_main(folder: Folder, description: str, argv: list[str] | None = None) -
         for indices, images in generate.sample_many(sampler, range(config.n_samples), config.batch_size, config.label):
             parts.append(images)
             bar.update(len(indices))
-    out = Path(config.out) if config.out else folder.here / "samples" / f"{config.solver}_nfe{sampler.nfe}.png"
+    out = Path(config.out) if config.out else folder.here / "samples" / f"{sampler.solver}_nfe{sampler.nfe}.png"
     save_png(out, grid(torch.cat(parts)))
     print(
         f"{config.n_samples} images, {info['method']['name']} weights of step {info.get('step', '?')}, "
-        f"{config.solver}, {config.n_steps} steps, NFE {sampler.nfe}, seed {config.seed}, "
+        f"{sampler.solver}, {config.n_steps} steps, grid {sampler.grid}, NFE {sampler.nfe}, seed {config.seed}, "
         f"{time.perf_counter() - start:.1f} s"
     )
     print(f"picture: {out}")
@@ -237,8 +237,9 @@ def gen_main(folder: Folder, description: str, argv: list[str] | None = None) ->
     sampler, info = make_sampler(folder, replace(config, device=str(here.device)), extra)
     start, stop = cli.index_range(config.range, config.n_samples)
     target = Path(config.save_dir) if config.save_dir else folder.here / "samples" / "gen"
-    keys = ("solver", "n_steps", "grid", "cfg", "label", "seed", "ema", "rtol", "atol")
+    keys = ("n_steps", "cfg", "label", "seed", "ema", "rtol", "atol")
     fingerprint = {"weights": _weights_hash(info["path"]), **{key: getattr(config, key) for key in keys}}
+    fingerprint |= {"solver": sampler.solver, "grid": sampler.grid, "times": sampler.times_hash()}
     c, h, w = sampler.shape
     writer = open_writer(target, config.n_samples, (c, h, w), fingerprint)
     todo = writer.missing(start, stop)[here.rank :: here.world]

@@ -11,9 +11,12 @@ from typing import Literal
 
 MethodName = Literal["cfm", "otcfm", "fm", "sbcfm", "rf", "idff"]
 SolverName = Literal[
-    "euler", "midpoint", "heun", "rk4", "ab2", "dpmpp2m", "dopri5", "torchdyn", "idff", "euler_maruyama"
-]
-GridName = Literal["uniform", "cosine", "power", "logsnr", "edm"]
+    "auto", "fitted",
+    "euler", "midpoint", "heun", "rk4",
+    "ab2", "ab4", "dpmpp2m", "dpmpp3m", "unipc2", "unipc3", "ipndm1", "ipndm2", "ipndm3", "ipndm4",
+    "dopri5", "torchdyn", "idff", "euler_maruyama",
+]  # fmt: skip
+GridName = Literal["auto", "uniform", "cosine", "power", "logsnr", "edm", "adaptive"]
 
 
 @dataclass(frozen=True)
@@ -137,12 +140,12 @@ class SampleConfig:
     """Checkpoint file or run folder; empty: the shipped weights"""
     n_samples: int = 64
     """Number of images"""
-    solver: SolverName = "euler"
-    """Numerical method"""
+    solver: SolverName = "auto"
+    """Numerical method; auto: the sampler fitted to these weights and n_steps if there is one, else a good plain one"""
     n_steps: int = 10
     """Intervals of the time grid; the NFE is counted and printed"""
-    grid: GridName = "uniform"
-    """Time grid"""
+    grid: GridName = "auto"
+    """Time grid; adaptive: made for these weights by dynamic programming and kept beside them"""
     rtol: float = 1e-5
     """Tolerances of the adaptive solvers"""
     atol: float = 1e-5
@@ -223,3 +226,35 @@ class MeasureConfig(SampleConfig):
     """JSON file for the result; empty: print it only"""
     card: bool = False
     """Add the result to the JSON card beside the weights"""
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Options of fit_sampler.py: a sampler of few steps, fitted to a network's own fine trajectories."""
+
+    weights: str = ""
+    """Checkpoint file or run folder; empty: the shipped weights"""
+    n_steps: tuple[int, ...] = (8,)
+    """Numbers of steps to fit a sampler for, each with as many evaluations"""
+    cfg: float = 1.0
+    """Guidance scale that the sampler is for"""
+    n_noises: int = 32
+    """Noises to fit on"""
+    n_test: int = 32
+    """Other noises, to report the error on"""
+    fine_steps: int = 100
+    """Steps of the fine trajectories"""
+    search: int = 20
+    """Fits that the search for times may take; 0: the best of four grids"""
+    seed: int = 0
+    """Seed of the noises"""
+    ema: bool = True
+    """Averaged weights; --no-ema: the raw ones, when the file has them"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps"""
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    """Precision of the network's arithmetic"""
+    compile: bool = False
+    """torch.compile the network"""
+    smoke: bool = False
+    """Seconds on a CPU; nothing is kept"""

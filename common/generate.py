@@ -6,6 +6,7 @@ generator seeded with k, so the batch size, the number of processes and the orde
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from common import solvers
+from common.fitted import FittedSampler
 from common.paths import expand
 from common.runtime import generator
 
@@ -61,12 +63,19 @@ def heads_of(net: Callable[..., Tensor], y: Tensor | None = None, cfg: float = 1
     return lambda x, t: out(torch.cat([x, x], dim=1), t).chunk(2, dim=1)
 
 
-def velocity_of(net: Callable[..., Tensor], method: str, y: Tensor | None = None, cfg: float = 1.0) -> Velocity:
+def velocity_of(
+    net: Callable[..., Tensor], method: str, y: Tensor | None = None, cfg: float = 1.0, last: float = math.inf
+) -> Velocity:
     """The velocity of the probability-flow ODE that a method's network describes.
 
     A velocity network is used as it is. IDFF's heads give, for its bridge x_t = t x1 + (1-t) x0 + s_t noise,
     u = E[x1 - x0 | x] + s_t' E[noise | x] = (x1_hat - x) / (1 - t) - st, which is exact: the noise's share of the
     first term and of s_t' add up to s_t E[noise | x] / (2 t (1 - t)) = -st.
+
+    Args:
+        last: where a sampler's last step starts. The bridge keeps noise that vanishes like sqrt(1 - t): a straight
+            last step would leave a seventh of what there is (2 grey levels with 10 steps). So from ``last`` on IDFF's
+            velocity points at the data head, and an Euler step lands on it, for the same one evaluation.
     """
     if method != "idff":
         return guided(net, y, cfg)
@@ -74,7 +83,9 @@ def velocity_of(net: Callable[..., Tensor], method: str, y: Tensor | None = None
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         x1_hat, st = heads(x, t)
-        return (x1_hat - x) / expand(1 - t, x).clamp(min=SMALLEST_REMAINDER) - st
+        landing = t >= last - 1e-6
+        remaining = torch.where(landing, 1 - t, (1 - t).clamp(min=SMALLEST_REMAINDER))
+        return (x1_hat - x) / expand(remaining, x) - expand((~landing).to(x.dtype), x) * st
 
     return velocity
 
@@ -123,7 +134,8 @@ class Sampler:
         net: a network in eval mode, on its device.
         method, sigma: what it was trained with (from its checkpoint).
         shape: (C, H, W) of one image.
-        solver, n_steps, grid, rtol, atol: the numerical method; see ``common.solvers``.
+        solver, n_steps, grid, rtol, atol: the numerical method; see ``common.solvers``. For solver "fitted" give the
+            sampler as ``fitted``, for grid "adaptive" the times as ``nodes``.
         cfg: guidance scale.
         seed: see ``noise_for``.
         precision: "no", "bf16" or "fp16": of the network only.
@@ -138,12 +150,19 @@ class Sampler:
     solver: str = "euler"
     n_steps: int = 10
     grid: str = "uniform"
+    fitted: FittedSampler | None = None
+    nodes: Tensor | None = None
     rtol: float = 1e-5
     atol: float = 1e-5
     cfg: float = 1.0
     seed: int = 0
     precision: str = "no"
     nfe: int = 0
+
+    def times_hash(self) -> str:
+        """A mark of the times and weights that are not named by solver, grid and n_steps: fitted and adaptive ones."""
+        own = (self.fitted, None if self.nodes is None else self.nodes.tolist())
+        return "" if own == (None, None) else hashlib.sha256(repr(own).encode()).hexdigest()[:16]
 
     @torch.no_grad()
     def __call__(self, indices: Sequence[int], labels: Tensor | None = None) -> Tensor:
@@ -156,7 +175,11 @@ class Sampler:
         return x.clamp(-1, 1)
 
     def _solve(self, net: CountedNetwork, x0: Tensor, y: Tensor | None, indices: Sequence[int]) -> Tensor:
-        times = solvers.time_grid(self.n_steps, self.grid).to(x0.device)
+        if self.fitted is not None:
+            velocity = velocity_of(net, self.method, y, self.cfg, self.fitted.times[-2])
+            return solvers.integrate(velocity, x0, self.fitted.times, self.fitted)
+        # On the CPU: solvers read the times as numbers, and must not wait for a GPU to get them.
+        times = solvers.time_grid(self.n_steps, self.grid) if self.nodes is None else self.nodes.float()
         if self.solver in ("idff", "euler_maruyama"):
             streams = [generator(self.seed, "path", k) for k in indices]
 
@@ -175,11 +198,9 @@ class Sampler:
             return solvers.dopri5(velocity, x0, times[[0, -1]], self.rtol, self.atol)
         if self.solver == "torchdyn":
             return solvers.torchdyn_solve(velocity, x0, times)
-        if self.method == "idff":
-            # The bridge's noise vanishes like sqrt(1 - t): a straight last step would leave a seventh of what there
-            # is (2 grey levels with 10 steps). Land on the data head instead, for the same one evaluation.
-            x = solvers.integrate(velocity, x0, times[:-1], self.solver) if self.n_steps > 1 else x0
-            return heads_of(net, y, self.cfg)(x, times[-2].expand(len(x)))[0]
+        if self.method == "idff":  # the last step is Euler's and lands on the data head
+            x = solvers.integrate(velocity, x0, times[:-1], self.solver) if len(times) > 2 else x0
+            return solvers.integrate(velocity_of(net, self.method, y, self.cfg, float(times[-2])), x, times[-2:])
         return solvers.integrate(velocity, x0, times, self.solver, final_euler=True)
 
 

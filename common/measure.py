@@ -48,9 +48,9 @@ def measure_main(
     result = {
         "weights": info["path"],
         "step": info.get("step"),
-        "solver": config.solver,
+        "solver": sampler.solver,
         "n_steps": config.n_steps,
-        "grid": config.grid,
+        "grid": sampler.grid,
         "nfe": sampler.nfe,
         "cfg": config.cfg,
         "seed": config.seed,

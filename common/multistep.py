@@ -193,7 +193,7 @@ def ipndm(order: int) -> Callable[[Slope, Tensor, list[float]], Iterator[Tensor]
         past: list[Tensor] = []
         for t, s in pairwise(nodes):
             v = f(x, t)
-            log_snr(t), log_snr(s)  # names a time outside [0, 1]
+            _ = log_snr(t), log_snr(s)  # names a time outside [0, 1]
             past = [x - t * v, *past[: order - 1]]
             x = x + (s - t) * v
             if t > 0 and len(past) > 1:

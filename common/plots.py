@@ -92,3 +92,39 @@ def loss_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Pat
     axis.legend(frameon=False, fontsize=8)
     axis.grid(alpha=0.3)
     _save(figure, path)
+
+
+def curves(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+    path: str | Path,
+    x_label: str,
+    y_label: str,
+    highlight: str = "",
+) -> None:
+    """Lines over logarithmic axes, one panel beside the other, the same colours and one legend.
+
+    Args:
+        panels: title -> line's label -> points (x, y); an empty line is left out.
+        path: picture to write.
+        highlight: label of the line that is drawn black and thicker.
+    """
+    plt = _pyplot()
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 3.2), squeeze=False)
+    labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
+    style = {label: (f"C{i}", "osv^DPX*"[i % 8]) for i, label in enumerate(labels)}
+    for axis, (title, lines) in zip(axes[0], panels.items()):
+        for label, points in lines.items():
+            if points:
+                color, marker = ("black", "o") if label == highlight else style[label]
+                width = 2.2 if label == highlight else 1.2
+                axis.plot(*zip(*points), color=color, marker=marker, ms=4, lw=width, label=label)
+        ticks = sorted({x for points in lines.values() for x, _ in points})
+        axis.set(xscale="log", yscale="log", title=title, xlabel=x_label)
+        axis.set_xticks(ticks, [f"{x:g}" if x not in (7, 9, 19) else "" for x in ticks], fontsize=7)
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel(y_label)
+    handles = {line.get_label(): line for axis in axes[0] for line in axis.get_lines()}
+    figure.legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    figure.tight_layout()
+    _save(figure, path)

@@ -26,6 +26,7 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 Heads = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Noise = Callable[[int, Tensor], Tensor]
 Rate = Callable[[float], float]
+Solver = Callable[[Slope, Tensor, list[float]], Iterator[Tensor]]
 
 TORCHDYN = ("euler", "midpoint", "dopri5", "tsit5")
 
@@ -67,14 +68,14 @@ def rk4(f: Slope, x: Tensor, nodes: Iterable[float]) -> Iterator[Tensor]:
 
 
 ONE_STEP = {"midpoint": midpoint, "heun": heun, "rk4": rk4}
-SOLVERS = {"euler": euler, **ONE_STEP, **MULTISTEP}
+SOLVERS: dict[str, Solver] = {"euler": euler, **ONE_STEP, **MULTISTEP}
 
 
 def integrate(
     velocity: Velocity,
     x: Tensor,
     times: Times,
-    method: str = "euler",
+    method: str | Solver = "euler",
     trajectory: bool = False,
     final_euler: bool = False,
     rtol: float = 1e-5,
@@ -89,7 +90,7 @@ def integrate(
         velocity: velocity(x, t) -> shape of x; t has shape (B,).
         x: State at times[0], shape (B, ...). float16 and bfloat16 are raised to float32.
         times: Nodes, ascending or descending; see time_grid.
-        method: One of SOLVERS, "dopri5" or "torchdyn".
+        method: One of SOLVERS, "dopri5" or "torchdyn"; or a function like those of SOLVERS, as a fitted sampler is.
         trajectory: Return the states at all times, shape (n + 1, B, ...), instead of the last one.
         final_euler: midpoint, heun and rk4 take an Euler step into t = 1, where their later evaluations are worst
             (EDM's rule; Karras et al. 2206.00364, algorithm 1). Saves 1 (rk4: 3) evaluations.
@@ -102,17 +103,16 @@ def integrate(
         return dopri5(velocity, x, times, rtol, atol, trajectory)
     if method == "torchdyn":
         return torchdyn_solve(velocity, x, times, trajectory=trajectory)
-    if method not in SOLVERS:
+    solver = method if callable(method) else SOLVERS.get(method)
+    if solver is None:
         raise ValueError(f"unknown solver {method!r}: use one of {', '.join([*SOLVERS, 'dopri5', 'torchdyn'])}")
     nodes, x, f = nodes_of(times), _state(x), _at(velocity)
     if final_euler and method in ONE_STEP and math.isclose(nodes[-1], 1.0, abs_tol=1e-6):
-        states = _then_euler(SOLVERS[method], f, x, nodes)
-    else:
-        states = SOLVERS[method](f, x, nodes)
-    return _collect(x, states, trajectory)
+        return _collect(x, _then_euler(solver, f, x, nodes), trajectory)
+    return _collect(x, solver(f, x, nodes), trajectory)
 
 
-def _then_euler(solver: Callable, f: Slope, x: Tensor, nodes: list[float]) -> Iterator[Tensor]:
+def _then_euler(solver: Solver, f: Slope, x: Tensor, nodes: list[float]) -> Iterator[Tensor]:
     """All steps by the solver but the last, which is Euler's."""
     last = x
     for last in solver(f, x, nodes[:-1]):

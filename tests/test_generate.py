@@ -132,7 +132,7 @@ def test_precision_is_that_of_the_network_only():
 # ---- every solver
 
 
-@pytest.mark.parametrize("solver", get_args(SolverName))
+@pytest.mark.parametrize("solver", [s for s in get_args(SolverName) if s not in ("auto", "fitted")])
 def test_every_solver_runs_on_idff_weights(solver):
     made = sampler(replace(CONDITIONAL, method="idff", sigma=0.2), solver=solver, rtol=1e-2, atol=1e-2)
     x = made([0, 1], torch.tensor([0, 1]))
@@ -301,16 +301,15 @@ def test_grid_is_a_picture_and_says_what_it_took(tmp_path, capsys):
     assert path == tmp_path / "samples" / "heun_nfe10.png"
     assert Image.open(path).size == (32, 32)  # 3 images of 8 pixels and 4 lines of 2
     out = capsys.readouterr().out
-    assert "9 images, rf weights of step 7, heun, 3 steps, NFE 10, seed 0" in out and f"picture: {path}" in out
+    assert "9 images, rf weights of step 7, heun, 3 steps, grid uniform, NFE 10, seed 0" in out
+    assert f"picture: {path}" in out
 
 
 def test_raw_and_averaged_weights_of_a_run_folder(tmp_path):
     state = checkpoint.load(weights(tmp_path / "checkpoint_last.pt", CONDITIONAL))
     checkpoint.save(tmp_path / "checkpoint_last.pt", state | {"net_model": network(CONDITIONAL, 1).state_dict()})
-    made = {
-        ema: make_sampler(folder(tmp_path), GridConfig(weights=str(tmp_path), ema=ema, device="cpu"), {})[0]
-        for ema in (True, False)
-    }
+    asked = GridConfig(weights=str(tmp_path), solver="euler", device="cpu")
+    made = {ema: make_sampler(folder(tmp_path), replace(asked, ema=ema), {})[0] for ema in (True, False)}
     for ema, seed in ((True, 0), (False, 1)):
         expected = Sampler(network(CONDITIONAL, seed), "rf", SHAPE)([0], torch.tensor([1]))
         assert torch.allclose(made[ema]([0], torch.tensor([1])), expected, atol=1e-6)

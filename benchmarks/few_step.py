@@ -1,0 +1,330 @@
+"""Which sampler needs the fewest network evaluations? Error to a fine solution, and quality, at equal NFE.
+
+    python benchmarks/few_step.py rms --model mnist          # every solver and grid, and fitted samplers
+    python benchmarks/few_step.py quality --model mnist      # feature distance (2D: W2) of the best of each family
+    python benchmarks/few_step.py table                      # the plot and the Markdown table of what was measured
+
+Models: mnist, cifar10 (the shipped weights, labels in turn, no guidance), moons, 8gaussians (2D, trained here).
+The error is the root mean square difference to 100 fine steps on the same noises, which no sampler was fitted to; the
+fitted samplers are those beside the weights (fit_sampler.py), for the 2D models they are fitted here. NFE is counted at
+the network. Rows go to benchmarks/few_step/MODEL.jsonl; what is there already is not measured again.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from common import cli
+from common.runtime import run_main
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "few_step"
+WEIGHTS = {
+    "mnist": "mnist/results/RF-0.0/flow_matching_mnist.pth",
+    "cifar10": "cifar10/results/IDFF-2.0-0.2/IDFF_cifar10_weights_step_final.pt",
+}
+TOYS = ("moons", "8gaussians")
+NFES = (3, 4, 5, 6, 8, 10, 15, 20)
+ONE_STEP = ("heun", "midpoint")
+MULTISTEP = ("euler", "ab2", "ab4", "dpmpp2m", "dpmpp3m", "unipc2", "unipc3", "ipndm2", "ipndm3", "ipndm4")
+GRIDS = ("uniform", "cosine", "edm", "logsnr", "power", "adaptive")
+FAMILIES = ("euler", "heun", "dpmpp2m", "unipc2", "fitted")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the comparison."""
+
+    what: Literal["rms", "quality", "table"] = "rms"
+    """rms: errors to a fine solution; quality: distance to real data; table: what was measured, as text and picture"""
+    model: Literal["mnist", "cifar10", "moons", "8gaussians"] = "mnist"
+    """Which model"""
+    n_samples: int = 32
+    """Noises; for quality images (2D: points)"""
+    nfe: tuple[int, ...] = NFES
+    """Numbers of evaluations"""
+    solvers: tuple[str, ...] = (*MULTISTEP, *ONE_STEP, "fitted")
+    """Solvers of rms; quality takes euler, heun, dpmpp2m, unipc2 and fitted"""
+    grids: tuple[str, ...] = GRIDS
+    """Time grids"""
+    precision: Literal["no", "bf16"] = "no"
+    """Precision of the network"""
+    seed: int = 0
+    """Seed of the noises and of the 2D models"""
+
+
+# -------------------------------------------------------------------------------------------------------------- models
+def image_sampler(model: str, options: Options) -> tuple[Any, Path]:
+    """A sampler of the shipped weights, and their file."""
+    from common import checkpoint
+    from common.generate import Sampler
+
+    path = checkpoint.find(ROOT / WEIGHTS[model])
+    net, info = checkpoint.load_network(path)
+    shape = (1, 28, 28) if model == "mnist" else (3, 32, 32)
+    name, sigma = info["method"]["name"], info["method"].get("sigma", 0.0)
+    import torch
+
+    net = net.to(memory_format=torch.channels_last)
+    return Sampler(net, name, shape, sigma, seed=options.seed, precision=options.precision), path
+
+
+class PointSampler:
+    """A 2D model behind the interface of generate.Sampler: fields to replace, ``sampler(indices)``, ``nfe``."""
+
+    def __init__(self, net: Any, seed: int):
+        self.net, self.seed, self.method, self.cfg, self.shape = net, seed, "rf", 1.0, (2,)
+        self.solver, self.n_steps, self.grid, self.fitted, self.nodes, self.nfe = "euler", 10, "uniform", None, None, 0
+
+    def __call__(self, indices: Any, labels: Any = None) -> Any:
+        import torch
+
+        from common.generate import noise_for
+        from common.solvers import CountNFE, integrate, time_grid
+
+        count = CountNFE(self.net)
+        times = self.nodes if self.nodes is not None else None
+        with torch.no_grad():
+            x0 = noise_for(indices, self.shape, self.seed)
+            if self.fitted is not None:
+                x = integrate(count, x0, self.fitted.times, self.fitted)
+            else:
+                times = time_grid(self.n_steps, self.grid) if times is None else times
+                x = integrate(count, x0, times, self.solver, final_euler=True)
+        self.nfe = count.nfe
+        return x
+
+
+def point_sampler(model: str, options: Options) -> PointSampler:
+    """Rectified flow from a Gaussian to a 2D distribution, 5,000 steps."""
+    from common.toys import train
+
+    return PointSampler(train("gaussian", model, "rf", n_steps=5000, seed=options.seed, progress=model), options.seed)
+
+
+def changed(sampler: Any, **fields: Any) -> Any:
+    """A copy of a sampler with other fields."""
+    if not isinstance(sampler, PointSampler):
+        return replace(sampler, **fields)
+    copy = PointSampler(sampler.net, sampler.seed)
+    copy.__dict__.update(sampler.__dict__ | fields)
+    return copy
+
+
+def variants(sampler: Any, options: Options, fits: Callable, grids: Callable) -> Iterator[tuple[dict, Any]]:
+    """Every (solver, grid, steps) to measure as (key of its row, sampler).
+
+    Args:
+        fits, grids: n -> the model's fitted sampler (None: there is none), its adaptive grid.
+    """
+    for solver in options.solvers:
+        # Two evaluations a step but one for the last, which is Euler's: the most steps within the evaluations
+        counts = {(nfe + 1) // 2 for nfe in options.nfe} if solver in ONE_STEP else set(options.nfe)
+        for n in sorted(counts):
+            for grid in ("own",) if solver == "fitted" else options.grids:
+                key = {"solver": solver, "grid": grid, "n_steps": n}
+                fields: dict[str, Any] = {"solver": solver, "n_steps": n}
+                if solver == "fitted":
+                    fields["fitted"] = fits(n)
+                    if fields["fitted"] is None:
+                        continue
+                elif grid == "adaptive":
+                    fields["nodes"] = grids(n)
+                else:
+                    fields["grid"] = grid
+                yield key, changed(sampler, **fields)
+
+
+# --------------------------------------------------------------------------------------------------------- measurements
+def run(options: Options) -> None:
+    """Measure what is not measured yet; one row for each sampler."""
+    from tqdm import tqdm
+
+    from common.runtime import JsonLines, keep_freed_memory
+
+    keep_freed_memory()
+    RESULTS.mkdir(exist_ok=True)
+    log = JsonLines(RESULTS / f"{options.model}.jsonl")
+    keys = ("what", "solver", "grid", "n_steps", "n_samples", "seed", "precision")
+    done = {tuple(row.get(k) for k in keys) for row in log.read()}
+    if options.model in TOYS:
+        sampler: Any = point_sampler(options.model, options)
+        fits, grids = own_of_points(sampler)
+    else:
+        sampler, weights = image_sampler(options.model, options)
+        fits, grids = own_of_weights(sampler, weights)
+    if options.what == "quality":
+        options = replace(options, solvers=FAMILIES)
+    measure = rms_measure(sampler, options) if options.what == "rms" else quality_measure(sampler, options)
+    common = {"what": options.what, "n_samples": options.n_samples, "seed": options.seed}
+    common |= {"precision": options.precision}
+    for key, made in tqdm(list(variants(sampler, options, fits, grids)), unit="sampler", dynamic_ncols=True):
+        row = {**common, **key}
+        if tuple(row.get(k) for k in keys) in done:
+            continue
+        start = time.perf_counter()
+        value = measure(made)
+        log.append({**row, "nfe": made.nfe, "value": value, "seconds": round(time.perf_counter() - start, 2)})
+
+
+def own_of_weights(sampler: Any, weights: Path) -> tuple[Callable[[int], Any], Callable[[int], Any]]:
+    """The fitted samplers and adaptive grids beside a weights file, by their number of steps."""
+    from common import fit
+    from common.fitted import fitted_for
+
+    return lambda n: fitted_for(weights, n, 1.0), lambda n: fit.adaptive_nodes(sampler, n, weights)
+
+
+def own_of_points(sampler: PointSampler) -> tuple[Callable[[int], Any], Callable[[int], Any]]:
+    """The same for a 2D model, fitted to 512 noises of another stream when they are asked for."""
+    from functools import cache
+
+    from common.fitted import fit_sampler, teach
+    from common.generate import noise_for
+    from common.grids import adaptive_grid
+
+    teacher = teach(lambda last: sampler.net, noise_for(range(512), (2,), sampler.seed, "fit"), 200)
+    fits = cache(lambda n: fit_sampler(lambda last: sampler.net, teacher, n))
+    return fits, lambda n: adaptive_grid(teacher.states, teacher.times, n)
+
+
+def rms_measure(sampler: Any, options: Options) -> Callable[[Any], float]:
+    """Root mean square difference to the fine solution: 100 steps of AB4, see common.fitted.teach."""
+    import torch
+
+    from common import fit, generate
+    from common.fitted import rms, teach
+
+    n = options.n_samples
+    if isinstance(sampler, PointSampler):
+        fine = teach(lambda last: sampler.net, generate.noise_for(range(n), (2,), sampler.seed), 400).states[-1]
+        labels = None
+    else:
+        fine = fit.teacher_of(sampler, n, "x0", 100, "fine", options.seed)[0].states[-1].clamp(-1, 1)
+        labels = generate.labels_for(range(n), generate.real_classes(sampler.net))
+    indices = list(range(n))
+
+    def measure(made: Any) -> float:
+        with torch.no_grad():
+            return rms(made(indices, labels), fine)
+
+    return measure
+
+
+def quality_measure(sampler: Any, options: Options) -> Callable[[Any], float]:
+    """2D: W2 to as many real points. Images: feature distance to the real images by the folder's classifier."""
+    import torch
+
+    from common import generate
+    from common.metrics import wasserstein2
+
+    n = options.n_samples
+    if isinstance(sampler, PointSampler):
+        from common.runtime import generator
+        from common.toys import sample
+
+        real = sample(options.model, n, generator(options.seed, "real"))
+        return lambda made: wasserstein2(made(range(n)), real)
+    from common.classifier import classify, feature_distance, load_classifier
+    from common.images import to_uint8
+
+    folder = ROOT / options.model
+    classifier, _ = load_classifier(folder / "results" / "classifier.pt")
+    real, _ = classify(classifier, real_images(options.model))
+
+    def measure(made: Any) -> float:
+        parts = [to_uint8(images) for _, images in generate.sample_many(made, range(n), 100)]
+        return feature_distance(classify(classifier, torch.cat(parts))[0], real)
+
+    return measure
+
+
+def real_images(model: str) -> Any:
+    """The real images that the folder's measure.py compares with: uint8, (N, C, H, W)."""
+    import os
+
+    from common.data import load_images
+
+    data = os.environ.get("FLOW_DATA", "")  # a folder or zip, or torchvision's root
+    if model == "mnist":
+        root = Path(data) if data else ROOT / "mnist" / "data"
+        return load_images("torchvision:MNIST", 28, 1, root=root, split="test").images
+    source = data or "torchvision:CIFAR10"
+    images = load_images(source, 32, 3, root=ROOT / "cifar10" / "data").images
+    return images[4::5] if data else images
+
+
+# ---------------------------------------------------------------------------------------------------------------- table
+def table() -> None:
+    """Markdown and plot of all rows: the error of each family's best grid against NFE."""
+    from common.runtime import JsonLines
+
+    for path in sorted(RESULTS.glob("*.jsonl")):
+        rows = JsonLines(path).read()
+        print(f"\n### {path.stem}\n")
+        for what in ("rms", "quality"):
+            if part := [row for row in rows if row["what"] == what]:
+                print(markdown(part, what))
+    print(f"picture: {plot()}")
+
+
+def best_rows(rows: list[dict[str, Any]], solver: str) -> dict[int, dict[str, Any]]:
+    """For each NFE the row of a solver with the least value, whatever its grid."""
+    best: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        if row["solver"] == solver and (row["nfe"] not in best or row["value"] < best[row["nfe"]]["value"]):
+            best[row["nfe"]] = row
+    return best
+
+
+def markdown(rows: list[dict[str, Any]], what: str) -> str:
+    """Solvers down, NFE across; the least value over the grids, with the grid's initial."""
+    solvers = sorted({row["solver"] for row in rows})
+    counts = sorted({row["nfe"] for row in rows})
+    lines = [f"| {what} at NFE | " + " | ".join(map(str, counts)) + " |", "|---" * (len(counts) + 1) + "|"]
+    uniform = [row for row in rows if row["solver"] == "euler" and row["grid"] == "uniform"]
+    parts = [("euler, uniform", best_rows(uniform, "euler")), *((s, best_rows(rows, s)) for s in solvers)]
+    for name, best in parts:
+        cells = [f"{best[n]['value']:.4f} {best[n]['grid'][:2]}" if n in best else "" for n in counts]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plot() -> Path:
+    """Error against NFE for each model, one line a solver with its best grid."""
+    from common.plots import curves
+    from common.runtime import JsonLines
+
+    panels = {}
+    for path in sorted(RESULTS.glob("*.jsonl")):
+        rows = [row for row in JsonLines(path).read() if row["what"] == "rms"]
+        lines = {}
+        for solver in ("euler", "midpoint", "heun", "ab2", "dpmpp2m", "unipc2", "ipndm3", "fitted"):
+            best = best_rows(rows, solver)
+            lines[solver] = [(n, best[n]["value"]) for n in sorted(best)]
+        panels[path.stem] = lines
+    out = ROOT / "assets" / "few_step.png"
+    curves(panels, out, "network evaluations", "RMS to a fine solution", "fitted")
+    return out
+
+
+def main() -> None:
+    """Measure, or show what was measured."""
+    options = cli.parse(Options, description=__doc__, argv=positional(sys.argv[1:]))
+    table() if options.what == "table" else run(options)
+
+
+def positional(argv: list[str]) -> list[str]:
+    """The first word may stand without its --what."""
+    return ["--what", *argv] if argv and not argv[0].startswith("-") else argv
+
+
+if __name__ == "__main__":
+    run_main(main)
