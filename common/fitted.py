@@ -167,7 +167,7 @@ def _adams_row(nodes: Sequence[float], step: int, order: int) -> list[float]:
     """The weights of x_0, v_0, ..., v_step by which Adams-Bashforth of an order reaches nodes[step + 1]."""
     row = [1.0] + [0.0] * (step + 1)
     for i in range(step + 1):
-        past = [nodes[j] for j in range(i, max(-1, i - order), -1)]
+        past = tuple(nodes[j] for j in range(i, max(-1, i - order), -1))
         for j, w in enumerate(adams_weights(past, nodes[i + 1])):
             row[1 + i - j] += w
     return row

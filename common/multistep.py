@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -27,13 +28,14 @@ def adams(order: int) -> Callable[[Slope, Tensor, list[float]], Iterator[Tensor]
         past: list[tuple[float, Tensor]] = []
         for t, s in pairwise(nodes):
             past = [(t, f(x, t)), *past[: order - 1]]
-            x = _combined(x, adams_weights([u for u, _ in past], s), [v for _, v in past])
+            x = _combined(x, adams_weights(tuple(u for u, _ in past), s), [v for _, v in past])
             yield x
 
     return solver
 
 
-def adams_weights(past: Sequence[float], s: float) -> list[float]:
+@lru_cache(maxsize=4096)  # every batch of a sampler asks for the same ones
+def adams_weights(past: tuple[float, ...], s: float) -> list[float]:
     """Weights w with sum_j w_j p(past_j) = int_past[0]^s p(u) du for polynomials p of degree < len(past)."""
     t, h = past[0], s - past[0]
     powers = np.arange(len(past))
@@ -42,9 +44,8 @@ def adams_weights(past: Sequence[float], s: float) -> list[float]:
 
 
 def _combined(x: Tensor, weights: Sequence[float], directions: Sequence[Tensor]) -> Tensor:
-    """x + sum_j weights_j directions_j, in one new tensor."""
-    x = x + weights[0] * directions[0]
-    for w, v in zip(weights[1:], directions[1:]):
+    """x + sum_j weights_j directions_j; out of place, so that gradients pass."""
+    for w, v in zip(weights, directions):
         x = x.add(v, alpha=w)
     return x
 
@@ -68,7 +69,7 @@ def dpmpp2m(f: Slope, x: Tensor, nodes: Sequence[float]) -> Iterator[Tensor]:
     for t, s in pairwise(nodes):
         v = f(x, t)
         d, h = x + (1 - t) * v, log_snr(s) - log_snr(t)
-        x = x + (s - t) * v
+        x = x.add(v, alpha=s - t)
         if past is not None and math.isfinite(h):
             x = x + (s - t) / (1 - t) * h / (2 * past[1]) * (d - past[0])
         past = (d, h) if math.isfinite(h) else None
@@ -92,7 +93,7 @@ def dpmpp3m(f: Slope, x: Tensor, nodes: Sequence[float]) -> Iterator[Tensor]:
     for (t, s), remaining in zip(pairwise(nodes), left, strict=True):
         v = f(x, t)
         d, start, h = x + (1 - t) * v, log_snr(t), log_snr(s) - log_snr(t)
-        x = x + (s - t) * v
+        x = x.add(v, alpha=s - t)
         order = min(len(past) + 1, remaining, 3) if math.isfinite(h) else 1
         if order > 1:
             x = x + s * _exponential_correction(d, start, h, past[: order - 1])
@@ -140,12 +141,12 @@ def unipc(order: int) -> Callable[[Slope, Tensor, list[float]], Iterator[Tensor]
             slopes = [(m - d) / r for (_, m), r in zip(old, ratios)]
             c = (s - t) / (1 - t) if t < 1 else 0.0
             base = (1 - s) / (1 - t) * x + c * d if t < 1 else x + (s - t) * v
-            x = _combined(base, [c * w for w in unipc_weights(ratios, h, False)], slopes) if old else base
+            x = _combined(base, [c * w for w in unipc_weights(tuple(ratios), h, False)], slopes) if old else base
             if s != nodes[-1]:
                 v = f(x, s)
                 new = x + (1 - s) * v
                 if t < 1:
-                    x = _combined(base, [c * w for w in unipc_weights(ratios, h, True)], [*slopes, new - d])
+                    x = _combined(base, [c * w for w in unipc_weights(tuple(ratios), h, True)], [*slopes, new - d])
                 past = [(start, d), *past[: order - 2]] if math.isfinite(start) and order > 1 else []
                 t, d = s, new
             yield x
@@ -153,7 +154,8 @@ def unipc(order: int) -> Callable[[Slope, Tensor, list[float]], Iterator[Tensor]
     return solver
 
 
-def unipc_weights(ratios: Sequence[float], h: float, corrector: bool) -> list[float]:
+@lru_cache(maxsize=4096)
+def unipc_weights(ratios: tuple[float, ...], h: float, corrector: bool) -> list[float]:
     """Weights of (D_j - D_0) / r_j, j = 1..p-1, r_j = ``ratios``; for the corrector also of D' - D_0, last.
 
     They solve sum_j w_j r_j^(k-1) = k! phi_(k+1)(-h) / B for k = 1, 2, ...; with one unknown it is 1/2 for B = bh2.
@@ -195,7 +197,7 @@ def ipndm(order: int) -> Callable[[Slope, Tensor, list[float]], Iterator[Tensor]
             v = f(x, t)
             _ = log_snr(t), log_snr(s)  # names a time outside [0, 1]
             past = [x - t * v, *past[: order - 1]]
-            x = x + (s - t) * v
+            x = x.add(v, alpha=s - t)
             if t > 0 and len(past) > 1:
                 weights = IPNDM[len(past)]
                 scale = (t - s) / t

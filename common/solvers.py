@@ -35,7 +35,7 @@ TORCHDYN = ("euler", "midpoint", "dopri5", "tsit5")
 def euler(f: Slope, x: Tensor, nodes: Iterable[float]) -> Iterator[Tensor]:
     """Order 1, one evaluation a step. On the linear path this is DDIM and DPM-Solver++(1)."""
     for t, s in pairwise(nodes):
-        x = x + (s - t) * f(x, t)
+        x = x.add(f(x, t), alpha=s - t)
         yield x
 
 

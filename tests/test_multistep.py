@@ -44,14 +44,14 @@ def test_orders_in_log_snr(method, order):
 
 
 def test_adams_weights_integrate_polynomials():
-    past, s = [0.5, 0.3, 0.25, 0.1], 0.9
+    past, s = (0.5, 0.3, 0.25, 0.1), 0.9
     for k in range(1, 5):
         weights = adams_weights(past[:k], s)
         for degree in range(k):
             exact = (s ** (degree + 1) - past[0] ** (degree + 1)) / (degree + 1)
             assert sum(w * p**degree for w, p in zip(weights, past)) == pytest.approx(exact, rel=1e-10)
-    assert adams_weights([1.0, 0.0], 2.0) == pytest.approx([1.5, -0.5])
-    assert adams_weights([3.0, 2.0, 1.0, 0.0], 4.0) == pytest.approx(IPNDM[4])
+    assert adams_weights((1.0, 0.0), 2.0) == pytest.approx([1.5, -0.5])
+    assert adams_weights((3.0, 2.0, 1.0, 0.0), 4.0) == pytest.approx(IPNDM[4])
 
 
 @pytest.mark.parametrize("order", IPNDM)
@@ -80,10 +80,10 @@ def test_ipndm1_is_euler():
 
 def test_unipc_weights_of_even_steps():
     # With steps of equal size and h -> 0 the corrector of order 2 is Adams-Moulton's: (5, 8, -1) / 12.
-    old, new = unipc_weights([-1.0], 1e-3, corrector=True)
+    old, new = unipc_weights((-1.0,), 1e-3, corrector=True)
     # D_0 + old (D_old - D_0) / (-1) + new (D' - D_0) against (5 D' + 8 D_0 - D_old) / 12
     assert (new, -old) == pytest.approx((5 / 12, -1 / 12), abs=1e-3)
-    assert unipc_weights([-1.0], 0.5, corrector=False) == [0.5] == unipc_weights([], 0.5, corrector=True)
+    assert unipc_weights((-1.0,), 0.5, corrector=False) == [0.5] == unipc_weights((), 0.5, corrector=True)
 
 
 # -------------------------------------------------------------------------------------------------- the exact mixture
