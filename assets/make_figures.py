@@ -33,6 +33,7 @@ def main() -> None:
     import torch
 
     from common.checkpoint import load_network
+    from common.fitted import find_fitted
     from common.generate import Sampler, sample_many
     from common.images import grid, save_png
     from common.plots import image_grids, image_rows, loss_curves
@@ -41,14 +42,26 @@ def main() -> None:
     def draw(sampler: Sampler, count: int) -> torch.Tensor:
         return torch.cat([images for _, images in sample_many(sampler, range(count), count)])
 
-    net, info = load_network(HERE.parent / "mnist" / "results" / "RF-0.0" / "flow_matching_mnist.pth")
+    def few_steps(base: Sampler, weights: Path, path: Path) -> None:
+        """The same noises by Euler's method and by the fitted sampler, at few evaluations and at many."""
+        rows = {"ab4, NFE 100": draw(replace(base, solver="ab4", n_steps=100), 16)}
+        for n in (8, 5, 3):
+            rows[f"fitted, NFE {n}"] = draw(replace(base, solver="fitted", fitted=find_fitted(weights, n, 1.0)), 16)
+            rows[f"euler, NFE {n}"] = draw(replace(base, n_steps=n), 16)
+        image_rows(rows, path)
+
+    weights = HERE.parent / "mnist" / "results" / "RF-0.0" / "flow_matching_mnist.pth"
+    net, info = load_network(weights)
     mnist = Sampler(net, info["method"]["name"], (1, 28, 28), n_steps=20, seed=options.seed)
     save_png(HERE / "mnist_samples.png", grid(draw(mnist, 100), n_columns=10))
+    few_steps(mnist, weights, HERE / "mnist_few_steps.png")
 
     folder = HERE.parent / "cifar10" / "results" / "IDFF-2.0-0.2"
-    net, info = load_network(folder / "IDFF_cifar10_weights_step_final.pt")
+    weights = folder / "IDFF_cifar10_weights_step_final.pt"
+    net, info = load_network(weights)
     method = info["method"]
     base = Sampler(net, method["name"], (3, 32, 32), method["sigma"], cfg=options.cfg, seed=options.seed)
+    few_steps(replace(base, cfg=1.0), weights, HERE / "cifar10_few_steps.png")
     grids = {}
     for n_steps in (5, 10, 20, 50):
         images = draw(sampler := replace(base, n_steps=n_steps), 64)
@@ -64,6 +77,7 @@ def main() -> None:
         ("heun", 5),
         ("ab2", 10),
         ("dpmpp2m", 10),
+        ("unipc2", 10),
         ("rk4", 3),
         ("idff", 10),
         ("euler_maruyama", 10),

@@ -1,9 +1,10 @@
 """Which sampler needs the fewest network evaluations? Error to a fine solution, and quality, at equal NFE.
 
     python benchmarks/few_step.py rms --model mnist          # every solver and grid, and fitted samplers
-    python benchmarks/few_step.py quality --model mnist      # feature distance (2D: W2) of the best of each family
+    python benchmarks/few_step.py quality --model mnist --n_samples 300 --solvers euler fitted --grids uniform
     python benchmarks/few_step.py table                      # the plot and the Markdown table of what was measured
 
+Quality is the feature distance to real images (in 2D: W2 to real points).
 Models: mnist, cifar10 (the shipped weights, labels in turn, no guidance), moons, 8gaussians (2D, trained here).
 The error is the root mean square difference to 100 fine steps on the same noises, which no sampler was fitted to; the
 fitted samplers are those beside the weights (fit_sampler.py), for the 2D models they are fitted here. NFE is counted at
@@ -35,7 +36,6 @@ NFES = (3, 4, 5, 6, 8, 10, 15, 20)
 ONE_STEP = ("heun", "midpoint")
 MULTISTEP = ("euler", "ab2", "ab4", "dpmpp2m", "dpmpp3m", "unipc2", "unipc3", "ipndm2", "ipndm3", "ipndm4")
 GRIDS = ("uniform", "cosine", "edm", "logsnr", "power", "adaptive")
-FAMILIES = ("euler", "heun", "dpmpp2m", "unipc2", "fitted")
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,11 @@ class Options:
     nfe: tuple[int, ...] = NFES
     """Numbers of evaluations"""
     solvers: tuple[str, ...] = (*MULTISTEP, *ONE_STEP, "fitted")
-    """Solvers of rms; quality takes euler, heun, dpmpp2m, unipc2 and fitted"""
+    """Solvers"""
     grids: tuple[str, ...] = GRIDS
     """Time grids"""
+    data: str = ""
+    """Real images: a folder or archive, or where torchvision's data set lies; empty: data/ beside the scripts"""
     precision: Literal["no", "bf16"] = "no"
     """Precision of the network"""
     seed: int = 0
@@ -160,8 +162,6 @@ def run(options: Options) -> None:
     else:
         sampler, weights = image_sampler(options.model, options)
         fits, grids = own_of_weights(sampler, weights)
-    if options.what == "quality":
-        options = replace(options, solvers=FAMILIES)
     measure = rms_measure(sampler, options) if options.what == "rms" else quality_measure(sampler, options)
     common = {"what": options.what, "n_samples": options.n_samples, "seed": options.seed}
     common |= {"precision": options.precision}
@@ -237,7 +237,7 @@ def quality_measure(sampler: Any, options: Options) -> Callable[[Any], float]:
 
     folder = ROOT / options.model
     classifier, _ = load_classifier(folder / "results" / "classifier.pt")
-    real, _ = classify(classifier, real_images(options.model))
+    real, _ = classify(classifier, real_images(options.model, options.data))
 
     def measure(made: Any) -> float:
         parts = [to_uint8(images) for _, images in generate.sample_many(made, range(n), 100)]
@@ -246,18 +246,14 @@ def quality_measure(sampler: Any, options: Options) -> Callable[[Any], float]:
     return measure
 
 
-def real_images(model: str) -> Any:
+def real_images(model: str, data: str) -> Any:
     """The real images that the folder's measure.py compares with: uint8, (N, C, H, W)."""
-    import os
-
     from common.data import load_images
 
-    data = os.environ.get("FLOW_DATA", "")  # a folder or zip, or torchvision's root
+    root = Path(data) if data and model == "mnist" else ROOT / model / "data"
     if model == "mnist":
-        root = Path(data) if data else ROOT / "mnist" / "data"
         return load_images("torchvision:MNIST", 28, 1, root=root, split="test").images
-    source = data or "torchvision:CIFAR10"
-    images = load_images(source, 32, 3, root=ROOT / "cifar10" / "data").images
+    images = load_images(data or "torchvision:CIFAR10", 32, 3, root=root, split="train" if data else "test").images
     return images[4::5] if data else images
 
 

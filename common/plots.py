@@ -41,7 +41,7 @@ def image_rows(rows: Mapping[str, Tensor], path: str | Path, scale: float = 0.6)
     count = len(next(iter(rows.values())))
     figure, axes = plt.subplots(len(rows), 1, figsize=(scale * count, scale * len(rows)), squeeze=False)
     for axis, (label, images) in zip(axes[:, 0], rows.items()):
-        axis.imshow(grid(images, n_columns=count).numpy(), interpolation="nearest")
+        axis.imshow(grid(images, n_columns=count).numpy(), interpolation="nearest", cmap="gray")
         axis.set_xticks([])
         axis.set_yticks([])
         axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
@@ -64,7 +64,7 @@ def image_grids(grids: Mapping[str, Tensor], path: str | Path, columns: int = 8,
     plt = _pyplot()
     figure, axes = plt.subplots(1, len(grids), figsize=(scale * len(grids), scale + 0.3), squeeze=False)
     for axis, (title, images) in zip(axes[0], grids.items()):
-        axis.imshow(grid(images, n_columns=columns).numpy(), interpolation="nearest")
+        axis.imshow(grid(images, n_columns=columns).numpy(), interpolation="nearest", cmap="gray")
         axis.set_title(title, fontsize=9)
         axis.axis("off")
     _save(figure, path)

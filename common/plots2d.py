@@ -17,7 +17,7 @@ from torch import Tensor
 SOURCE, TARGET, MADE, PATH = "#d1495b", "#8d99a6", "#1f6f8b", "#2b2d42"  # colours of points and of paths
 
 
-def panels(titles: Sequence[str], limit: float = 7.0, columns: int = 0, scale: float = 2.4) -> tuple[Any, list[Any]]:
+def panels(titles: Sequence[str], limit: float = 7.0, columns: int = 0, scale: float = 2.2) -> tuple[Any, list[Any]]:
     """A figure with one square axis a title, each showing [-limit, limit]^2 without ticks.
 
     Args:

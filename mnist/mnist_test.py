@@ -36,11 +36,11 @@ def main() -> None:
     """Load the network, draw ten digits, save the picture."""
     options = cli.parse(Options, description=__doc__)
     import torch
-    from mnist_train import generate_sample
 
     from common.checkpoint import load_network
     from common.images import grid, save_png
     from common.runtime import pick_device
+    from mnist_train import generate_sample
 
     model, info = load_network(options.weights or HERE / FOLDER.weights)
     model = model.to(pick_device(options.device))

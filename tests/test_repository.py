@@ -25,7 +25,7 @@ DOCUMENTS = [
 # Slow to import, or wanted by few: inside the function that needs them.
 LATE = {"matplotlib", "PIL", "scipy", "ot", "torchdyn", "torchdiffeq", "accelerate", "torchvision", "tensorflow"}
 LATE |= {"wandb", "tensorboard", "tyro", "yaml", "tqdm", "sklearn", "lmdb", "optuna", "openmm", "xarray", "torchcfm"}
-TORCH_FREE = {"__init__.py", "cli.py", "options.py", "config.py", "runtime.py", "commands.py", "measure.py"}
+TORCH_FREE = {"__init__.py", "cli.py", "options.py", "config.py", "runtime.py", "commands.py", "measure.py", "fit.py"}
 DATASETS = re.compile(r"mnist|cifar|celeb|lsun|lorenz", re.IGNORECASE)
 
 

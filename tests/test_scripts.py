@@ -31,9 +31,12 @@ FOLDERS = {
 SCRIPTS = [
     *(
         f"cifar10/{name}.py"
-        for name in ("train_cifar10", "simple_gen_test", "gen_cifar10", "gen_true_cifar10", "measure")
+        for name in ("train_cifar10", "simple_gen_test", "gen_cifar10", "gen_true_cifar10", "measure", "fit_sampler")
     ),
-    *(f"mnist/{name}.py" for name in ("mnist_train", "simple_gen_test", "gen_mnist", "gen_true_mnist", "measure")),
+    *(
+        f"mnist/{name}.py"
+        for name in ("mnist_train", "simple_gen_test", "gen_mnist", "gen_true_mnist", "measure", "fit_sampler")
+    ),
     "mnist/mnist_test.py",
 ]
 
@@ -104,6 +107,17 @@ def test_measure(trained, tmp_path):
     assert result["nfe"] == 2 and result["generated"] == 20 and 0 <= result["recognised"] <= 1
     assert result["feature_distance"] > result["feature_distance_real"] >= 0
     assert json.loads(printed[printed.index("{") :]) == result
+
+
+def test_a_fitted_sampler_is_what_auto_takes(trained, tmp_path):
+    name, out, _ = trained
+    weights = tmp_path / FOLDERS[name][1]
+    weights.write_bytes((out / FOLDERS[name][1]).read_bytes())
+    flags = ("--smoke", "--weights", weights)
+    printed = start(f"{name}/fit_sampler.py", *flags, "--n_steps", 3, cwd=FOLDERS[name][4])
+    assert "3 steps: RMS to the fine end" in printed and weights.with_suffix(".samplers.json").exists()
+    more = ("--n_samples", 4, "--n_steps", 3, "--out", tmp_path / "grid.png")
+    assert "fitted, 3 steps" in start(f"{name}/simple_gen_test.py", *flags, *more, cwd=FOLDERS[name][4])
 
 
 def test_mnist_test_draws_ten_digits(trained, tmp_path):
