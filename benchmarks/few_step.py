@@ -54,6 +54,8 @@ class Options:
     """Solvers"""
     grids: tuple[str, ...] = GRIDS
     """Time grids"""
+    landing: float = 1.0
+    """Time from which the last step goes straight to the predicted data; 1: no such rule"""
     data: str = ""
     """Real images: a folder or archive, or where torchvision's data set lies; empty: data/ beside the scripts"""
     precision: Literal["no", "bf16"] = "no"
@@ -75,7 +77,8 @@ def image_sampler(model: str, options: Options) -> tuple[Any, Path]:
     import torch
 
     net = net.to(memory_format=torch.channels_last)
-    return Sampler(net, name, shape, sigma, seed=options.seed, precision=options.precision), path
+    chosen = {"seed": options.seed, "precision": options.precision, "landing": options.landing}
+    return Sampler(net, name, shape, sigma, **chosen), path
 
 
 class PointSampler:
@@ -154,7 +157,7 @@ def run(options: Options) -> None:
     keep_freed_memory()
     RESULTS.mkdir(exist_ok=True)
     log = JsonLines(RESULTS / f"{options.model}.jsonl")
-    keys = ("what", "solver", "grid", "n_steps", "n_samples", "seed", "precision")
+    keys = ("what", "solver", "grid", "n_steps", "n_samples", "seed", "precision", "landing")
     done = {tuple(row.get(k) for k in keys) for row in log.read()}
     if options.model in TOYS:
         sampler: Any = point_sampler(options.model, options)
@@ -164,7 +167,7 @@ def run(options: Options) -> None:
         fits, grids = own_of_weights(sampler, weights)
     measure = rms_measure(sampler, options) if options.what == "rms" else quality_measure(sampler, options)
     common = {"what": options.what, "n_samples": options.n_samples, "seed": options.seed}
-    common |= {"precision": options.precision}
+    common |= {"precision": options.precision, "landing": options.landing}
     for key, made in tqdm(list(variants(sampler, options, fits, grids)), unit="sampler", dynamic_ncols=True):
         row = {**common, **key}
         if tuple(row.get(k) for k in keys) in done:
@@ -179,7 +182,7 @@ def own_of_weights(sampler: Any, weights: Path) -> tuple[Callable[[int], Any], C
     from common import fit
     from common.fitted import fitted_for
 
-    return lambda n: fitted_for(weights, n, 1.0), lambda n: fit.adaptive_nodes(sampler, n, weights)
+    return lambda n: fitted_for(weights, n, 1.0, sampler.landing), lambda n: fit.adaptive_nodes(sampler, n, weights)
 
 
 def own_of_points(sampler: PointSampler) -> tuple[Callable[[int], Any], Callable[[int], Any]]:
@@ -266,8 +269,9 @@ def table() -> None:
         rows = JsonLines(path).read()
         print(f"\n### {path.stem}\n")
         for what in ("rms", "quality"):
-            if part := [row for row in rows if row["what"] == what]:
-                print(markdown(part, what))
+            for landing in sorted({row["landing"] for row in rows}, reverse=True):
+                if part := [row for row in rows if (row["what"], row["landing"]) == (what, landing)]:
+                    print(f"landing {landing:g}\n\n{markdown(part, what)}")
     print(f"picture: {plot()}")
 
 
@@ -300,7 +304,7 @@ def plot() -> Path:
 
     panels = {}
     for path in sorted(RESULTS.glob("*.jsonl")):
-        rows = [row for row in JsonLines(path).read() if row["what"] == "rms"]
+        rows = [row for row in JsonLines(path).read() if (row["what"], row["landing"]) == ("rms", 1.0)]
         lines = {}
         for solver in ("euler", "midpoint", "heun", "ab2", "dpmpp2m", "unipc2", "ipndm3", "fitted"):
             best = best_rows(rows, solver)

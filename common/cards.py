@@ -59,7 +59,7 @@ def add_measurement(weights: Path, result: dict[str, Any]) -> Path:
     card = read_card(weights) or {"weights": weights.name, "sha256": file_hash(weights)}
     if card["sha256"] != file_hash(weights):
         raise ValueError(f"{card_path(weights)} is the card of other weights than {weights.name}: remove it first")
-    settings = ("solver", "n_steps", "grid", "cfg", "seed", "generated")
+    settings = ("solver", "n_steps", "grid", "landing", "cfg", "seed", "generated")
     others = [m for m in card.get("measured", []) if any(m.get(key) != result.get(key) for key in settings)]
     facts = {k: v for k, v in card.items() if k not in ("weights", "sha256", "measured")}
     write_card(weights, facts | {"measured": [*others, result]})

@@ -28,6 +28,7 @@ class Folder:
         data: the usual ``--data``.
         weights: the shipped weights, relative to ``here``.
         weights_name: name of a run's final weights; ``{METHOD}`` is replaced.
+        landing: the usual ``--landing``: below 1 for weights whose velocity near the data is mostly error.
         load_data: loads the data when ``data`` needs more than ``common.data.load_images``.
     """
 
@@ -36,6 +37,7 @@ class Folder:
     data: str
     weights: str
     weights_name: str
+    landing: float = 1.0
     load_data: Callable[..., Any] | None = None
 
     def run_name(self, config: TrainConfig) -> str:
@@ -176,6 +178,7 @@ def make_sampler(folder: Folder, config: SampleConfig, extra: dict[str, Any]) ->
         cfg=config.cfg,
         seed=config.seed,
         precision=config.mixed_precision,
+        landing=config.landing or (1.0 if config.weights else folder.landing),
     )
     if config.cfg != 1 and generate.real_classes(net) == 0:
         raise ValueError(f"--cfg {config.cfg} needs class-conditional weights; {path.name} is unconditional")
@@ -239,7 +242,8 @@ def gen_main(folder: Folder, description: str, argv: list[str] | None = None) ->
     target = Path(config.save_dir) if config.save_dir else folder.here / "samples" / "gen"
     keys = ("n_steps", "cfg", "label", "seed", "ema", "rtol", "atol")
     fingerprint = {"weights": _weights_hash(info["path"]), **{key: getattr(config, key) for key in keys}}
-    fingerprint |= {"solver": sampler.solver, "grid": sampler.grid, "times": sampler.times_hash()}
+    fingerprint |= {"solver": sampler.solver, "grid": sampler.grid, "landing": sampler.landing}
+    fingerprint["times"] = sampler.times_hash()
     c, h, w = sampler.shape
     writer = open_writer(target, config.n_samples, (c, h, w), fingerprint)
     todo = writer.missing(start, stop)[here.rank :: here.world]

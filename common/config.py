@@ -146,6 +146,8 @@ class SampleConfig:
     """Intervals of the time grid; the NFE is counted and printed"""
     grid: GridName = "auto"
     """Time grid; adaptive: made for these weights by dynamic programming and kept beside them"""
+    landing: float = 0.0
+    """Time from which the last step goes straight to the predicted data; 0: the folder's choice, 1: no such rule"""
     rtol: float = 1e-5
     """Tolerances of the adaptive solvers"""
     atol: float = 1e-5
@@ -238,6 +240,8 @@ class FitConfig:
     """Numbers of steps to fit a sampler for, each with as many evaluations"""
     cfg: float = 1.0
     """Guidance scale that the sampler is for"""
+    landing: float = 0.0
+    """Time from which the last step goes straight to the predicted data; 0: the folder's choice, 1: no such rule"""
     n_noises: int = 32
     """Noises to fit on"""
     n_test: int = 32

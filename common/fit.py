@@ -39,11 +39,11 @@ def resolved(sampler: Sampler, config: SampleConfig, weights: Path | None) -> Sa
             raise ValueError(f"--solver fitted brings its own times: leave --grid {config.grid} out")
         if weights is None:
             raise ValueError("--solver fitted needs weights that a sampler was fitted to: give --weights")
-        found = fitted.find_fitted(weights, config.n_steps, config.cfg)
+        found = fitted.find_fitted(weights, config.n_steps, config.cfg, sampler.landing)
         return replace(sampler, solver="fitted", grid="fitted", fitted=found)
     if config.solver == "auto" and config.grid == "auto" and weights is not None:
         try:
-            if found := fitted.fitted_for(weights, config.n_steps, config.cfg):
+            if found := fitted.fitted_for(weights, config.n_steps, config.cfg, sampler.landing):
                 return replace(sampler, solver="fitted", grid="fitted", fitted=found)
         except ValueError as error:
             print(f"note: {error}")
@@ -63,14 +63,15 @@ def adaptive_nodes(sampler: Sampler, n_steps: int, weights: Path | None) -> Tens
     fine = max(64, 2 * n_steps)
     if weights is not None:
         for entry in fitted.read_samplers(weights)["adaptive"]:
-            if entry["n_steps"] == n_steps and entry["cfg"] == sampler.cfg:
+            if (entry["n_steps"], entry["cfg"], entry["landing"]) == (n_steps, sampler.cfg, sampler.landing):
                 return torch.tensor(entry["times"], dtype=torch.float64)
     teacher, _ = teacher_of(sampler, 32, FIT_NOISE, fine, "adaptive grid")
     cost = segment_costs(teacher.states, teacher.times)
     steps = sorted({*range(1, min(LARGEST, fine) + 1), n_steps})
     grids = {n: [round(teacher.times[i], 6) for i in partition(cost, n)] for n in steps}
     if weights is not None:
-        fitted.keep(weights, "adaptive", [{"n_steps": n, "cfg": sampler.cfg, "times": grids[n]} for n in steps])
+        key = {"cfg": sampler.cfg, "landing": sampler.landing}
+        fitted.keep(weights, "adaptive", [{"n_steps": n, **key, "times": grids[n]} for n in steps])
     return torch.tensor(grids[n_steps], dtype=torch.float64)
 
 
@@ -94,7 +95,8 @@ def teacher_of(
         return generate.velocity_of(net, sampler.method, y, sampler.cfg, last)
 
     with tqdm(total=n_steps, desc=title, unit="evaluation", dynamic_ncols=True) as bar:
-        teacher = teach(velocity_for, x0.contiguous(memory_format=torch.channels_last), n_steps, bar.update)
+        x0 = x0.contiguous(memory_format=torch.channels_last)
+        teacher = teach(velocity_for, x0, n_steps, bar.update, sampler.landing)
     return teacher, velocity_for
 
 
@@ -113,9 +115,9 @@ def fit_main(folder: Folder, description: str, argv: list[str] | None = None) ->
     from common import checkpoint, fitted
     from common.cards import commit
     from common.commands import make_sampler
-    from common.solvers import integrate, time_grid
+    from common.solvers import integrate
 
-    own = ("weights", "cfg", "seed", "ema", "device", "mixed_precision", "compile", "smoke")
+    own = ("weights", "cfg", "landing", "seed", "ema", "device", "mixed_precision", "compile", "smoke")
     asked = SampleConfig(**{key: getattr(config, key) for key in own}, solver="euler", grid="uniform")
     sampler, info = make_sampler(folder, asked, extra)
     weights = checkpoint.find(info["path"]) if Path(info["path"]).exists() else None
@@ -136,7 +138,7 @@ def fit_main(folder: Folder, description: str, argv: list[str] | None = None) ->
         facts = {
             **found.facts,
             "rms": error(found, found.times),
-            "rms_euler": error("euler", time_grid(n)),
+            "rms_euler": error("euler", replace(sampler, n_steps=n).times()),
             "n_noises": config.n_noises,
             "n_test": config.n_test,
             "fine_steps": config.fine_steps,
@@ -148,6 +150,6 @@ def fit_main(folder: Folder, description: str, argv: list[str] | None = None) ->
         print(f"{n} steps: RMS to the fine end {facts['rms']:.4f} on {config.n_test} other noises; ", end="")
         print(f"Euler {facts['rms_euler']:.4f}")
         if weights is not None and not (config.smoke and not config.weights):
-            path = fitted.keep_fitted(weights, found, config.cfg, facts)
+            path = fitted.keep_fitted(weights, found, config.cfg, facts, sampler.landing)
             print(f"kept in {path}: use it with --solver fitted --n_steps {n}")
     return results

@@ -98,13 +98,19 @@ def _silent(evaluations: int) -> None:
 
 
 @torch.no_grad()
-def teach(velocity_for: VelocityFor, x0: Tensor, n_steps: int = 100, on_progress: Progress = _silent) -> Teacher:
+def teach(
+    velocity_for: VelocityFor, x0: Tensor, n_steps: int = 100, on_progress: Progress = _silent, landing: float = 1.0
+) -> Teacher:
     """Fine trajectories of the noises x0 by AB4 at the times u^(5/4); n_steps evaluations.
 
     They are dense at the noise, where AB4 starts with low orders, and leave 1/80 of the way (with 100 steps) to the
-    last step: nearer to the data the velocity of a data prediction is its error divided by almost nothing.
+    last step: nearer to the data the velocity of a data prediction is its error divided by almost nothing. With
+    ``landing`` below 1 the last step starts there.
     """
-    times = (time_grid(n_steps, "uniform", torch.float64) ** 1.25).tolist()
+    if landing < 1:
+        times = [*(landing * time_grid(n_steps - 1, "uniform", torch.float64) ** 1.25).tolist(), 1.0]
+    else:
+        times = (time_grid(n_steps, "uniform", torch.float64) ** 1.25).tolist()
     velocity, met = velocity_for(times[-2]), []
 
     def record(x: Tensor, t: Tensor) -> Tensor:
@@ -277,7 +283,7 @@ def read_samplers(weights: Path) -> dict[str, Any]:
 def keep(weights: Path, kind: str, entries: Sequence[dict[str, Any]]) -> Path:
     """Add entries to the "adaptive" or "fitted" part of a weights file's samplers; those like them are replaced."""
     found = read_samplers(weights)
-    kept = {(e["cfg"], e["n_steps"]): e for e in [*found[kind], *entries]}
+    kept = {(e["cfg"], e["landing"], e["n_steps"]): e for e in [*found[kind], *entries]}
     found[kind] = [kept[key] for key in sorted(kept)]
     with atomic_write(samplers_path(weights)) as path:
         # one entry a line: a long file of numbers is still readable, and its differences are
@@ -287,26 +293,30 @@ def keep(weights: Path, kind: str, entries: Sequence[dict[str, Any]]) -> Path:
     return samplers_path(weights)
 
 
-def keep_fitted(weights: Path, sampler: FittedSampler, cfg: float, facts: dict[str, Any]) -> Path:
+def keep_fitted(weights: Path, sampler: FittedSampler, cfg: float, facts: dict[str, Any], landing: float = 1.0) -> Path:
     """Save a fitted sampler beside its weights."""
     entry = asdict(replace(sampler, facts={**sampler.facts, **facts}))
-    return keep(weights, "fitted", [{"n_steps": sampler.n_steps, "cfg": cfg, **entry}])
+    return keep(weights, "fitted", [{"n_steps": sampler.n_steps, "cfg": cfg, "landing": landing, **entry}])
 
 
-def fitted_for(weights: Path, n_steps: int, cfg: float) -> FittedSampler | None:
-    """The sampler that was fitted to a weights file for a number of steps and a guidance scale, if there is one."""
+def fitted_for(weights: Path, n_steps: int, cfg: float, landing: float = 1.0) -> FittedSampler | None:
+    """The sampler fitted to a weights file for a number of steps, a guidance scale and a landing, if there is one."""
     for entry in read_samplers(weights)["fitted"]:
-        if entry["n_steps"] == n_steps and entry["cfg"] == cfg:
+        if (entry["n_steps"], entry["cfg"], entry["landing"]) == (n_steps, cfg, landing):
             return FittedSampler(tuple(entry["times"]), tuple(map(tuple, entry["weights"])), entry["facts"])
     return None
 
 
-def find_fitted(weights: Path, n_steps: int, cfg: float) -> FittedSampler:
+def find_fitted(weights: Path, n_steps: int, cfg: float, landing: float = 1.0) -> FittedSampler:
     """As :func:`fitted_for`, but ValueError when there is none: which there are, and how to fit one."""
-    if found := fitted_for(weights, n_steps, cfg):
+    if found := fitted_for(weights, n_steps, cfg, landing):
         return found
-    there = ", ".join(f"{e['n_steps']} (cfg {e['cfg']:g})" for e in read_samplers(weights)["fitted"]) or "none"
+
+    def named(n: int, cfg: float, landing: float) -> str:
+        return f"{n}" + ("" if cfg == 1 else f" --cfg {cfg:g}") + ("" if landing == 1 else f" --landing {landing:g}")
+
+    there = ", ".join(named(e["n_steps"], e["cfg"], e["landing"]) for e in read_samplers(weights)["fitted"]) or "none"
     raise ValueError(
-        f"no sampler of {n_steps} steps with cfg {cfg:g} was fitted to {weights.name}; fitted steps: {there}; "
-        f"fit one with fit_sampler.py --n_steps {n_steps}" + ("" if cfg == 1 else f" --cfg {cfg:g}")
+        f"no sampler was fitted to {weights.name} for --n_steps {named(n_steps, cfg, landing)}; there are: {there}; "
+        f"fit one with fit_sampler.py --n_steps {named(n_steps, cfg, landing)}"
     )

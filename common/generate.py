@@ -136,6 +136,7 @@ class Sampler:
         shape: (C, H, W) of one image.
         solver, n_steps, grid, rtol, atol: the numerical method; see ``common.solvers``. For solver "fitted" give the
             sampler as ``fitted``, for grid "adaptive" the times as ``nodes``.
+        landing: time from which the last step goes straight to the predicted data; 1: no such rule.
         cfg: guidance scale.
         seed: see ``noise_for``.
         precision: "no", "bf16" or "fp16": of the network only.
@@ -157,12 +158,17 @@ class Sampler:
     cfg: float = 1.0
     seed: int = 0
     precision: str = "no"
+    landing: float = 1.0
     nfe: int = 0
 
     def times_hash(self) -> str:
         """A mark of the times and weights that are not named by solver, grid and n_steps: fitted and adaptive ones."""
         own = (self.fitted, None if self.nodes is None else self.nodes.tolist())
         return "" if own == (None, None) else hashlib.sha256(repr(own).encode()).hexdigest()[:16]
+
+    def __post_init__(self) -> None:
+        if not 0 < self.landing <= 1:
+            raise ValueError(f"--landing {self.landing:g} is out of range: give a time above 0, to 1 (none)")
 
     @torch.no_grad()
     def __call__(self, indices: Sequence[int], labels: Tensor | None = None) -> Tensor:
@@ -178,8 +184,7 @@ class Sampler:
         if self.fitted is not None:
             velocity = velocity_of(net, self.method, y, self.cfg, self.fitted.times[-2])
             return solvers.integrate(velocity, x0, self.fitted.times, self.fitted)
-        # On the CPU: solvers read the times as numbers, and must not wait for a GPU to get them.
-        times = solvers.time_grid(self.n_steps, self.grid) if self.nodes is None else self.nodes.float()
+        times = self.times()
         if self.solver in ("idff", "euler_maruyama"):
             streams = [generator(self.seed, "path", k) for k in indices]
 
@@ -194,14 +199,23 @@ class Sampler:
             # The paper samples with twice the spread that it trains with (methods: IDFF's released scripts).
             return solvers.idff_sampler(heads_of(net, y, self.cfg), x0, times, 2 * self.sigma)
         velocity = velocity_of(net, self.method, y, self.cfg)
-        if self.solver == "dopri5":
-            return solvers.dopri5(velocity, x0, times[[0, -1]], self.rtol, self.atol)
-        if self.solver == "torchdyn":
-            return solvers.torchdyn_solve(velocity, x0, times)
-        if self.method == "idff":  # the last step is Euler's and lands on the data head
-            x = solvers.integrate(velocity, x0, times[:-1], self.solver) if len(times) > 2 else x0
-            return solvers.integrate(velocity_of(net, self.method, y, self.cfg, float(times[-2])), x, times[-2:])
-        return solvers.integrate(velocity, x0, times, self.solver, final_euler=True)
+        if self.landing == 1 and (self.method != "idff" or self.solver in ("dopri5", "torchdyn")):
+            return self._integrate(velocity, x0, times)
+        # The last step is Euler's, and lands on the predicted data
+        x = self._integrate(velocity, x0, times[:-1]) if len(times) > 2 else x0
+        return solvers.integrate(velocity_of(net, self.method, y, self.cfg, float(times[-2])), x, times[-2:])
+
+    def _integrate(self, velocity: Velocity, x: Tensor, times: Tensor) -> Tensor:
+        ends = times[[0, -1]] if self.solver == "dopri5" else times
+        return solvers.integrate(velocity, x, ends, self.solver, final_euler=True, rtol=self.rtol, atol=self.atol)
+
+    def times(self) -> Tensor:
+        """The nodes; on the CPU, since solvers read them as numbers and must not wait for a GPU to get them."""
+        if self.nodes is not None:
+            return self.nodes.float()
+        if self.landing == 1 or self.n_steps == 1:
+            return solvers.time_grid(self.n_steps, self.grid)
+        return torch.cat([self.landing * solvers.time_grid(self.n_steps - 1, self.grid), torch.ones(1)])
 
 
 def labels_for(indices: Sequence[int], num_classes: int, label: int = -1) -> Tensor | None:

@@ -51,6 +51,7 @@ def measure_main(
         "solver": sampler.solver,
         "n_steps": config.n_steps,
         "grid": sampler.grid,
+        "landing": sampler.landing,
         "nfe": sampler.nfe,
         "cfg": config.cfg,
         "seed": config.seed,

@@ -33,7 +33,7 @@ def panels(titles: Sequence[str], limit: float = 7.0, columns: int = 0, scale: f
 
     columns = columns or len(titles)
     rows = math.ceil(len(titles) / columns)
-    figure = Figure(figsize=(scale * columns, (scale + 0.25) * rows), dpi=100, layout="constrained")
+    figure = Figure(figsize=(scale * columns, (scale + 0.25) * rows), dpi=85, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis, title in zip(grid, titles):
         axis.set(xlim=(-limit, limit), ylim=(-limit, limit), xticks=[], yticks=[], aspect="equal")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tiny
-from common import fit, fitted
+from common import fit, fitted, generate
 from common.commands import gen_main, grid_main
 from common.config import SampleConfig
 from common.fitted import FittedSampler, Teacher, fit_sampler, fit_weights, rms, teach
@@ -172,7 +172,7 @@ def test_file_beside_the_weights(tmp_path):
     found = json.loads(path.read_text())["fitted"]
     assert [(e["cfg"], e["n_steps"]) for e in found] == [(1.0, 2), (1.0, 4), (2.0, 2)]
     assert fitted.find_fitted(weights, 4, 1.0) == better and fitted.fitted_for(weights, 3, 1.0) is None
-    with pytest.raises(ValueError, match=r"2 \(cfg 1\), 4 \(cfg 1\), 2 \(cfg 2\); fit one with .* --n_steps 6 --cfg 3"):
+    with pytest.raises(ValueError, match=r"are: 2, 4, 2 --cfg 2; fit one with .* --n_steps 6 --cfg 3"):
         fitted.find_fitted(weights, 6, 3.0)
 
 
@@ -236,7 +236,11 @@ def test_a_set_is_not_continued_with_another_fit(tmp_path):
 @pytest.mark.parametrize(
     ("main", "flags", "message"),
     [
-        (grid_main, "--solver fitted --n_steps 7", "no sampler of 7 steps with cfg 1"),
+        (
+            grid_main,
+            "--solver fitted --n_steps 7",
+            "no sampler was fitted to shipped.pt for --n_steps 7; there are: none",
+        ),
         (grid_main, "--solver fitted --grid edm", "leave --grid edm out"),
         (fit.fit_main, "--n_steps 0", "at least 1"),
         (fit.fit_main, "--fine_steps 10 --n_steps 8", "less than twice the 8 steps"),
@@ -259,3 +263,36 @@ def test_every_plain_solver_can_be_asked_for():
     others = {"auto", "fitted", "dopri5", "torchdyn", "idff", "euler_maruyama"}
     assert set(get_args(SolverName)) == {*SOLVERS, *others}
     assert set(get_args(GridName)) == {*GRIDS, "auto", "adaptive"}
+
+
+# ------------------------------------------------------------------------------------------------------------- landing
+@pytest.mark.parametrize(("solver", "nfe"), [("euler", 5), ("ab2", 5), ("unipc2", 5), ("heun", 9)])
+def test_landing_is_the_flow_to_there_and_one_straight_step(solver, nfe):
+    net = network()
+    made = Sampler(net, "rf", (1, 8, 8), solver=solver, n_steps=5, landing=0.8)
+    times = made.times()
+    torch.testing.assert_close(times, torch.tensor([0, 0.2, 0.4, 0.6, 0.8, 1.0]))
+    x = made([0, 1])
+    with torch.no_grad():
+        start = generate.noise_for([0, 1], (1, 8, 8), 0)
+        y = integrate(lambda x, t: net(x, t, None), start, times[:-1], solver)
+        y = (y + 0.2 * net(y, torch.full((2,), 0.8), None)).clamp(-1, 1)
+    torch.testing.assert_close(x, y, rtol=0, atol=1e-5)
+    assert made.nfe == nfe
+
+
+def test_fits_and_grids_of_several_landings_lie_side_by_side(tmp_path, capsys):
+    folder = replace(tiny.folder(tmp_path), landing=0.8)
+    weights = tiny.weights(tmp_path / "results" / "shipped.pt")
+    for flags in ([], ["--landing", "1"]):  # the folder's choice, and none
+        fit.fit_main(folder, "", [*FIT, "--n_steps", "3", *flags])
+    ours, plain = (fitted.find_fitted(weights, 3, 1.0, landing) for landing in (0.8, 1.0))
+    assert ours.times[-2] < 0.82 and ours != plain
+    pictures = []
+    for flags in ("", "--landing 1", "--solver euler", "--solver euler --landing 1", f"--weights {weights}"):
+        grid_main(folder, "", ["--n_samples", "4", "--n_steps", "3", "--out", str(tmp_path / "a.png"), *flags.split()])
+        pictures.append((tmp_path / "a.png").read_bytes())
+    assert len(set(pictures)) == 4 and pictures[1] == pictures[4]  # the folder's choice is for its own weights
+    for wrong in ("-0.1", "1.5"):
+        with pytest.raises(ValueError, match="--landing"):
+            grid_main(folder, "", ["--n_samples", "4", "--landing", wrong])
