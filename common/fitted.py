@@ -6,7 +6,7 @@ fine trajectories of some noises at t_(i+1). One step after the other, each with
 itself meets: n evaluations per noise, and nothing to differentiate. The times are searched around grids that suit the
 model. Tested on other noises than it was fitted on; the result is a small JSON beside the weights.
 
-Source: the family is that of non-stationary solvers (Shaul et al. 2403.01329, section 3), who train it by gradients
+Source: the family is that of non-stationary solvers (Shaul et al. 2403.01329), who train it by gradients
 through the network; that its weights are linear least squares for given times is what is used here.
 """
 

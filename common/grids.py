@@ -75,8 +75,8 @@ def nodes_of(times: Times) -> list[float]:
 def segment_costs(trajectory: Tensor, times: Times, kind: str = "euler") -> np.ndarray:
     """What it costs to go from node i to node j of fine trajectories in one step: (T + 1, T + 1), inf where j <= i.
 
-    * straightness: int_i^j E |(x_j - x_i) / (t_j - t_i) - dx/dt|^2 dt, the loss that a reflow of the segment cannot
-      remove (SeqRF's, up to a factor). With the chords d_s of the fine intervals it is
+    * straightness: int_i^j E |(x_j - x_i) / (t_j - t_i) - dx/dt|^2 dt, how far the trajectories are from their chords
+      (SeqRF's, up to a factor). With the chords d_s of the fine intervals it is
       sum |d_s|^2 / dt_s - |x_j - x_i|^2 / (t_j - t_i), so cumulative sums and one Gram matrix are all it takes.
     * euler: the root mean square of x_j - x_i - (t_j - t_i) v_i with v_i = d_i / dt_i: what one Euler step misses. The
       sum over the steps bounds the error at the end of a sampler whose velocity does not amplify errors.
@@ -85,7 +85,7 @@ def segment_costs(trajectory: Tensor, times: Times, kind: str = "euler") -> np.n
         trajectory: States at the fine nodes, shape (T + 1, B, ...). Cost T^2 B D multiplications, once.
         times: T + 1 nodes, ascending or descending.
 
-    Source: Yoon & Lee 2402.06461, section 4 (straightness); Chen et al. 2405.11326, eq. 6 (euler).
+    Source: Yoon & Lee 2402.06461 (straightness); Chen et al. 2405.11326 (euler).
     """
     nodes = np.asarray(nodes_of(times))
     if trajectory.ndim < 2 or len(trajectory) != len(nodes):

@@ -5,7 +5,7 @@ an Euler step and a correction, which is left out where it would divide by zero:
 
 With D = x + (1 - t) v the prediction of the data, e = x - t v that of the noise, lambda = log(t / (1 - t)) and
 h = lambda(s) - lambda(t), a step from t to s is exactly x' = (1-s)/(1-t) x + s int exp(lambda - lambda(s)) D dlambda on
-the linear path (Lu et al. 2206.00927, eq. 3.4, with alpha = t, sigma = 1 - t).
+the linear path (Lu et al. 2211.01095, section 4, with alpha = t, sigma = 1 - t).
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def unipc(order: int) -> Callable[[Slope, Tensor, list[float]], Iterator[Tensor]
     evaluation a step. No corrector at the end. Where lambda is infinite the order is 1, and the corrector the
     trapezoidal rule in D.
 
-    Source: Zhao et al. 2302.04867, algorithms 1 to 4.
+    Source: Zhao et al. 2302.04867, section 3.
     """
 
     def solver(f: Slope, x: Tensor, nodes: Sequence[float]) -> Iterator[Tensor]:
@@ -186,7 +186,7 @@ def ipndm(order: int) -> Callable[[Slope, Tensor, list[float]], Iterator[Tensor]
     comparisons found the exact weights of uneven steps worse. Lower orders at the start; at t = 0, where e is x
     itself, an Euler step. Order 1 is Euler's method.
 
-    Source: Zhang & Chen 2204.13902, section 3; Liu et al. 2202.09778.
+    Source: Zhang & Chen 2204.13902; Liu et al. 2202.09778 (PNDM).
     """
     if order not in IPNDM:
         raise ValueError(f"ipndm has the orders 1 to 4, not {order}")

@@ -1,0 +1,184 @@
+"""Students: networks that know the segment, and that start as exact copies of a teacher.
+
+Each network of this repository has one module through which the time enters: the U-Nets' time embedding, the MLP's
+first layer. It is replaced by one that also knows the segment, in one of two ways:
+
+* heads: a copy of it for each segment, all begun with the teacher's weights, as in the code of Yoon & Lee (2402.06461),
+  who tile the two layers of the time embedding. An MLP has no such embedding: its whole first layer is copied.
+* edges: the teacher's own, plus an embedding of the segment's edges (t_a, t_b) whose last layer starts as zero. Its
+  size does not depend on the number of segments, and what one segment learns serves its neighbours.
+
+Import this module where a network is needed: it brings torch with it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.mlp import MLP
+from common.unet import ConditionalUNet, UNet, build_network, zeroed
+from segments import checked_edges
+
+ENTRIES = {UNet: "time_embed", ConditionalUNet: "time_mlp", MLP: "net.0"}  # where the time enters
+CONDITIONS = ("heads", "edges")
+
+
+class Heads(nn.Module):
+    """k copies of a module; each sample gets the output of its segment's.
+
+    In a batch of several segments every copy computes every sample: the very operations of the teacher, no gather of
+    weight matrices, and little beside a U-Net's convolutions.
+    """
+
+    def __init__(self, entry: nn.Module, edges: Sequence[float]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(copy.deepcopy(entry) for _ in edges[1:])
+        self.segment: int | Tensor | None = None  # of the samples, set by Student for the length of a call
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, in) -> (B, out)."""
+        if not isinstance(self.segment, Tensor):
+            return self.heads[self.segment](features)
+        every = torch.stack([head(features) for head in self.heads])  # (k, B, out)
+        return every[self.segment, torch.arange(len(features), device=features.device)]
+
+
+class EdgeEmbedding(nn.Module):
+    """A module's output plus an embedding of the edges of each sample's segment, at first zero."""
+
+    def __init__(self, entry: nn.Module, edges: Sequence[float]) -> None:
+        super().__init__()
+        width = [m for m in entry.modules() if isinstance(m, nn.Linear)][-1].out_features
+        self.entry = entry
+        self.embed = nn.Sequential(nn.Linear(2, width), nn.SiLU(), zeroed(nn.Linear(width, width)))
+        self.register_buffer("times", torch.tensor(list(pairwise(edges))))  # (k, 2)
+        self.segment: int | Tensor | None = None
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, in) -> (B, out)."""
+        return self.entry(features) + self.embed(self.times)[self.segment]
+
+
+class Student(nn.Module):
+    """A network with segments, ``net(x, t, y, segment)``; see :func:`with_heads`, :func:`with_edges` and :func:`build`.
+
+    Args:
+        net: A network of this repository; becomes a part of the student, with another module where the time enters.
+        condition: "heads" or "edges".
+        edges: k + 1 edges from 0 to 1; kept as numbers in ``edges``.
+        description: Of ``net``.
+
+    ``description`` holds primitives only: stored in a checkpoint's "network" it lets :func:`build` make the student
+    again. Raises ValueError for bad edges.
+    """
+
+    def __init__(self, net: nn.Module, condition: str, edges: Sequence[float], description: dict[str, Any]) -> None:
+        super().__init__()
+        self.edges = checked_edges(edges)
+        self.description = {"name": "Student", "condition": condition, "edges": self.edges, "network": description}
+        self.num_classes, self.null_class = net.num_classes, getattr(net, "null_class", False)
+        self._place = ENTRIES[type(net)]
+        replaced = {"heads": Heads, "edges": EdgeEmbedding}[condition](net.get_submodule(self._place), self.edges)
+        net.set_submodule(self._place, replaced)
+        self.net = net
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None, segment: int | Tensor) -> Tensor:
+        """x (B, ...), t (B,), y (B,) or None, segment a number or (B,) integers -> the network's output.
+
+        Raises:
+            ValueError: a segment out of range (tensors are looked at on the CPU only, a GPU would have to wait).
+        """
+        entry: Any = self.net.get_submodule(self._place)
+        entry.segment = checked_segment(segment, len(self.edges) - 1, len(x))
+        try:
+            return self.net(x, t, y)
+        finally:
+            entry.segment = None
+
+
+def checked_segment(segment: int | Tensor, k: int, batch: int) -> int | Tensor:
+    """The segment or segments; ValueError unless they are integers from 0 to k - 1, one or (batch,)."""
+    if not isinstance(segment, Tensor):
+        values, fits = [segment], isinstance(segment, int)
+    else:
+        fits = segment.shape == (batch,) and not (segment.is_floating_point() or segment.dtype == torch.bool)
+        values = list(segment.aminmax()) if fits and batch and segment.device.type == "cpu" else []
+    if not fits:
+        raise ValueError(f"segment must be a number or {batch} integers, one for each sample; got {segment!r:.60}")
+    if not all(0 <= int(v) < k for v in values):
+        raise ValueError(f"segment {int(min(values))} to {int(max(values))}: there are only 0 to {k - 1}")
+    return segment
+
+
+def with_heads(net: nn.Module, edges: Sequence[float], description: dict[str, Any] | None = None) -> Student:
+    """A student with a time head for each segment; at first net itself in every one, bit for bit.
+
+    Args:
+        net: The teacher, a UNet, ConditionalUNet or MLP; it is copied and stays as it is.
+        edges: k + 1 edges from 0 to 1.
+        description: Of the teacher, as a checkpoint has it; an MLP needs none.
+
+    Raises:
+        ValueError: bad edges, another kind of network, or a description that does not fit it.
+    """
+    return _student(net, "heads", edges, description)
+
+
+def with_edges(net: nn.Module, edges: Sequence[float], description: dict[str, Any] | None = None) -> Student:
+    """A student that sees its segment's edges; at first net itself. Arguments of :func:`with_heads`."""
+    return _student(net, "edges", edges, description)
+
+
+def _student(net: nn.Module, condition: str, edges: Sequence[float], description: dict[str, Any] | None) -> Student:
+    if type(net) not in ENTRIES:
+        known = ", ".join(kind.__name__ for kind in ENTRIES)
+        raise ValueError(f"a {type(net).__name__} cannot become a student: give one of {known}")
+    if description is None:
+        if not isinstance(net, MLP):
+            raise ValueError("give the network's description, which load_network returns as info['network']")
+        description = mlp_description(net)
+    with torch.device("meta"):
+        again = {key: tensor.shape for key, tensor in _plain(description).state_dict().items()}
+    if again != {key: tensor.shape for key, tensor in net.state_dict().items()}:
+        raise ValueError(f"the description is not that of the network: {description}")
+    return Student(copy.deepcopy(net), condition, edges, description).train(net.training)
+
+
+def build(description: dict[str, Any]) -> Student:
+    """The student that a ``Student.description`` describes, with fresh weights: load its state dict next.
+
+    Raises:
+        ValueError: it describes something else.
+    """
+    if description.get("name") != "Student" or description.get("condition") not in CONDITIONS:
+        raise ValueError(f"these weights are of a {description.get('name')}, not of a student: train one first")
+    inner = description["network"]
+    return Student(_plain(inner), description["condition"], description["edges"], dict(inner))
+
+
+def _plain(description: dict[str, Any]) -> nn.Module:
+    """A network without segments from its description."""
+    if description.get("name") != "MLP":
+        return build_network(description)
+    arguments = {key: value for key, value in description.items() if key != "name"}
+    return MLP(**arguments | {"activation": getattr(nn, arguments["activation"])})
+
+
+def mlp_description(net: MLP) -> dict[str, Any]:
+    """The constructor arguments of an MLP, as primitives."""
+    layers = [m for m in net.net if isinstance(m, nn.Linear)]
+    return {
+        "name": "MLP",
+        "dim": layers[0].in_features - 1 - net.num_classes,
+        "width": layers[0].out_features,
+        "depth": len(layers) - 1,
+        "activation": type(net.net[1]).__name__,
+        "num_classes": net.num_classes,
+        "out_dim": layers[-1].out_features,
+    }
