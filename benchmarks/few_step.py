@@ -272,7 +272,34 @@ def table() -> None:
             for landing in sorted({row["landing"] for row in rows}, reverse=True):
                 if part := [row for row in rows if (row["what"], row["landing"]) == (what, landing)]:
                     print(f"landing {landing:g}\n\n{markdown(part, what)}")
+    print(summary())
     print(f"picture: {plot()}")
+
+
+def summary() -> str:
+    """The README's table: for each model Euler, the best of the usual and of all plain solvers, and the fitted one.
+
+    Two evaluations a step give no even NFE; at one, the best with fewer evaluations counts too.
+    """
+    from common.runtime import JsonLines
+
+    usual = (*ONE_STEP, "dpmpp2m")
+    groups = {
+        "Euler, uniform grid": ("euler",),
+        "Heun, midpoint, DPM++(2M)": usual,
+        "best plain": (*MULTISTEP, *ONE_STEP),
+    }
+    lines = ["| model | sampler | " + " | ".join(map(str, NFES)) + " |", "|---" * (len(NFES) + 2) + "|"]
+    for path in sorted(RESULTS.glob("*.jsonl")):
+        rows = [row for row in JsonLines(path).read() if (row["what"], row["landing"]) == ("rms", 1.0)]
+        for name, solvers in (*groups.items(), ("fitted", ("fitted",))):
+            part = [row for row in rows if row["solver"] in solvers]
+            part = [row for row in part if row["grid"] == "uniform"] if name.startswith("Euler") else part
+            best = [min((row for row in part if row["nfe"] <= n), key=lambda row: row["value"]) for n in NFES]
+            tags = [f" {row['solver']}" if name == "best plain" else "" for row in best]
+            cells = [f"{row['value']:.2g}{tag}" for row, tag in zip(best, tags)]
+            lines.append(f"| {path.stem} | {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def best_rows(rows: list[dict[str, Any]], solver: str) -> dict[int, dict[str, Any]]:

@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "seqrf"))
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "seqrf"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import cli
 from common.runtime import run_main
 
+ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = ROOT / "mnist" / "results" / "RF-0.0" / "flow_matching_mnist.pth"
 
 
