@@ -12,7 +12,7 @@ demo: $(READY)
 	cd cifar10 && ../$(PY) simple_gen_test.py
 
 test: $(READY)
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 lint: $(READY)
 	$(PY) -m ruff format --check .

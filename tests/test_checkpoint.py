@@ -19,7 +19,7 @@ from common import checkpoint
 from common.config import TrainConfig
 from common.ema import EMA
 from common.unet import ConditionalUNet, build_network, network_description
-from networks import images, randomised, same
+from nets import images, randomised, same
 
 CONFIG = TrainConfig(
     num_channel=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(8,), image_size=16, head_channels=-1

@@ -16,7 +16,7 @@ from common.fitted import FittedSampler, Teacher, fit_sampler, fit_weights, rms,
 from common.generate import Sampler, velocity_of
 from common.mlp import MLP
 from common.solvers import SOLVERS, CountNFE, integrate, time_grid
-from networks import randomised
+from nets import randomised
 from problems import Mixture
 from tiny import TINY, network
 

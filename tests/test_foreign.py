@@ -9,7 +9,7 @@ from torchcfm.models.unet.unet import UNetModelWrapper
 
 from common import checkpoint, foreign
 from common.unet import ConditionalUNet, UNet
-from networks import images, randomised, same
+from nets import images, randomised, same
 
 
 def torchcfm_net(**options) -> tuple[UNetModelWrapper, dict]:

@@ -19,7 +19,7 @@ from common.mlp import MLP
 from common.solvers import CountNFE, dopri5, integrate
 from common.toys import fit
 from common.unet import build_network, network_description
-from networks import randomised
+from nets import randomised
 from problems import Gaussians, Mixture
 from tiny import ROOT, options
 

@@ -22,7 +22,7 @@ from common.unet import (
     network_description,
     timestep_embedding,
 )
-from networks import images, randomised
+from nets import images, randomised
 
 # sha256 of "name shape" of every tensor of the CIFAR-10 network, sorted: weights in the world depend on these names
 FROZEN_KEYS = "643b0572a1fdc4f0a011ea620812b3d08d6e614c050b1c7a42207280252bdd64"

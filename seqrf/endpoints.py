@@ -1,0 +1,200 @@
+"""Both ends of a pair of sequential reflow: where it starts, and where the teacher's flow takes it.
+
+A pair of segment i starts at t_a = t_i from x_a = (1 - t_a) noise + t_a data, a REAL sample mixed with fresh noise, and
+ends at t_b = t_(i+1) in x_b. So a pair costs one segment of the path, and begins on the exact marginal whatever the
+teacher does before it. That mixture is the marginal of teachers trained on independent noise and data (rf, cfm).
+Segment 0 starts from pure noise and needs no data: with k = 1 these are the pairs of plain reflow, for any teacher.
+
+Source: Yoon & Lee 2402.06461, section 4; Liu et al. 2209.03003 (k = 1).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from common.runtime import derive_seed
+from shards import Manifest, shape_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Velocity = Callable[..., Tensor]  # velocity(x, t), with labels velocity(x, t, y)
+
+BEND = 3.0  # see segment_times
+TRIALS = 64  # pairs of each segment that the solver is chosen on
+
+
+# -------------------------------------------------------------------------------------------------------------- starts
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Real samples (N, ...), uint8 pixels or floating point, and labels (N,) from 0 on; either may be None."""
+
+    data: Tensor | None
+    labels: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        data, labels = self.data, self.labels
+        if data is not None and (data.ndim < 2 or not len(data) or not _stored_type(data)):
+            raise ValueError(f"data of shape {tuple(data.shape)}, {data.dtype}: give (N, ...), uint8 or floating point")
+        if labels is not None and (labels.ndim != 1 or not len(labels) or not 0 <= int(labels.min()) < 2**15):
+            raise ValueError(f"labels of shape {tuple(labels.shape)}: give (N,) integers from 0 on")
+        if data is not None and labels is not None and len(data) != len(labels):
+            raise ValueError(f"{len(labels)} labels for {len(data)} samples: give one for each")
+
+    def __len__(self) -> int:
+        return next((len(x) for x in (self.data, self.labels) if x is not None), 0)
+
+    def facts(self) -> dict[str, Any]:
+        """Count, types and hash, as a manifest has them. Reads all of it: a second a GB."""
+        import torch
+
+        digest = hashlib.sha256()
+        for x in (self.data, self.labels):
+            if x is not None:
+                digest.update(x.cpu().contiguous().view(torch.uint8).numpy())
+        return {
+            "data_hash": digest.hexdigest()[:16] if len(self) else "",
+            "data_count": len(self),
+            "data_dtype": "" if self.data is None else _stored_type(self.data),
+            "label_dtype": "" if self.labels is None else "uint8" if int(self.labels.max()) < 256 else "int16",
+        }
+
+    def draw(self, pairs: Sequence[int], seed: int, samples: bool) -> tuple[Tensor | None, Tensor | None]:
+        """The samples (if wanted) and the labels of pairs, on the CPU; samples in the type in which they are stored."""
+        import torch
+
+        rows = torch.tensor([derive_seed(seed, "sample", p) % len(self) if len(self) else 0 for p in pairs])
+        labels = None if self.labels is None else self.labels.cpu()[rows].long()
+        if not samples or self.data is None:
+            return None, labels
+        chosen = self.data[rows.to(self.data.device)].cpu()
+        return chosen.to(getattr(torch, _stored_type(chosen))), labels
+
+
+def _stored_type(data: Tensor) -> str:
+    """How samples are stored: pixels and float16 as they are, other floating point as float32; "": not at all."""
+    name = str(data.dtype).removeprefix("torch.")
+    return name if name in ("uint8", "float16") else "float32" if data.is_floating_point() else ""
+
+
+def as_floats(x: Tensor) -> Tensor:
+    """Stored numbers as float32, pixels in [-1, 1]."""
+    import torch
+
+    from common.images import from_uint8
+
+    return from_uint8(x) if x.dtype == torch.uint8 else x.float()
+
+
+def mix(noise: Tensor, data: Tensor | None, t: float) -> Tensor:
+    """(1 - t) noise + t data for stored data; both who makes a pair and who reads it call this, so the bits agree."""
+    return noise if data is None else (1 - t) * noise + t * as_floats(data)
+
+
+def starts(
+    manifest: Manifest, segment: int, pairs: Sequence[int], pool: Pool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """x_a of pairs of a segment, the samples in it (None in segment 0) and the labels (None without), on the CPU."""
+    from common.generate import noise_for
+
+    data, y = pool.draw(pairs, manifest.seed, samples=segment > 0)
+    noise = noise_for(pairs, manifest.shape, manifest.seed, "pair")
+    return mix(noise, data, manifest.edges[segment]), data, y
+
+
+# ---------------------------------------------------------------------------------------------------------------- ends
+def segment_times(t_a: float, t_b: float, n_steps: int) -> Tensor:
+    """n_steps + 1 nodes from t_a to t_b, evenly spaced in (1 - t)^(1/3): fine near the data, where velocities turn."""
+    import torch
+
+    a, b = (1 - t_a) ** (1 / BEND), (1 - t_b) ** (1 / BEND)
+    times = 1 - (a + (b - a) * torch.linspace(0, 1, n_steps + 1, dtype=torch.float64)) ** BEND
+    times[0], times[-1] = t_a, t_b
+    return times
+
+
+def follow(
+    velocity: Velocity,
+    x: Tensor,
+    y: Tensor | None,
+    t_a: float,
+    t_b: float,
+    solver: str,
+    n_steps: int = 1,
+    tolerance: float = 1e-4,
+) -> Tensor:
+    """Where a flow takes x from t_a to t_b: by dopri5 to a tolerance, or by n_steps of another solver.
+
+    On the device of x; images in the order of memory that networks are fast with.
+    """
+    import torch
+
+    from common.solvers import dopri5, integrate
+
+    x = x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.contiguous_format)
+    field = velocity if y is None else lambda x, t: velocity(x, t, y)
+    if solver == "dopri5":
+        return dopri5(field, x, (t_a, t_b), tolerance, tolerance)
+    return integrate(field, x, segment_times(t_a, t_b, n_steps), solver, final_euler=True)
+
+
+def choose_steps(velocity: Velocity, manifest: Manifest, pool: Pool, device: Any = "cpu") -> tuple[int, ...]:
+    """For each segment the fewest steps of rk4 that are as good as dopri5 and cost less; 0 where none are: dopri5.
+
+    As good means on 64 pairs: a root mean square error within the manifest's tolerance, or no larger than that of
+    dopri5 at this tolerance. Cost: as the pairs tried, about ten times.
+    """
+    from common.solvers import CountNFE
+
+    chosen, tolerance, count = [], manifest.tolerance or 1e-4, CountNFE(velocity)
+    for segment, (t_a, t_b) in enumerate(pairwise(manifest.edges)):
+        pairs = range(segment, min(manifest.n_pairs, TRIALS * manifest.k), manifest.k)
+        x, _, y = starts(manifest, segment, pairs, pool)
+        start = (x.to(device), None if y is None else y.to(device), t_a, t_b)
+        exact = follow(velocity, *start, "dopri5", tolerance=max(tolerance / 100, 1e-6))
+        count.reset()
+        allowed = max(tolerance, rms(follow(count, *start, "dopri5", tolerance=tolerance) - exact))
+        most = (count.nfe - 1 + 3 * (t_b == 1)) // 4  # of steps that cost less; the one into t = 1 is Euler's
+        chosen.append(fewest(lambda n: rms(follow(velocity, *start, "rk4", n) - exact) <= allowed, most))
+    return tuple(chosen)
+
+
+def rms(x: Tensor) -> float:
+    """Root mean square."""
+    return x.square().mean().sqrt().item()
+
+
+def fewest(good: Callable[[int], bool], most: int) -> int:
+    """The smallest of 1 ... most that is good, by doubling and then halving; 0 when none is."""
+    low, high = 0, 1
+    while not good(high):
+        if high >= most:
+            return 0
+        low, high = high, min(2 * high, most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if good(middle) else (middle, high)
+    return high
+
+
+def check_teacher(velocity: Velocity, manifest: Manifest, pool: Pool, device: Any = "cpu") -> None:
+    """One evaluation; ValueError when the teacher does not take samples of this shape, or gives others."""
+    import torch
+
+    x, _, y = starts(manifest, 0, [0], pool)
+    given = shape_text(manifest.shape)
+    arguments = (x.to(device), torch.zeros(1, device=device), *(() if y is None else (y.to(device),)))
+    try:
+        v = velocity(*arguments)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0][:120]
+        raise ValueError(f"the teacher does not work on samples of {given} ({reason}): give its own data") from error
+    if v.shape != x.shape:
+        there = shape_text(v.shape[1:])
+        raise ValueError(f"the teacher turns samples of {given} into {there}: give it as a velocity of its own data")

@@ -1,0 +1,364 @@
+"""Pairs of sequential reflow: made with a teacher, kept as shards, read back for training.
+
+    manifest = generate("pairs", velocity, images, teacher_hash=..., k=4, n_pairs=1_000_000)
+    pairs = Pairs.open("pairs", teacher_hash=..., k=4)
+    x_a, x_b, t_a, t_b, segment, y = pairs.at(step, batch_size=512, seed=0)
+
+Pair p is a function of (teacher, data, seed, p): the order of the work, the number of processes and the shards that are
+made again do not matter. What a pair is stands in endpoints.py, what a folder holds in shards.py.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import shards as store
+from common.runtime import generator
+from endpoints import Pool, as_floats, check_teacher, choose_steps, follow, mix, starts
+from plan import first_noise, plan
+from shards import Manifest, shape_text
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+    from endpoints import Velocity
+
+WINDOW = 32  # shards that a reader shuffles together
+
+
+# ---------------------------------------------------------------------------------------------------------- generation
+def generate(
+    folder: str | os.PathLike[str],
+    velocity: Velocity,
+    data: Tensor | None,
+    *,
+    labels: Tensor | None = None,
+    device: str | torch.device = "cpu",
+    rank: int = 0,
+    world: int = 1,
+    shards: Sequence[int] | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Manifest:
+    """Make the pairs of a folder, or those of them that are not there yet.
+
+    Args:
+        folder: Where they go.
+        velocity: The teacher's, on the device: velocity(x, t), with labels velocity(x, t, y).
+        data: Real samples, (N, ...): uint8 pixels (stored as they are), float16 or float32 (points, latents). None with
+            k = 1 and the shape.
+        labels: (N,), for a conditional teacher: a pair has the label of its sample.
+        rank, world: This process makes the shards s with s mod world = rank; any number of them, on any machines.
+        shards: It makes these instead.
+        options: Of :func:`plan`: teacher_hash, n_pairs, k or edges, seed, solver, ...
+
+    Returns:
+        The manifest. What a pair costs in evaluations of velocity stands in every shard's header and in ``Pairs.nfe``.
+
+    Raises:
+        ValueError: options out of range, a teacher of other samples, a folder with other pairs, or a flow that is not
+            finite.
+    """
+    if not 0 <= rank < world:
+        raise ValueError(f"process {rank} of {world}: ranks go from 0 to {world - 1}")
+    import torch
+
+    folder, pool = Path(folder), Pool(data, labels)
+    wanted = plan(pool, **options)
+    with torch.no_grad():
+        check_teacher(velocity, wanted, pool, device)
+        if wanted.solver == "auto" and not (folder / "manifest.json").exists():
+            wanted = replace(wanted, n_steps=choose_steps(velocity, wanted, pool, device))
+    manifest = store.write_manifest(folder, wanted)
+    _check_noise(folder, manifest)
+    mine = range(rank, manifest.n_shards, world) if shards is None else store.check_shards(manifest, shards)
+    todo = [shard for shard in mine if store.flaw(folder, manifest, shard)]
+    _Maker(folder, manifest, velocity, pool, wanted.batch_size, device).run(mine, todo, progress)
+    return manifest
+
+
+def regenerate(
+    folder: str | os.PathLike[str],
+    shards: Sequence[int],
+    velocity: Velocity,
+    data: Tensor | None,
+    *,
+    teacher_hash: str,
+    labels: Tensor | None = None,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> Manifest:
+    """Make some shards again, whatever is there: those that ``shards.verify`` named. Everything else is as it was.
+
+    Raises:
+        ValueError: another teacher or other data than the folder's, or no such shard.
+    """
+    folder, pool = Path(folder), Pool(data, labels)
+    manifest = store.read_manifest(folder)
+    _check_teacher_hash(folder, manifest, teacher_hash)
+    if pool.facts()["data_hash"] != manifest.data_hash:
+        raise ValueError(
+            f"these are not the data that the pairs in {folder} were made from ({manifest.data}): give those"
+        )
+    _check_noise(folder, manifest)
+    todo = store.check_shards(manifest, shards)
+    _Maker(folder, manifest, velocity, pool, manifest.batch_size, device).run(todo, todo, progress)
+    return manifest
+
+
+@dataclass(frozen=True, eq=False)
+class _Maker:
+    """Fills the shards of a folder, one after the other."""
+
+    folder: Path
+    manifest: Manifest
+    velocity: Velocity
+    pool: Pool
+    batch_size: int
+    device: Any
+
+    def run(self, mine: Sequence[int], todo: Sequence[int], progress: bool) -> None:
+        """Make the shards ``todo`` out of ``mine``, under a bar that counts those that were there."""
+        import torch
+        from tqdm import tqdm
+
+        total, missing = (sum(len(self.manifest.span(shard)) for shard in shards) for shards in (mine, todo))
+        bar = tqdm(total=total, initial=total - missing, desc="pairs", unit="pair", disable=not progress)
+        with bar, torch.no_grad():
+            for shard in todo:
+                self.shard(shard, bar)
+
+    def shard(self, shard: int, bar: Any) -> None:
+        """Solve the pairs of a shard, batch by batch, each of one segment, and write it."""
+        import numpy as np
+
+        from common.solvers import CountNFE
+
+        manifest, begun, count = self.manifest, time.perf_counter(), CountNFE(self.velocity)
+        span, k = manifest.span(shard), manifest.k
+        out = np.zeros(manifest.size(shard), np.uint8)
+        for segment in range(k):
+            mine = range(span.start + (segment - span.start) % k, span.stop, k)
+            for part in (mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)):
+                places = manifest.offset(np.array(part)) - manifest.offset(span.start)
+                for place, record in zip(places.tolist(), self.records(segment, part, count)):
+                    out[place : place + len(record)] = record
+                bar.update(len(part))
+        facts = {"nfe": count.per_sample(len(span)), "calls": count.nfe, "seconds": time.perf_counter() - begun}
+        store.write_shard(self.folder, manifest, shard, out, **facts)
+
+    def records(self, segment: int, pairs: Sequence[int], velocity: Velocity) -> np.ndarray:
+        """Solve pairs of a segment: their records, (B, bytes) uint8."""
+        import numpy as np
+
+        manifest = self.manifest
+        records = np.zeros(len(pairs), manifest.records[segment])
+        x, data, y = starts(manifest, segment, pairs, self.pool)
+        if data is not None:
+            records["data"] = data.numpy()
+        if y is not None:
+            records["label"], y = y.numpy(), y.to(self.device)
+        t_a, t_b = manifest.edges[segment : segment + 2]
+        end = follow(velocity, x.to(self.device), y, t_a, t_b, *manifest.numerics(segment))
+        records["end"] = _stored(end, records["end"].dtype.base)
+        return records.view(np.uint8).reshape(len(pairs), -1)
+
+
+def _stored(end: Tensor, kind: np.dtype) -> np.ndarray:
+    """Ends as they are stored; ValueError where they are not finite, or beyond what the type holds."""
+    import torch
+
+    from common.images import to_uint8
+
+    stored = to_uint8(end) if kind == "uint8" else end.to(getattr(torch, kind.name))
+    if not bool(torch.isfinite(end if kind == "uint8" else stored).all()):
+        raise ValueError(
+            f"the teacher's flow reaches {end.abs().max():.3g}, which {kind.name} cannot hold: check the teacher and "
+            "the scale of its data"
+        )
+    return stored.cpu().numpy()
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+def _check_noise(folder: Path, manifest: Manifest) -> None:
+    """ValueError when the noise drawn here is not that of the pairs, whose starts would all be wrong."""
+    here = first_noise(manifest.shape, manifest.seed)
+    if max(abs(a - b) for a, b in zip(here, manifest.noise, strict=True)) > 1e-4:
+        raise ValueError(
+            f"this version of torch draws other noise than the pairs in {folder} were made with: make them again"
+        )
+
+
+def _check_teacher_hash(folder: Path, manifest: Manifest, teacher_hash: str) -> None:
+    if teacher_hash != manifest.teacher:
+        raise ValueError(
+            f"the pairs in {folder} were made with the teacher {manifest.teacher[:12]}, not {teacher_hash[:12]}: give "
+            "its weights, or make pairs with yours"
+        )
+
+
+class PairBatch(NamedTuple):
+    """Start and end of each pair, (B, ...) float32; their times, (B,); segment and label, (B,) int64, or no labels."""
+
+    x_a: Tensor
+    x_b: Tensor
+    t_a: Tensor
+    t_b: Tensor
+    segment: Tensor
+    y: Tensor | None
+
+
+class Pairs:
+    """Pairs of a folder, read from the disk when they are asked for; ``len`` is their number.
+
+    Attributes:
+        manifest: What they are; ``manifest.edges`` are the student's segments.
+        nfe: Evaluations of the teacher that a pair has cost.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, nfe: float) -> None:
+        self.folder, self.manifest, self.nfe = folder, manifest, nfe
+        self._window: tuple[int, int, int, Tensor | None] = (0, 0, 0, None)  # seed, epoch, first position, pairs
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | os.PathLike[str],
+        teacher_hash: str | None = None,
+        k: int | None = None,
+        shape: Sequence[int] | None = None,
+    ) -> Pairs:
+        """The pairs of a folder; size and header of every shard are looked at (``shards.verify`` reads them all).
+
+        Args:
+            folder: Where they are.
+            teacher_hash, k, shape: What they must have been made with, where given.
+
+        Raises:
+            FileNotFoundError: no pairs there.
+            ValueError: others than these, shards missing or damaged, or noise that this torch draws differently.
+        """
+        folder = Path(folder)
+        manifest = store.read_manifest(folder)
+        if teacher_hash is not None:
+            _check_teacher_hash(folder, manifest, teacher_hash)
+        if k is not None and k != manifest.k:
+            raise ValueError(f"the pairs in {folder} are of {manifest.k} segments, not {k}: make some with k = {k}")
+        if shape is not None and tuple(shape) != manifest.shape:
+            there, here = shape_text(manifest.shape), shape_text(shape)
+            raise ValueError(f"the pairs in {folder} are {there}, the network works on {here}: give pairs of its data")
+        flaws = {s: text for s in range(manifest.n_shards) if (text := store.flaw(folder, manifest, s))}
+        if flaws:
+            listed = ", ".join(f"shard {shard} {text}" for shard, text in list(flaws.items())[:3])
+            raise ValueError(
+                f"{len(flaws)} of the {manifest.n_shards} shards in {folder} cannot be used ({listed}"
+                f"{', ...' if len(flaws) > 3 else ''}): generate with the same options again, what is whole stays"
+            )
+        _check_noise(folder, manifest)
+        calls = sum(store.read_header(folder, s)["nfe"] * len(manifest.span(s)) for s in range(manifest.n_shards))
+        return cls(folder, manifest, calls / manifest.n_pairs)
+
+    def __len__(self) -> int:
+        return self.manifest.n_pairs
+
+    def batch(self, indices: Sequence[int] | Tensor) -> PairBatch:
+        """The pairs of some numbers, in that order, on the CPU. Cost for 3x32x32: 0.1 ms of a core for each."""
+        import numpy as np
+        import torch
+
+        from common.generate import noise_for
+
+        manifest, pairs = self.manifest, np.asarray(indices, dtype=np.int64)
+        if len(pairs) and not 0 <= pairs.min() <= pairs.max() < len(self):
+            raise ValueError(f"there is no pair {pairs.max()}: these are the pairs 0 to {len(self) - 1}")
+        rows = store.read_rows(self.folder, manifest, pairs)
+        x_a = noise_for(pairs.tolist(), manifest.shape, manifest.seed, "pair")
+        x_b, segment = torch.empty_like(x_a), torch.from_numpy(pairs % manifest.k)
+        y = torch.zeros_like(segment) if manifest.label_dtype else None
+        for s in segment.unique().tolist():
+            mine, kind = torch.nonzero(segment == s)[:, 0], manifest.records[s]
+            records = np.ascontiguousarray(rows[mine.numpy(), : kind.itemsize]).view(kind)[:, 0]
+            parts = {name: torch.from_numpy(records[name].copy()) for name in kind.names or ()}
+            x_b[mine] = as_floats(parts["end"])
+            if "data" in parts:
+                x_a[mine] = mix(x_a[mine], parts["data"], manifest.edges[s])
+            if y is not None:
+                y[mine] = parts["label"].long()
+        edges = torch.tensor(manifest.edges)
+        return PairBatch(x_a, x_b, edges[segment], edges[segment + 1], segment, y)
+
+    def at(self, step: int, batch_size: int, seed: int, flip: bool = False, rows: slice = slice(None)) -> PairBatch:
+        """The training batch of a step, a function of (seed, step) and the batch size.
+
+        Args:
+            flip: Mirror half of the pairs, both ends together.
+            rows: This process's part of the global batch; the parts together are the whole.
+        """
+        import torch
+
+        batch = self.batch(self.indices(step, batch_size, seed)[rows])
+        if not flip:
+            return batch
+        if len(self.manifest.shape) != 3:
+            raise ValueError(f"samples of {shape_text(self.manifest.shape)} are no images: leave out flip")
+        flips = (torch.rand(batch_size, generator=generator(seed, "flip", step)) < 0.5)[rows, None, None, None]
+        x_a, x_b = (torch.where(flips, x.flip(-1), x) for x in batch[:2])
+        return batch._replace(x_a=x_a, x_b=x_b)
+
+    def indices(self, step: int, batch_size: int, seed: int) -> Tensor:
+        """(B,) numbers of the pairs in the batch of a step, as many of each segment (to within one or two).
+
+        An endless row of epochs, each with every pair once. An epoch takes the shards in a random order, 32 at a time,
+        and shuffles the pairs of those: what it reads is in few files, and since the pairs are independent of one
+        another an order of the files is as good as any.
+        """
+        import torch
+
+        if batch_size < 1:
+            raise ValueError(f"--batch_size {batch_size}: give 1 or more")
+        position, stop, parts = step * batch_size, (step + 1) * batch_size, []
+        while position < stop:
+            first, pairs = self._window_at(seed, *divmod(position, len(self)))
+            at = position % len(self) - first
+            parts.append(pairs[at : at + stop - position])
+            position += len(parts[-1])
+        return torch.cat(parts)
+
+    def _window_at(self, seed: int, epoch: int, at: int) -> tuple[int, Tensor]:
+        """The shuffled pairs of the window around a position of an epoch, and its first position."""
+        import torch
+
+        *kept, first, pairs = self._window
+        if pairs is not None and kept == [seed, epoch] and first <= at < first + len(pairs):
+            return first, pairs
+        manifest, first = self.manifest, 0
+        order = torch.randperm(manifest.n_shards, generator=generator(seed, "shards", epoch)).tolist()
+        for number in range(0, len(order), WINDOW):
+            chosen = order[number : number + WINDOW]
+            if at < first + sum(len(manifest.span(shard)) for shard in chosen):
+                break
+            first += sum(len(manifest.span(shard)) for shard in chosen)
+        draw = generator(seed, "window", epoch, number)
+        pairs = torch.cat([torch.arange(span.start, span.stop) for span in map(manifest.span, chosen)])
+        pairs = _shuffled(pairs, manifest.k, draw)
+        self._window = (seed, epoch, first, pairs)
+        return first, pairs
+
+
+def _shuffled(pairs: Tensor, k: int, draw: torch.Generator) -> Tensor:
+    """Pairs in a random order in which the segments take turns: k pairs that follow one another are of k segments."""
+    import torch
+
+    turn = torch.empty(len(pairs), dtype=torch.float64)
+    for segment in range(k):
+        mine = pairs % k == segment
+        count = int(mine.sum())
+        turn[mine] = torch.randperm(count, generator=draw) + torch.rand(count, generator=draw, dtype=torch.float64)
+    return pairs[turn.argsort()]
