@@ -10,7 +10,7 @@ g3 = grad_x sum(g2) the published drift of order k is
 
 s^2 = sigma^2 t (1 - t). At gamma = 0 it still holds -g1/2: the plain flow, (x1_hat - x) / (1 - t), is the drift without
 any gradient, and not a case of it. The gammas are chosen by the MMD to validation points; what is printed is measured
-on test points. A call is an evaluation of the network or a backward pass. One CPU core, a minute or two.
+on test points. A call is an evaluation of the network or a backward pass. One CPU core, about a minute.
 Source: Rezaei et al. 2409.14599, as in the authors' later code.
 """
 

@@ -163,7 +163,7 @@ function show() {
 function redraw() { panels.forEach(panel => { panel.trail = -1; }); show(); }
 function tick(now) {
   if (!state.playing) return;
-  const passed = Math.min(0.1, (now - state.last) / 1000) * Number($("speed").value);
+  const passed = Math.min(0.1, Math.max(0, now - state.last) / 1000) * Number($("speed").value);
   state.last = now;
   if (state.t < 1) { state.t = Math.min(1, state.t + passed / 4); state.rest = 0; show(); }
   else if ((state.rest += passed) > 1.5) state.t = 0; // a rest at the end, then again

@@ -55,7 +55,7 @@ class Options:
     """cfm, otcfm, fm: constant noise around the straight paths"""
 
     # ---- training
-    steps: int = 3000
+    steps: int = 4000
     """Training steps; reflow: of each of its two flows"""
     batch_size: int = 128
     """Pairs of a step"""

@@ -46,7 +46,9 @@ def main() -> None:
         """The same noises by Euler's method and by the fitted sampler, at few evaluations and at many."""
         rows = {"ab4, NFE 100": draw(replace(base, solver="ab4", n_steps=100), 16)}
         for n in (8, 5, 3):
-            rows[f"fitted, NFE {n}"] = draw(replace(base, solver="fitted", fitted=find_fitted(weights, n, 1.0)), 16)
+            rows[f"fitted, NFE {n}"] = draw(
+                replace(base, solver="fitted", fitted=find_fitted(weights, n, 1.0, base.landing)), 16
+            )
             rows[f"euler, NFE {n}"] = draw(replace(base, n_steps=n), 16)
         image_rows(rows, path)
 
@@ -61,7 +63,7 @@ def main() -> None:
     net, info = load_network(weights)
     method = info["method"]
     base = Sampler(net, method["name"], (3, 32, 32), method["sigma"], cfg=options.cfg, seed=options.seed)
-    few_steps(replace(base, cfg=1.0), weights, HERE / "cifar10_few_steps.png")
+    few_steps(replace(base, cfg=1.0, landing=0.85), weights, HERE / "cifar10_few_steps.png")
     grids = {}
     for n_steps in (5, 10, 20, 50):
         images = draw(sampler := replace(base, n_steps=n_steps), 64)
