@@ -67,6 +67,8 @@ class Options:
 # -------------------------------------------------------------------------------------------------------------- models
 def image_sampler(model: str, options: Options) -> tuple[Any, Path]:
     """A sampler of the shipped weights, and their file."""
+    import torch
+
     from common import checkpoint
     from common.generate import Sampler
 
@@ -74,19 +76,23 @@ def image_sampler(model: str, options: Options) -> tuple[Any, Path]:
     net, info = checkpoint.load_network(path)
     shape = (1, 28, 28) if model == "mnist" else (3, 32, 32)
     name, sigma = info["method"]["name"], info["method"].get("sigma", 0.0)
-    import torch
-
     net = net.to(memory_format=torch.channels_last)
     chosen = {"seed": options.seed, "precision": options.precision, "landing": options.landing}
     return Sampler(net, name, shape, sigma, **chosen), path
 
 
+@dataclass
 class PointSampler:
     """A 2D model behind the interface of generate.Sampler: fields to replace, ``sampler(indices)``, ``nfe``."""
 
-    def __init__(self, net: Any, seed: int):
-        self.net, self.seed, self.method, self.cfg, self.shape = net, seed, "rf", 1.0, (2,)
-        self.solver, self.n_steps, self.grid, self.fitted, self.nodes, self.nfe = "euler", 10, "uniform", None, None, 0
+    net: Any
+    seed: int
+    solver: str = "euler"
+    n_steps: int = 10
+    grid: str = "uniform"
+    fitted: Any = None
+    nodes: Any = None
+    nfe: int = 0
 
     def __call__(self, indices: Any, labels: Any = None) -> Any:
         import torch
@@ -95,14 +101,12 @@ class PointSampler:
         from common.solvers import CountNFE, integrate, time_grid
 
         count = CountNFE(self.net)
-        times = self.nodes if self.nodes is not None else None
+        if self.fitted is not None:
+            times, solver = self.fitted.times, self.fitted
+        else:
+            times, solver = time_grid(self.n_steps, self.grid) if self.nodes is None else self.nodes, self.solver
         with torch.no_grad():
-            x0 = noise_for(indices, self.shape, self.seed)
-            if self.fitted is not None:
-                x = integrate(count, x0, self.fitted.times, self.fitted)
-            else:
-                times = time_grid(self.n_steps, self.grid) if times is None else times
-                x = integrate(count, x0, times, self.solver, final_euler=True)
+            x = integrate(count, noise_for(indices, (2,), self.seed), times, solver, final_euler=True)
         self.nfe = count.nfe
         return x
 
@@ -112,15 +116,6 @@ def point_sampler(model: str, options: Options) -> PointSampler:
     from common.toys import train
 
     return PointSampler(train("gaussian", model, "rf", n_steps=5000, seed=options.seed, progress=model), options.seed)
-
-
-def changed(sampler: Any, **fields: Any) -> Any:
-    """A copy of a sampler with other fields."""
-    if not isinstance(sampler, PointSampler):
-        return replace(sampler, **fields)
-    copy = PointSampler(sampler.net, sampler.seed)
-    copy.__dict__.update(sampler.__dict__ | fields)
-    return copy
 
 
 def variants(sampler: Any, options: Options, fits: Callable, grids: Callable) -> Iterator[tuple[dict, Any]]:
@@ -144,7 +139,7 @@ def variants(sampler: Any, options: Options, fits: Callable, grids: Callable) ->
                     fields["nodes"] = grids(n)
                 else:
                     fields["grid"] = grid
-                yield key, changed(sampler, **fields)
+                yield key, replace(sampler, **fields)
 
 
 # --------------------------------------------------------------------------------------------------------- measurements
@@ -203,7 +198,8 @@ def rms_measure(sampler: Any, options: Options) -> Callable[[Any], float]:
     import torch
 
     from common import fit, generate
-    from common.fitted import rms, teach
+    from common.fitted import teach
+    from common.metrics import rms
 
     n = options.n_samples
     if isinstance(sampler, PointSampler):

@@ -79,8 +79,9 @@ def solvers(options: Options) -> None:
     """Error and calls of many solvers in each segment, and what the choice of pairs.py would be."""
     import torch
 
+    from common.metrics import rms
     from common.solvers import CountNFE, integrate
-    from endpoints import Pool, choose_steps, follow, rms, starts
+    from endpoints import Pool, choose_steps, follow, starts
     from plan import plan
 
     velocity, data, labels = teacher(options)
@@ -106,10 +107,10 @@ def solvers(options: Options) -> None:
             exact = follow(velocity, x, y, t_a, t_b, "dopri5", tolerance=1e-6)
             for name, way in ways(t_a, t_b):
                 count.reset()
-                error = rms(way(x, y) - exact)
+                error = rms(way(x, y), exact)
                 table.setdefault(name, []).append(f"{error:.1e} ({count.nfe})")
                 print(segment, name, table[name][-1], flush=True)
-            table.setdefault("rounding to float16", []).append(f"{rms(exact.half().float() - exact):.1e}")
+            table.setdefault("rounding to float16", []).append(f"{rms(exact.half().float(), exact):.1e}")
         chosen = choose_steps(velocity, manifest, pool)
     print("| solver |", " | ".join(f"{a:g} to {b:g}" for a, b in zip(manifest.edges, manifest.edges[1:])), "|")
     print("|---" * (options.k + 1) + "|")

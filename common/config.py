@@ -133,33 +133,15 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class SampleConfig:
-    """Options of sampling: a grid (simple_gen_test) or many images (gen)."""
+class WeightsConfig:
+    """Options of all that samples from a network: which weights, how they are run."""
 
     weights: str = ""
     """Checkpoint file or run folder; empty: the shipped weights"""
-    n_samples: int = 64
-    """Number of images"""
-    solver: SolverName = "auto"
-    """Numerical method; auto: the sampler fitted to these weights and n_steps if there is one, else a good plain one"""
-    n_steps: int = 10
-    """Intervals of the time grid; the NFE is counted and printed"""
-    grid: GridName = "auto"
-    """Time grid; adaptive: made for these weights by dynamic programming and kept beside them"""
-    landing: float = 0.0
-    """Time from which the last step goes straight to the predicted data; 0: the folder's choice, 1: no such rule"""
-    rtol: float = 1e-5
-    """Tolerances of the adaptive solvers"""
-    atol: float = 1e-5
-    """Tolerances of the adaptive solvers"""
     cfg: float = 1.0
     """Guidance scale of conditional weights; 1: none, 0: unconditional"""
-    label: int = -1
-    """Class to draw; -1: all classes in turn"""
-    seed: int = 0
-    """Image k is a function of the weights, this seed and k"""
-    batch_size: int = 100
-    """Images at a time and process; changes speed and memory only"""
+    landing: float = 0.0
+    """Time from which the last step goes straight to the predicted data; 0: the folder's choice, 1: no such rule"""
     ema: bool = True
     """Averaged weights; --no-ema: the raw ones, when the file has them"""
     device: str = "auto"
@@ -168,8 +150,32 @@ class SampleConfig:
     """Precision of the network's arithmetic"""
     compile: bool = False
     """torch.compile the network"""
+    seed: int = 0
+    """Seed of the noises; image k is a function of the weights, this seed and k"""
     smoke: bool = False
     """Seconds on a CPU, with a tiny untrained network when there are no weights"""
+
+
+@dataclass(frozen=True)
+class SampleConfig(WeightsConfig):
+    """Options of sampling: a grid (simple_gen_test) or many images (gen)."""
+
+    n_samples: int = 64
+    """Number of images"""
+    solver: SolverName = "auto"
+    """Numerical method; auto: the sampler fitted to these weights and n_steps if there is one, else a good plain one"""
+    n_steps: int = 10
+    """Intervals of the time grid; the NFE is counted and printed"""
+    grid: GridName = "auto"
+    """Time grid; adaptive: made for these weights by dynamic programming and kept beside them"""
+    rtol: float = 1e-5
+    """Tolerances of the adaptive solvers"""
+    atol: float = 1e-5
+    """Tolerances of the adaptive solvers"""
+    label: int = -1
+    """Class to draw; -1: all classes in turn"""
+    batch_size: int = 100
+    """Images at a time and process; changes speed and memory only"""
 
 
 @dataclass(frozen=True)
@@ -231,17 +237,12 @@ class MeasureConfig(SampleConfig):
 
 
 @dataclass(frozen=True)
-class FitConfig:
-    """Options of fit_sampler.py: a sampler of few steps, fitted to a network's own fine trajectories."""
+class FitConfig(WeightsConfig):
+    """Options of fit_sampler.py: a sampler of few steps, fitted to a network's own fine trajectories; --smoke of the
+    shipped weights keeps nothing."""
 
-    weights: str = ""
-    """Checkpoint file or run folder; empty: the shipped weights"""
     n_steps: tuple[int, ...] = (8,)
     """Numbers of steps to fit a sampler for, each with as many evaluations"""
-    cfg: float = 1.0
-    """Guidance scale that the sampler is for"""
-    landing: float = 0.0
-    """Time from which the last step goes straight to the predicted data; 0: the folder's choice, 1: no such rule"""
     n_noises: int = 32
     """Noises to fit on"""
     n_test: int = 32
@@ -250,15 +251,3 @@ class FitConfig:
     """Steps of the fine trajectories"""
     search: int = 20
     """Fits that the search for times may take; 0: the best of four grids"""
-    seed: int = 0
-    """Seed of the noises"""
-    ema: bool = True
-    """Averaged weights; --no-ema: the raw ones, when the file has them"""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps"""
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    """Precision of the network's arithmetic"""
-    compile: bool = False
-    """torch.compile the network"""
-    smoke: bool = False
-    """Seconds on a CPU; nothing is kept"""

@@ -167,13 +167,22 @@ def _decode_all(
     if first_size is not None and max(first_size) <= _SMALL:
         workers = 1
 
+    failed: list[int] = []  # by all threads: they stop by themselves, however late the main thread reads the results
+
     def decode_chunk(start: int) -> list[tuple]:
-        return [_decode_one(source, k, int(chosen[k]), pixels) for k in range(start, min(start + _CHUNK, len(chosen)))]
+        rows = []
+        for position in range(start, min(start + _CHUNK, len(chosen))):
+            if len(failed) > corrupt_limit:
+                break
+            rows.append(_decode_one(source, position, int(chosen[position]), pixels))
+            if rows[-1][1] is not None:
+                failed.append(position)
+        return rows
 
     resized, example = 0, ""
     bar = tqdm(total=len(chosen), desc="reading images", unit="img", disable=None if progress else True)
     with bar, ThreadPoolExecutor(max(1, workers)) as pool:
-        for chunk in pool.map(decode_chunk, range(0, len(chosen), _CHUNK)):  # in order; an error drops the queue
+        for chunk in pool.map(decode_chunk, range(0, len(chosen), _CHUNK)):  # in order
             bar.update(len(chunk))
             for position, error, old_size in chunk:
                 name = source.name(int(chosen[position]))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import cli
-from common.config import FitConfig, SampleConfig
+from common.config import FitConfig, SampleConfig, WeightsConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -115,10 +115,11 @@ def fit_main(folder: Folder, description: str, argv: list[str] | None = None) ->
     from common import checkpoint, fitted
     from common.cards import commit
     from common.commands import make_sampler
+    from common.metrics import rms
     from common.solvers import integrate
 
-    own = ("weights", "cfg", "landing", "seed", "ema", "device", "mixed_precision", "compile", "smoke")
-    asked = SampleConfig(**{key: getattr(config, key) for key in own}, solver="euler", grid="uniform")
+    shared = {f.name: getattr(config, f.name) for f in fields(WeightsConfig)}
+    asked = SampleConfig(**shared, solver="euler", grid="uniform")
     sampler, info = make_sampler(folder, asked, extra)
     weights = checkpoint.find(info["path"]) if Path(info["path"]).exists() else None
     teacher, velocity_for = teacher_of(
@@ -129,7 +130,7 @@ def fit_main(folder: Folder, description: str, argv: list[str] | None = None) ->
     @torch.no_grad()
     def error(method: Any, times: Any) -> float:
         x = integrate(test_velocity(float(times[-2])), test.states[0], times, method)
-        return fitted.rms(x, test.states[-1])
+        return rms(x, test.states[-1])
 
     results = []
     for n in config.n_steps:

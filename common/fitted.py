@@ -25,6 +25,7 @@ from torch import Tensor
 
 from common.cards import file_hash
 from common.grids import adaptive_grid, nodes_of, time_grid
+from common.metrics import rms
 from common.multistep import Slope, adams_weights
 from common.runtime import atomic_write
 from common.solvers import integrate
@@ -61,13 +62,19 @@ class FittedSampler:
         """As the solvers of common.solvers: ``integrate(velocity, x, sampler.times, sampler)``."""
         if len(nodes) != len(self.times) or any(abs(a - b) > 1e-6 for a, b in zip(nodes, self.times)):
             raise ValueError(f"this sampler was fitted for its own {self.n_steps} steps: give it its own times")
-        start, velocities = x, []
+        columns = [x]
         for t, row in zip(nodes, self.weights):
-            velocities.append(f(x, t))
-            x = row[0] * start
-            for w, v in zip(row[1:], velocities):
-                x.add_(v, alpha=w)
+            columns.append(f(x, t))
+            x = _combination(row, columns)
             yield x
+
+
+def _combination(row: Sequence[float], columns: Sequence[Tensor]) -> Tensor:
+    """sum_j row_j columns_j."""
+    x = row[0] * columns[0]
+    for w, column in zip(row[1:], columns[1:]):
+        x.add_(column, alpha=w)
+    return x
 
 
 # ------------------------------------------------------------------------------------------------------------- teacher
@@ -163,10 +170,7 @@ def _fit_step(columns: list[Tensor], target: Tensor, prior: list[float]) -> tupl
     matrix, right = gram[:, :k] / n, gram[:, k] / n
     ridge = RIDGE * matrix.diagonal().mean() * torch.eye(k, dtype=torch.float64)
     row = (base + torch.linalg.solve(matrix + ridge, right - matrix @ base)).tolist()
-    x = row[0] * columns[0]
-    for w, c in zip(row[1:], columns[1:]):
-        x.add_(c, alpha=w)
-    return tuple(row), x
+    return tuple(row), _combination(row, columns)
 
 
 def _adams_row(nodes: Sequence[float], step: int, order: int) -> list[float]:
@@ -177,11 +181,6 @@ def _adams_row(nodes: Sequence[float], step: int, order: int) -> list[float]:
         for j, w in enumerate(adams_weights(past, nodes[i + 1])):
             row[1 + i - j] += w
     return row
-
-
-def rms(a: Tensor, b: Tensor) -> float:
-    """Root mean square difference, over all coordinates of all samples."""
-    return (a.double() - b.double()).square().mean().sqrt().item()
 
 
 @torch.no_grad()
@@ -259,7 +258,7 @@ def samplers_path(weights: Path) -> Path:
     return weights.with_suffix(".samplers.json")
 
 
-def read_samplers(weights: Path) -> dict[str, Any]:
+def read_samplers(weights: Path) -> dict[str, list[dict[str, Any]]]:
     """The adaptive grids and fitted samplers of a weights file; empty lists when there are none.
 
     Raises:
@@ -267,29 +266,42 @@ def read_samplers(weights: Path) -> dict[str, Any]:
     """
     path = samplers_path(weights)
     if not path.exists():
-        return {"weights_sha256": file_hash(weights), **{kind: [] for kind in KINDS}}
+        return {kind: [] for kind in KINDS}
     try:
         found = json.loads(path.read_text())
-        known, _ = found["weights_sha256"], [found[kind] for kind in KINDS]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        known, entries = found["weights_sha256"], {kind: list(found[kind]) for kind in KINDS}
+        for e in entries["adaptive"] + entries["fitted"]:
+            _ = nodes_of(e["times"]), _key(e)
+        for e in entries["fitted"]:
+            _sampler_of(e)
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}): remove it and fit the samplers again") from error
     if known != file_hash(weights):
         raise ValueError(
             f"{path} was fitted to other weights than {weights.name}: remove it and fit the samplers again"
         )
-    return found
+    return entries
+
+
+def _key(entry: dict[str, Any]) -> tuple[float, float, int]:
+    """What an entry is found by."""
+    return entry["cfg"], entry["landing"], entry["n_steps"]
+
+
+def _sampler_of(entry: dict[str, Any]) -> FittedSampler:
+    return FittedSampler(tuple(entry["times"]), tuple(map(tuple, entry["weights"])), entry["facts"])
 
 
 def keep(weights: Path, kind: str, entries: Sequence[dict[str, Any]]) -> Path:
     """Add entries to the "adaptive" or "fitted" part of a weights file's samplers; those like them are replaced."""
     found = read_samplers(weights)
-    kept = {(e["cfg"], e["landing"], e["n_steps"]): e for e in [*found[kind], *entries]}
+    kept = {_key(e): e for e in [*found[kind], *entries]}
     found[kind] = [kept[key] for key in sorted(kept)]
     with atomic_write(samplers_path(weights)) as path:
         # one entry a line: a long file of numbers is still readable, and its differences are
         parts = {k: "[\n  " + ",\n  ".join(map(json.dumps, found[k])) + "\n ]" if found[k] else "[]" for k in KINDS}
         lists = ",\n".join(f' "{k}": {parts[k]}' for k in KINDS)
-        path.write_text(f'{{\n "weights_sha256": "{found["weights_sha256"]}",\n{lists}\n}}\n')
+        path.write_text(f'{{\n "weights_sha256": "{file_hash(weights)}",\n{lists}\n}}\n')
     return samplers_path(weights)
 
 
@@ -302,8 +314,8 @@ def keep_fitted(weights: Path, sampler: FittedSampler, cfg: float, facts: dict[s
 def fitted_for(weights: Path, n_steps: int, cfg: float, landing: float = 1.0) -> FittedSampler | None:
     """The sampler fitted to a weights file for a number of steps, a guidance scale and a landing, if there is one."""
     for entry in read_samplers(weights)["fitted"]:
-        if (entry["n_steps"], entry["cfg"], entry["landing"]) == (n_steps, cfg, landing):
-            return FittedSampler(tuple(entry["times"]), tuple(map(tuple, entry["weights"])), entry["facts"])
+        if _key(entry) == (cfg, landing, n_steps):
+            return _sampler_of(entry)
     return None
 
 

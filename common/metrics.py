@@ -291,6 +291,11 @@ def crps_ensemble(members: Tensor, target: Tensor, fair: bool = False, mean: boo
     return scores.mean().item() if mean else scores.reshape(target.shape)
 
 
+def rms(a: Tensor, b: Tensor) -> float:
+    """Root mean square difference, over all coordinates of all samples."""
+    return (a.double() - b.double()).square().mean().sqrt().item()
+
+
 def straightness(trajectory: Tensor, times: Tensor | Sequence[float]) -> float:
     """int E |(x_end - x_start) / T - dx/dt|^2 dt, T = the whole time: 0 exactly for straight paths of constant speed.
 

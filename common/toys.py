@@ -118,12 +118,15 @@ def sample(name: str, n: int, draw: torch.Generator) -> Tensor:
 
 
 # ----------------------------------------------------------------------------------------------------------- training
-def fresh_pairs(source: str | Draw, target: str | Draw, coupling: str, batch_size: int, seed: int) -> Pairs:
+def fresh_pairs(
+    source: str | Draw, target: str | Draw, coupling: str, batch_size: int, seed: int, reg: float | None = None
+) -> Pairs:
     """Coupled batches of fresh points: ``pairs(step) -> x0, x1``, a pure function of (seed, step).
 
     Args:
         source, target: names of DISTRIBUTIONS, or functions like them.
         coupling: independent, ot or sinkhorn.
+        reg: of sinkhorn, see :func:`common.couplings.couple`.
     """
 
     def draw(what: str | Draw, g: torch.Generator) -> Tensor:
@@ -132,7 +135,7 @@ def fresh_pairs(source: str | Draw, target: str | Draw, coupling: str, batch_siz
     def pairs(step: int) -> tuple[Tensor, Tensor]:
         g = generator(seed, "pairs", step)
         x0, x1 = draw(source, g), draw(target, g)
-        return couple(x0, x1, coupling, g) if coupling != "independent" else (x0, x1)  # type: ignore[return-value]
+        return couple(x0, x1, coupling, g, reg=reg) if coupling != "independent" else (x0, x1)  # type: ignore[return-value]
 
     return pairs
 
@@ -214,6 +217,7 @@ def train(
     depth: int = 3,
     seed: int = 0,
     coupling: str = "auto",
+    reg: float | None = None,
     **options: Any,
 ) -> MLP:
     """An MLP trained by a method of ``common.losses`` from a 2D source to a 2D target; in eval mode.
@@ -223,12 +227,13 @@ def train(
     Args:
         source, target: names of DISTRIBUTIONS or functions draw(n, generator) -> (n, 2).
         coupling: "auto": that of the method's paper.
+        reg: of a sinkhorn coupling.
         options: of :func:`fit`.
     """
     torch.manual_seed(seed)
     heads = network_heads(method)
     net = MLP(2 * heads, width, depth, out_dim=2 * heads)
     joint = usual_coupling(method) if coupling == "auto" else coupling
-    pairs = fresh_pairs(source, target, joint, batch_size, seed)
+    pairs = fresh_pairs(source, target, joint, batch_size, seed, reg)
     fit(net, flow_loss(net, pairs, method, sigma, seed), n_steps, **options)
     return net.eval()

@@ -5,7 +5,7 @@ ends at t_b = t_(i+1) in x_b. So a pair costs one segment of the path, and begin
 teacher does before it. That mixture is the marginal of teachers trained on independent noise and data (rf, cfm).
 Segment 0 starts from pure noise and needs no data: with k = 1 these are the pairs of plain reflow, for any teacher.
 
-Source: Yoon & Lee 2402.06461, section 4; Liu et al. 2209.03003 (k = 1).
+Source: Yoon & Lee 2402.06461, section 3; Liu et al. 2209.03003 (k = 1).
 """
 
 from __future__ import annotations
@@ -148,6 +148,7 @@ def choose_steps(velocity: Velocity, manifest: Manifest, pool: Pool, device: Any
     As good means on 64 pairs: a root mean square error within the manifest's tolerance, or no larger than that of
     dopri5 at this tolerance. Cost: as the pairs tried, about ten times.
     """
+    from common.metrics import rms
     from common.solvers import CountNFE
 
     chosen, tolerance, count = [], manifest.tolerance or 1e-4, CountNFE(velocity)
@@ -157,15 +158,10 @@ def choose_steps(velocity: Velocity, manifest: Manifest, pool: Pool, device: Any
         start = (x.to(device), None if y is None else y.to(device), t_a, t_b)
         exact = follow(velocity, *start, "dopri5", tolerance=max(tolerance / 100, 1e-6))
         count.reset()
-        allowed = max(tolerance, rms(follow(count, *start, "dopri5", tolerance=tolerance) - exact))
+        allowed = max(tolerance, rms(follow(count, *start, "dopri5", tolerance=tolerance), exact))
         most = (count.nfe - 1 + 3 * (t_b == 1)) // 4  # of steps that cost less; the one into t = 1 is Euler's
-        chosen.append(fewest(lambda n: rms(follow(velocity, *start, "rk4", n) - exact) <= allowed, most))
+        chosen.append(fewest(lambda n: rms(follow(velocity, *start, "rk4", n), exact) <= allowed, most))
     return tuple(chosen)
-
-
-def rms(x: Tensor) -> float:
-    """Root mean square."""
-    return x.square().mean().sqrt().item()
 
 
 def fewest(good: Callable[[int], bool], most: int) -> int:

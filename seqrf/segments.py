@@ -325,6 +325,7 @@ def truncation_error(
     """
     import torch
 
+    from common.metrics import rms
     from common.solvers import integrate
 
     within, in_all, coarse = [], [], x
@@ -334,11 +335,7 @@ def truncation_error(
             exact = integrate(partial(_within, reference or velocity, i), x, span, "rk4")
             own = partial(_within, velocity, i)
             coarse = integrate(own, coarse, times, method)
-            within.append(_rms(integrate(own, x, times, method) - exact))
-            in_all.append(_rms(coarse - exact))
+            within.append(rms(integrate(own, x, times, method), exact))
+            in_all.append(rms(coarse, exact))
             x = exact
     return within, in_all
-
-
-def _rms(x: Tensor) -> float:
-    return x.square().mean().sqrt().item()

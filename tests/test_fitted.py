@@ -181,6 +181,7 @@ def test_file_beside_the_weights(tmp_path):
     [
         ("{", "damaged"),
         ("[]", "damaged"),
+        ('{"weights_sha256": "0", "adaptive": [], "fitted": [{"cfg": 1.0, "n_steps": 2, "times": [0, 1]}]}', "damaged"),
         ('{"weights_sha256": "0", "adaptive": [], "fitted": []}', "other weights than w.pt"),
     ],
 )
