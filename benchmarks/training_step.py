@@ -91,7 +91,7 @@ def our_step(device, images, options: Options):
     from common.config import TrainConfig
     from common.data import Batches, ImageData
     from common.runtime import Processes
-    from common.training import Trainer
+    from common.trainer import Trainer
 
     config = TrainConfig(
         method="otcfm",

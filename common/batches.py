@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,40 +26,37 @@ class Batch:
     y: Tensor | None
     seconds: float = 0.0
 
-    def part(self, i: int, parts: int) -> Batch:
-        """Micro-batch i of ``parts`` equal ones."""
-        size = len(self.t) // parts
-        rows = slice(i * size, (i + 1) * size)
-        return Batch(
-            self.x0[rows], self.x1[rows], self.t[rows], self.noise[rows], None if self.y is None else self.y[rows]
-        )
+
+def part(batch: Any, i: int, parts: int) -> Any:
+    """Micro-batch i of ``parts`` equal ones: those rows of every tensor of a dataclass."""
+    tensors = {key: value for key, value in vars(batch).items() if isinstance(value, Tensor)}
+    size = len(next(iter(tensors.values()))) // parts
+    return replace(batch, **{key: value[i * size : (i + 1) * size] for key, value in tensors.items()})
 
 
-class CoupledBatches:
-    """Training batches with noise, times and coupling, as a pure function of the step.
+class Ahead:
+    """Batches that are a pure function of the step, the next one made in a thread while the network works on this one.
 
-    With ``ahead`` the batch of the next step is made in a thread while the network works on the present one, so that
-    decoding, transfer and optimal transport cost the step nothing. ``waited`` sums the seconds spent waiting for it.
+    Decoding, transfer and optimal transport then cost the step nothing. ``waited`` sums the seconds spent waiting. A
+    batch is a dataclass of tensors; whoever inherits says in ``make(step)`` what it is.
+
+    Args:
+        device: where the batches lie.
+        ahead: False: each batch is made when it is asked for.
     """
 
-    def __init__(
-        self,
-        batches: Batches,
-        coupling: str,
-        seed: int,
-        processes: Processes,
-        ahead: bool,
-        reg: float | None = None,
-    ):
-        self.batches, self.coupling, self.seed, self.processes, self.reg = batches, coupling, seed, processes, reg
-        self.pool = ThreadPoolExecutor(1, thread_name_prefix="couple") if ahead else None
+    def __init__(self, device: torch.device, ahead: bool):
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="batch") if ahead else None
         self.future: tuple[int, Any] | None = None
         self.waited = 0.0
-        cuda = processes.device.type == "cuda"
         # Own stream: the transfers and the transport's synchronisation must not wait for the network's queue.
-        self.stream = torch.cuda.Stream(processes.device) if cuda and ahead else None
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" and ahead else None
 
-    def at(self, step: int) -> Batch:
+    def make(self, step: int) -> Any:
+        """This process's part of the batch of a step."""
+        raise NotImplementedError
+
+    def at(self, step: int) -> Any:
         """The batch of a step; asks for the next one to be prepared."""
         start = time.perf_counter()
         if self.pool is None:
@@ -71,8 +68,8 @@ class CoupledBatches:
             self.future = (step + 1, self.pool.submit(self._make_on_stream, step + 1))
         self.waited += time.perf_counter() - start
         if self.stream is not None:  # the memory belongs to the side stream: it must outlive the network's use
-            for tensor in (batch.x0, batch.x1, batch.t, batch.noise, batch.y):
-                if tensor is not None:
+            for tensor in vars(batch).values():
+                if isinstance(tensor, Tensor):
                     tensor.record_stream(torch.cuda.current_stream())
         return batch
 
@@ -81,13 +78,29 @@ class CoupledBatches:
         if self.pool is not None:
             self.pool.shutdown(wait=True, cancel_futures=True)
 
-    def _make_on_stream(self, step: int) -> Batch:
+    def _make_on_stream(self, step: int) -> Any:
         if self.stream is None:
             return self.make(step)
         with torch.cuda.stream(self.stream):
             batch = self.make(step)
         self.stream.synchronize()
         return batch
+
+
+class CoupledBatches(Ahead):
+    """Images with noise, times and coupling."""
+
+    def __init__(
+        self,
+        batches: Batches,
+        coupling: str,
+        seed: int,
+        processes: Processes,
+        ahead: bool,
+        reg: float | None = None,
+    ):
+        super().__init__(processes.device, ahead)
+        self.batches, self.coupling, self.seed, self.processes, self.reg = batches, coupling, seed, processes, reg
 
     def make(self, step: int) -> Batch:
         """Draw and couple the global batch; return this process's rows."""

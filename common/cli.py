@@ -31,7 +31,7 @@ from common.options import (
     validate,
 )
 
-__all__ = ["index_range", "parse", "parse_with_extra", "to_yaml", "validate"]
+__all__ = ["CONFIG_HELP", "Names", "index_range", "parse", "parse_with_extra", "read_flags", "to_yaml", "validate"]
 
 T = TypeVar("T")
 
@@ -109,15 +109,15 @@ def _parse(
     argv: Sequence[str] | None,
     training_keys: bool,
 ) -> tuple[T, dict[str, Any]]:
-    names = _Names(cls, list(presets or ()), aliases)
-    flags = _read_flags(sys.argv[1:] if argv is None else list(argv), names)
+    names = Names(field_types(cls), {**_ALIASES, **(aliases or {})}, list(presets or ()))
+    flags = read_flags(argv, names)
     base = presets[flags.pop("preset", next(iter(presets)))] if presets else cls()
     extra: dict[str, Any] = {}
     if "config" in flags:
         values, extra = _read_file(flags.pop("config"), names, training_keys)
         base = dataclasses.replace(base, **values)  # type: ignore[type-var]
     if flags.pop("help", False):
-        _print_help(names, base, description)
+        _print_help(cls, names, base, description)
     config = _by_tyro(cls, base, flags)
     validate(config)
     return config, extra
@@ -141,16 +141,23 @@ def _by_tyro(cls: type[T], base: T, flags: dict[str, Any]) -> T:
 # ---- names of flags and keys
 
 
-class _Names:
-    """The fields of a class, and what each spelling of a flag or of a key in a file means."""
+class Names:
+    """What each spelling of a flag or of a key in a file means.
 
-    def __init__(self, cls: type, presets: Sequence[str] = (), aliases: Mapping[str, str] | None = None) -> None:
-        self.cls = cls
-        self.hints = field_types(cls)
+    Args:
+        hints: Types of the fields by name; a field inside a section has a dotted name, ``training.lr``.
+        aliases: More spellings, ``{"mp": "mixed_precision"}``; those of fields that are not there are left out.
+        presets: Choices of ``--preset``.
+    """
+
+    def __init__(
+        self, hints: Mapping[str, Any], aliases: Mapping[str, str] | None = None, presets: Sequence[str] = ()
+    ) -> None:
+        self.hints = dict(hints)
         self.flags: dict[str, Any] = {**self.hints, "config": str, "help": bool}
         if presets:
             self.flags["preset"] = Literal[tuple(presets)]
-        known = {"c": "config", "h": "help", **_ALIASES, **(aliases or {})}
+        known = {"c": "config", "h": "help", **(aliases or {})}
         spellings = {_bare(name): _bare(field) for name, field in known.items()}
         self.aliases = {name: to for name, to in spellings.items() if to in self.flags and name not in self.hints}
 
@@ -170,19 +177,40 @@ class _Names:
 
     def suggestion(self, name: str, among: Iterable[str], dashes: str = "") -> str:
         """The end of an error line: the name most like the one given, if there is any."""
-        near = difflib.get_close_matches(_bare(name), [*among, *self.aliases], n=1)
-        return f"; the nearest is {dashes}{self.aliases.get(near[0], near[0])}" if near else ""
+        near = _nearest(_bare(name), [*among, *self.aliases])
+        return f"; the nearest is {dashes}{self.aliases.get(near, near)}" if near else ""
 
 
 def _bare(name: str) -> str:
     return name.lstrip("-").replace("-", "_")
 
 
+def _nearest(name: str, among: Iterable[str]) -> str:
+    """The most similar name, by the whole of it or by what follows its last dot; empty when none is similar."""
+
+    def likeness(other: str) -> tuple[float, float]:
+        whole = difflib.SequenceMatcher(None, other, name).ratio()
+        last = difflib.SequenceMatcher(None, other.rpartition(".")[2], name.rpartition(".")[2]).ratio()
+        return max(whole, last), whole
+
+    best, other = max(((likeness(other), other) for other in among), default=((0.0, 0.0), ""))
+    return other if best[0] >= 0.6 else ""  # difflib's own threshold
+
+
 # ---- flags
 
 
-def _read_flags(tokens: list[str], names: _Names) -> dict[str, Any]:
-    """Checked values by field; a later flag replaces an earlier one, as in a shell alias with defaults."""
+def read_flags(argv: Sequence[str] | None, names: Names) -> dict[str, Any]:
+    """Checked values by field; a later flag replaces an earlier one, as in a shell alias with defaults.
+
+    Args:
+        argv: The arguments without the program; None: those of this process.
+        names: The flags, and their spellings.
+
+    Raises:
+        ValueError: an unknown flag, or a value that does not fit.
+    """
+    tokens = sys.argv[1:] if argv is None else list(argv)
     flags: dict[str, Any] = {}
     while tokens:
         token = tokens.pop(0)
@@ -203,13 +231,13 @@ def _read_flags(tokens: list[str], names: _Names) -> dict[str, Any]:
     return flags
 
 
-def _resolve(flag: str, names: _Names) -> tuple[str, bool]:
-    """The field of a flag and whether the flag denies it: --no-flip, and absl's --noflip."""
+def _resolve(flag: str, names: Names) -> tuple[str, bool]:
+    """The field of a flag and whether the flag denies it: --no-flip, absl's --noflip, tyro's --data.no_flip."""
     name = names.flag(flag)
     if name is not None:
         return name, False
-    match = re.fullmatch(r"no_?(.+)", _bare(flag))
-    name = names.key(match[1]) if match else None
+    match = re.fullmatch(r"(.*\.)?no_?(.+)", _bare(flag))
+    name = names.key((match[1] or "") + match[2]) if match else None
     if name is not None and names.hints[name] is bool:
         return name, True
     raise ValueError(f"unknown flag {flag}{names.suggestion(flag, names.flags, '--')} (--help lists all)")
@@ -234,11 +262,11 @@ def _take_all(tokens: list[str]) -> list[str]:
 # ---- configuration files
 
 
-def _read_file(path: str, names: _Names, training_keys: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read_file(path: str, names: Names, training_keys: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """Values for the class, and the keys of a training run where those are welcome and the file is one's."""
     file = find_config(path)
     raw = {str(key): value for key, value in load_config(file).items()}
-    training = _Names(TrainConfig if training_keys else names.cls)
+    training = Names(field_types(TrainConfig), _ALIASES) if training_keys else names
     is_training = any(names.key(key) is None and training.key(key) is not None for key in raw)
     values: dict[str, Any] = {}
     extra: dict[str, Any] = {}
@@ -253,22 +281,22 @@ def _read_file(path: str, names: _Names, training_keys: bool) -> tuple[dict[str,
 
 # ---- help
 
-_CONFIG_HELP = "Options from a .yaml, .json or .py file, or a run folder; flags come on top of it"
+CONFIG_HELP = "Options from a .yaml, .json or .py file, or a run folder; flags come on top of it"
 _PRESET_HELP = "Where the options start; the defaults below are those of the preset given"
 
 
-def _print_help(names: _Names, base: Any, description: str) -> None:
+def _print_help(cls: type, names: Names, base: Any, description: str) -> None:
     """Print tyro's help, in the sections that the class's source is divided into, and leave with code 0."""
     import tyro
 
     def option(name: str, hint: Any, text: str, default: Any, **more: Any) -> tuple[str, Any, Any]:
         return name, Annotated[hint, tyro.conf.arg(help=text, **more)], default
 
-    sections = {"configuration": [option("config", str, _CONFIG_HELP, "", aliases=["-c"], metavar="FILE")]}
+    sections = {"configuration": [option("config", str, CONFIG_HELP, "", aliases=["-c"], metavar="FILE")]}
     if "preset" in names.flags:
         hint = names.flags["preset"]
         sections["configuration"].append(option("preset", hint, _PRESET_HELP, get_args(hint)[0]))
-    texts = _texts(names.cls)
+    texts = _texts(cls)
     for name, hint in names.hints.items():
         section, text = texts.get(name, ("script", ""))
         marked = option(name, hint, text, getattr(base, name), aliases=names.short(name))
@@ -278,7 +306,7 @@ def _print_help(names: _Names, base: Any, description: str) -> None:
         box = dataclasses.make_dataclass(f"Section{index}", options, frozen=True)
         boxes.append((f"section{index}", Annotated[box, tyro.conf.arg(name=section)], box()))
     whole = dataclasses.make_dataclass("Options", boxes, frozen=True)
-    about = description or inspect.getdoc(names.cls)
+    about = description or inspect.getdoc(cls)
     tyro.cli(whole, args=["--help"], description=about, use_underscores=True, config=(tyro.conf.OmitArgPrefixes,))
 
 

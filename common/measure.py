@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common import cli
 from common.commands import Folder, load_data, make_sampler
 from common.config import MeasureConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from common.classifier import Classifier
+    from common.data import ImageData
 
 
 def measure_main(
@@ -25,26 +33,26 @@ def measure_main(
 
     from common import checkpoint, generate
     from common.cards import add_measurement, commit
-    from common.classifier import classify, feature_distance
     from common.images import to_uint8
-    from common.runtime import atomic_write, generator
+    from common.runtime import atomic_write
 
     preset = next(iter(folder.presets.values()))
     sampler, info = make_sampler(folder, config, extra)  # first, since missing weights end it here
-    train, test = _real_images(folder, config, preset, has_test)
-    net, accuracy = _classifier(folder, config, train, test, preset.flip)
+
+    def load(split: str) -> ImageData:
+        return load_data(folder, config, preset.image_size, preset.in_channels, split=split)
+
+    train, test = real_images(load, has_test and not config.smoke)
+    keep = None if config.smoke else folder.here / "results" / "classifier.pt"
+    recogniser = make_recogniser(train, test, keep, config.epochs, preset.flip, config.seed)
     images, labels = [], []
     with tqdm(total=config.n_samples, unit="image", desc="samples", dynamic_ncols=True) as bar:
         for indices, part in generate.sample_many(sampler, range(config.n_samples), config.batch_size, config.label):
             images.append(to_uint8(part))
             wanted = generate.labels_for(indices, generate.real_classes(sampler.net), config.label)
-            labels.append(torch.zeros(0) if wanted is None else wanted)
+            labels += [] if wanted is None else [wanted]
             bar.update(len(indices))
-    fake, fake_classes = classify(net, torch.cat(images))
-    real, _ = classify(net, test.images)
-    order = torch.randperm(len(train), generator=generator(config.seed, "measure"))
-    other, _ = classify(net, train.images[order[: len(real)].sort().values])
-    wanted = torch.cat(labels)
+    measured = recogniser.measure(torch.cat(images), torch.cat(labels) if labels else None)
     result = {
         "weights": info["path"],
         "step": info.get("step"),
@@ -57,11 +65,10 @@ def measure_main(
         "seed": config.seed,
         "generated": config.n_samples,
         "commit": commit(),
-        "real": len(real),
-        "classifier_accuracy": accuracy,
-        "recognised": (fake_classes == wanted).float().mean().item() if len(wanted) else None,
-        "feature_distance": feature_distance(fake, real),
-        "feature_distance_real": feature_distance(other, real),
+        "real": len(recogniser.real),
+        "classifier_accuracy": recogniser.accuracy,
+        **measured,
+        "feature_distance_real": recogniser.floor,
     }
     print(json.dumps(result, indent=2))
     if config.out:
@@ -73,33 +80,89 @@ def measure_main(
     return result
 
 
-def _real_images(folder: Folder, config: MeasureConfig, preset: Any, has_test: bool) -> tuple[Any, Any]:
-    """Training and test images; without a test split, one image in five of the training images is held out."""
+def real_images(load: Callable[[str], ImageData], has_test: bool) -> tuple[ImageData, ImageData]:
+    """Training and test images; without a test split, one image in five of the training images is held out.
+
+    Args:
+        load: load(split) -> the images of "train" or "test".
+        has_test: whether there is a test split.
+    """
     from dataclasses import replace
 
     import torch
 
-    data = load_data(folder, config, preset.image_size, preset.in_channels)
-    if has_test and not config.smoke:
-        return data, load_data(folder, config, preset.image_size, preset.in_channels, split="test")
-    if data.labels is None:
-        raise ValueError(f"{data.source} has no labels: a classifier needs class folders, or labels in the .npz")
+    data = load("train")
+    if has_test:
+        return data, load("test")
     held = torch.arange(len(data)) % 5 == 4
-    parts = [replace(data, images=data.images[mask], labels=data.labels[mask]) for mask in (~held, held)]
-    return parts[0], parts[1]
+
+    def part(mask: Tensor) -> ImageData:
+        return replace(data, images=data.images[mask], labels=None if data.labels is None else data.labels[mask])
+
+    return part(~held), part(held)
 
 
-def _classifier(folder: Folder, config: MeasureConfig, train: Any, test: Any, flip: bool) -> tuple[Any, float]:
-    """The folder's classifier, trained and kept if there is none yet."""
-    from common.classifier import classify, load_classifier, save_classifier, train_classifier
+@dataclass(frozen=True, eq=False)
+class Recogniser:
+    """A classifier, and the features of the real images that generated ones are compared with.
 
-    path = folder.here / "results" / "classifier.pt"
-    if path.exists() and not config.smoke:
-        return load_classifier(path)
-    net = train_classifier(train, config.epochs, flip, config.seed)
+    Attributes:
+        net, accuracy: the classifier, and its accuracy on test images.
+        real: features of the test images, (N, F).
+        floor: the feature distance of as many training images to them: what perfect samples would get.
+    """
+
+    net: Classifier
+    accuracy: float
+    real: Tensor
+    floor: float
+
+    def measure(self, images: Tensor, labels: Tensor | None = None) -> dict[str, float | None]:
+        """Recognised share and feature distance of uint8 images (N, C, H, W), N >= 2; without labels no share."""
+        from common.classifier import classify, feature_distance
+
+        fake, classes = classify(self.net, images)
+        share = None if labels is None else (classes == labels).float().mean().item()
+        return {"recognised": share, "feature_distance": feature_distance(fake, self.real)}
+
+
+def make_recogniser(
+    train: ImageData, test: ImageData, path: Path | None, epochs: int = 4, flip: bool = False, seed: int = 0
+) -> Recogniser:
+    """The classifier of a file; where there is none yet, one trained on the training images and kept there.
+
+    Args:
+        path: the file; None: train and keep nothing.
+        epochs, flip, seed: of the training.
+
+    Raises:
+        ValueError: images without labels and no classifier yet, or a classifier of images with other channels.
+    """
+    import torch
+
+    from common.classifier import classify, feature_distance, load_classifier
+    from common.runtime import generator
+
+    net, accuracy = load_classifier(path) if path and path.exists() else _trained(train, test, path, epochs, flip, seed)
+    channels = test.images.shape[1]
+    if net.arguments["channels"] != channels:
+        raise ValueError(f"the classifier {path} is for images of {net.arguments['channels']} channels, not {channels}")
+    real, _ = classify(net, test.images)
+    order = torch.randperm(len(train), generator=generator(seed, "measure"))
+    other, _ = classify(net, train.images[order[: len(real)].sort().values])
+    return Recogniser(net, accuracy, real, feature_distance(other, real))
+
+
+def _trained(
+    train: ImageData, test: ImageData, path: Path | None, epochs: int, flip: bool, seed: int
+) -> tuple[Classifier, float]:
+    """A new classifier and its accuracy, written to the file if there is to be one."""
+    from common.classifier import classify, save_classifier, train_classifier
+
+    net = train_classifier(train, epochs, flip, seed)
     _, predicted = classify(net, test.images)
     accuracy = (predicted == test.labels).float().mean().item()
     print(f"classifier: {accuracy:.2%} of {len(test)} test images")
-    if not config.smoke:
+    if path is not None:
         save_classifier(path, net, accuracy, Path(train.source).name)
     return net, accuracy

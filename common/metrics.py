@@ -1,4 +1,4 @@
-"""Distances between samples and distributions: Frechet, W2, Sinkhorn, MMD; CRPS of ensembles; straightness of paths.
+"""Distances of samples and distributions: Frechet, W2, Sinkhorn, MMD, KID; CRPS of ensembles; straightness of paths.
 
 Everything is computed in float64 (on MPS, which has none, on the CPU), in blocks of bounded memory where the number of
 pairs is large. Samples are rows: any shape (N, ...) is flattened to (N, D).
@@ -258,6 +258,55 @@ def mmd(a: Tensor, b: Tensor, sigmas: Sequence[float] = (0.01, 0.1, 1.0, 10.0, 1
 def _total(a: Tensor, b: Tensor, kernel: Callable[[Tensor], Tensor]) -> float:
     """Sum of kernel(squared distance) over all pairs, in blocks."""
     return sum(kernel(_squared_distances(a[rows], b)).sum().item() for rows in _blocks(len(a), len(b)))
+
+
+def kernel_distance(
+    a: Tensor, b: Tensor, subsets: int = 100, subset_size: int = 1000, generator: torch.Generator | None = None
+) -> tuple[float, float]:
+    """Kernel distance of two sets of features (KID on Inception's): mean over random subsets, and its standard error.
+
+    Of each pair of subsets the unbiased squared MMD with the kernel (x . y / D + 1)^3, whose mean is 0 for equal
+    distributions at any number of samples (a Frechet distance falls with it). Papers often print 1000 times this.
+    Subsets overlap where there are fewer rows than subsets times their size: the standard error is then too small.
+    Cost: 3 subset_size^2 D products a subset, 0.3 s on one core for 1000 of 2048 features.
+
+    Args:
+        a, b: Features, shapes (N, D) and (M, D).
+        subsets: Number of subsets.
+        subset_size: Rows of each, drawn without replacement from both sets.
+        generator: Draws the rows, on the CPU; None: torch's own.
+
+    Raises:
+        ValueError: shapes that do not fit, subsets larger than a set or of fewer than 2 rows, NaN or infinity.
+
+    Source: Binkowski et al. 1801.01401, section 4.
+    """
+    a, b = _rows(a, "a"), _rows(b, "b")
+    smaller = min(len(a), len(b))
+    if a.shape[1] != b.shape[1] or subsets < 1 or not 2 <= subset_size <= smaller:
+        shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
+        raise ValueError(f"{subsets} subsets of {subset_size} rows of {shapes}: give 1 or more, of 2 to {smaller} rows")
+
+    def draw(x: Tensor) -> Tensor:
+        return x[torch.randperm(len(x), generator=generator)[:subset_size].to(x.device)]
+
+    values = torch.tensor([_cubic_mmd(draw(a), draw(b).to(a.device)) for _ in range(subsets)], dtype=torch.float64)
+    spread = values.std().item() if subsets > 1 else 0.0
+    return values.mean().item(), spread / math.sqrt(subsets)
+
+
+def _cubic_mmd(x: Tensor, y: Tensor) -> float:
+    """Unbiased squared MMD of two samples of the same size with the kernel (x . y / D + 1)^3."""
+    m, d = x.shape
+
+    def kernel(p: Tensor, q: Tensor) -> Tensor:
+        return (p @ q.T / d + 1) ** 3
+
+    def within(p: Tensor) -> Tensor:
+        k = kernel(p, p)
+        return (k.sum() - k.diagonal().sum()) / (m * (m - 1))
+
+    return (within(x) + within(y) - 2 * kernel(x, y).mean()).item()
 
 
 # -------------------------------------------------------------------------------------------------- ensembles and paths

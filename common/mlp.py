@@ -33,6 +33,15 @@ class MLP(nn.Module):
         if min(dim, width, depth) < 1 or num_classes < 0:
             raise ValueError(f"dim, width and depth must be at least 1: got {dim}, {width}, {depth}, {num_classes=}")
         self.num_classes = num_classes
+        self.description = {  # primitives, from which common.unet.build_network makes the network again
+            "name": "MLP",
+            "dim": dim,
+            "width": width,
+            "depth": depth,
+            "activation": activation.__name__,
+            "num_classes": num_classes,
+            "out_dim": out_dim or dim,
+        }
         sizes = [dim + 1 + num_classes, *[width] * depth]
         layers: list[nn.Module] = []
         for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True):

@@ -125,14 +125,23 @@ def to_yaml(config: Any) -> str:
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
-def find_config(path: str) -> Path:
-    """The file of ``-c``: a path, or a run folder that holds config.yaml."""
-    file = Path(path).expanduser()
-    if file.is_dir():
-        file = file / "config.yaml"
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no configuration file {file}: give a .yaml, .json or .py, or a run folder")
-    return file
+def find_config(path: str, beside: Path | None = None) -> Path:
+    """The file of ``-c``: a path, or a run folder that holds config.yaml.
+
+    Args:
+        path: As it was given.
+        beside: Folder in which a relative path is looked for when it is not there from the current directory.
+
+    Raises:
+        FileNotFoundError: it is in neither.
+    """
+    given = Path(path).expanduser()
+    tried = [given] if beside is None else [given, beside / given]
+    tried = [file / "config.yaml" if file.is_dir() else file for file in tried]
+    for file in tried:
+        if file.is_file():
+            return file
+    raise FileNotFoundError(f"there is no configuration file {tried[0]}: give a .yaml, .json or .py, or a run folder")
 
 
 def load_config(file: Path) -> Mapping[Any, Any]:
@@ -236,8 +245,13 @@ def _check_training(values: dict[str, Any]) -> None:
         raise ValueError(f"--sigma 0: --method {method} is a bridge with noise, give a sigma above 0, e.g. 0.2")
     if batch_size % accumulated:
         raise ValueError(f"--grad_accum {accumulated}: must divide --batch_size {batch_size}")
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", values.get("device", "auto")):
-        raise ValueError(f"--device {values['device']}: choose auto, cpu, cuda, mps or a numbered GPU such as cuda:1")
+    check_device(values.get("device", "auto"))
+
+
+def check_device(name: str) -> None:
+    """Raise ValueError unless --device is the name of a device, on whatever machine."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise ValueError(f"--device {name}: choose auto, cpu, cuda, mps or a numbered GPU such as cuda:1")
 
 
 def _check_network(values: dict[str, Any]) -> None:

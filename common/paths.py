@@ -92,3 +92,25 @@ class BridgePath:
         # 1e-8 as in torchcfm: at t = 0 and t = 1 the numerator's (x - mean) is zero as well.
         rate = (1 - 2 * t) / (2 * t * (1 - t) + 1e-8)
         return expand(rate, xt) * (xt - self.mean(x0, x1, t)) + x1 - x0
+
+
+Path = LinearPath | LipmanPath | BridgePath
+
+
+def path_of(method: str, sigma: float = 0.0) -> Path:
+    """The path that a method of ``common.losses`` trains on.
+
+    Raises:
+        ValueError: unknown method.
+    """
+    paths: dict[str, Path] = {
+        "rf": LinearPath(0.0),
+        "cfm": LinearPath(sigma),
+        "otcfm": LinearPath(sigma),
+        "fm": LipmanPath(sigma),
+        "sbcfm": BridgePath(sigma),
+        "idff": BridgePath(sigma),
+    }
+    if method not in paths:
+        raise ValueError(f"unknown method {method!r}: choose one of {', '.join(paths)}")
+    return paths[method]

@@ -100,6 +100,7 @@ def curves(
     x_label: str,
     y_label: str,
     highlight: str = "",
+    floors: Mapping[str, float] | None = None,
 ) -> None:
     """Lines over logarithmic axes, one panel beside the other, the same colours and one legend.
 
@@ -107,6 +108,7 @@ def curves(
         panels: title -> line's label -> points (x, y); an empty line is left out.
         path: picture to write.
         highlight: label of the line that is drawn black and thicker.
+        floors: panel's title -> the best that y can be, drawn as a dashed line.
     """
     plt = _pyplot()
     figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 3.2), squeeze=False)
@@ -119,6 +121,8 @@ def curves(
                 width = 2.2 if label == highlight else 1.2
                 axis.plot(*zip(*points), color=color, marker=marker, ms=4, lw=width, label=label)
         ticks = sorted({x for points in lines.values() for x, _ in points})
+        if floors and title in floors:
+            axis.axhline(floors[title], color="black", ls="--", lw=0.8, label="floor")
         axis.set(xscale="log", yscale="log", title=title, xlabel=x_label)
         axis.set_xticks(ticks, [f"{x:g}" if x not in (7, 9, 19) else "" for x in ticks], fontsize=7)
         axis.minorticks_off()

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from common import checkpoint
-from common.batches import Batch, CoupledBatches
+from common.batches import Ahead
 from common.config import TrainConfig
-from common.data import Batches
 from common.runtime import JsonLines, Processes
 
 if TYPE_CHECKING:
-    from common.training import Trainer
+    from common.trainer import Trainer
 
 
 def due(step: int, every: int, total: int) -> bool:
@@ -31,7 +30,9 @@ def due(step: int, every: int, total: int) -> bool:
 class Report:
     """What a run shows and writes beside its weights: progress bar, metrics, grids, checkpoints, a logger."""
 
-    def __init__(self, config: TrainConfig, out: Path, log: JsonLines, trainer: Trainer, processes: Processes):
+    def __init__(
+        self, config: TrainConfig, out: Path, log: JsonLines, trainer: Trainer, processes: Processes, name: str = ""
+    ):
         from tqdm import tqdm
 
         self.config, self.out, self.log, self.trainer, self.processes = config, out, log, trainer, processes
@@ -44,13 +45,13 @@ class Report:
             mininterval=1.0,
             smoothing=0.05,
         )
-        self.logger = _logger(config, out) if processes.is_main else None
+        self.logger = _logger(config, out, name) if processes.is_main else None
         self.sums: list[tuple[Tensor, Tensor]] = []
         self.coupling_seconds = 0.0
         self.started, self.window_start, self.window_waited = time.perf_counter(), time.perf_counter(), 0.0
         self.seconds_before = trainer.seconds
 
-    def after_step(self, loss: Tensor, norm: Tensor, batch: Batch, source: CoupledBatches) -> None:
+    def after_step(self, loss: Tensor, norm: Tensor, batch: Any, source: Ahead) -> None:
         """Collect a step's figures; write a row every ``log_step`` steps."""
         self.bar.update(1)
         self.sums.append((loss, norm))
@@ -80,18 +81,19 @@ class Report:
         self.sums, self.coupling_seconds = [], 0.0
         self.window_start, self.window_waited = now, source.waited
         if self.processes.is_main:
-            hidden = ", hidden" if self.config.coupling_ahead else ""
-            share = f"{100 * row['coupling_share']:.1f}%{hidden}"
-            text = {"loss": f"{row['loss']:.4f}", "img/s": f"{row['images_per_s']:.0f}", "coupling": share}
+            text = {"loss": f"{row['loss']:.4f}", "img/s": f"{row['images_per_s']:.0f}"}
+            if row["coupling_share"]:
+                hidden = ", hidden" if self.config.coupling_ahead else ""
+                text["coupling"] = f"{100 * row['coupling_share']:.1f}%{hidden}"
             if row["skipped"]:
                 text["skipped"] = str(row["skipped"])
             self.bar.set_postfix(text)
-            self._write(row)
+            self.write(row)
 
-    def validate(self, held_out: Batches, size: int) -> None:
-        """Validation loss of the averaged weights; a new best is saved."""
-        value = self.trainer.validation_loss(held_out, max(1, min(held_out.n, 1024) // size))
-        self._write({"step": self.trainer.step, "val_loss": value})
+    def validate(self, held_out: Ahead, count: int) -> None:
+        """Validation loss of the averaged weights over ``count`` batches; a new best is saved."""
+        value = self.trainer.validation_loss(held_out, count)
+        self.write({"step": self.trainer.step, "val_loss": value})
         if value < self.trainer.best:
             self.trainer.best = value
             checkpoint.save(self.out / "checkpoint_best.pt", self.trainer.weights())
@@ -113,13 +115,14 @@ class Report:
         if self.logger is not None:
             self.logger(None)
 
-    def _write(self, row: dict[str, Any]) -> None:
+    def write(self, row: dict[str, Any]) -> None:
+        """Add a row to metrics.jsonl, and to the logger."""
         self.log.append(row)
         if self.logger is not None:
             self.logger(row)
 
 
-def _logger(config: TrainConfig, out: Path) -> Callable[[dict[str, Any] | None], None] | None:
+def _logger(config: TrainConfig, out: Path, name: str) -> Callable[[dict[str, Any] | None], None] | None:
     """A function that sends rows to TensorBoard or wandb (None ends it), or None."""
     if config.logger == "none":
         return None
@@ -129,11 +132,11 @@ def _logger(config: TrainConfig, out: Path) -> Callable[[dict[str, Any] | None],
             sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
             from torch.utils.tensorboard import SummaryWriter
 
-            writer = SummaryWriter(str(out / "tensorboard"))
+            writer = SummaryWriter(str(out / "tensorboard" / name))
         else:
             import wandb
 
-            run = wandb.init(project=out.parent.parent.name, name=out.name, dir=str(out), config=asdict(config))
+            run = wandb.init(project=out.parent.parent.name, name=name or out.name, dir=str(out), config=asdict(config))
     except ImportError as error:
         raise ValueError(f"--logger {config.logger} is not installed: pip install {config.logger}") from error
 

@@ -15,42 +15,31 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from common import checkpoint
-from common.batches import Batch, CoupledBatches
+from common.batches import Ahead, CoupledBatches
 from common.cards import commit, write_card
 from common.cli import to_yaml
 from common.config import TrainConfig
 from common.data import Batches, ImageData, StreamingImages, check_labels, split_train_val
-from common.ema import EMA
-from common.generate import Sampler, sample_many
-from common.losses import make_loss, network_heads, usual_coupling
+from common.losses import usual_coupling
 from common.report import Report, due
-from common.runtime import JsonLines, Processes, atomic_write, derive_seed, keep_freed_memory, run_lock
-from common.unet import build_network, network_description
+from common.runtime import JsonLines, Processes, atomic_write, run_lock
+from common.trainer import Trainer
 
-FATAL_AFTER = 20  # non-finite steps in a row
+Event = tuple[int, Callable[[], object]]
+
 STOP_CHECK = 10  # steps between agreements of several processes on whether to stop
 SAME_SIGNAL = (
     2.0  # seconds within which two signals are one Ctrl-C: a launcher passes on what the terminal sent already
 )
-
-
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up to ``lr``, then constant or decaying to zero at ``total_steps``."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
-    if config.lr_decay == "none":
-        return config.lr
-    done = (step - config.warmup) / max(1, config.total_steps - config.warmup)
-    return config.lr * (0.5 * (1 + math.cos(math.pi * done)) if config.lr_decay == "cosine" else 1 - done)
 
 
 class StopFlag:
@@ -86,181 +75,6 @@ class StopFlag:
         flag = torch.tensor(float(self.on), device=processes.device)
         torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
         return bool(flag.item())
-
-
-class Trainer:
-    """State of a run (network, EMA, optimizer, counters) and the arithmetic of one step.
-
-    Args:
-        config: the run's options.
-        processes: this process among its peers.
-    """
-
-    def __init__(self, config: TrainConfig, processes: Processes):
-        self.config, self.processes, self.device = config, processes, processes.device
-        if self.device.type == "cpu":
-            keep_freed_memory()
-        torch.manual_seed(derive_seed(config.seed, "init"))
-        self.description = network_description(config, network_heads(config.method))
-        layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.net = build_network(self.description).to(self.device).to(memory_format=layout)
-        self.loss = make_loss(config.method, config.sigma, config.flow_weight)
-        self.ema = EMA(self.net, config.ema_decay, config.ema_warmup)
-        fused = self.device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.AdamW(
-            self.net.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=fused
-        )
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.mixed_precision == "fp16")
-        self.dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.mixed_precision]
-        self.layout = layout
-        self.call: Callable[..., Tensor] = torch.compile(self.net) if config.compile else self.net
-        if processes.world > 1:
-            ids = [self.device.index or 0] if self.device.type == "cuda" else None
-            self.call = nn.parallel.DistributedDataParallel(self.call, device_ids=ids)
-        self.step, self.skipped, self.bad_in_row = 0, 0, 0
-        self.seconds, self.best = 0.0, math.inf
-
-    def network(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """The network under the run's precision and memory layout."""
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-            return self.call(x.contiguous(memory_format=self.layout), t, y)
-
-    def update(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """One optimizer step on a batch: returns the mean loss and the gradient norm (before clipping).
-
-        A step with a non-finite loss or gradient changes nothing and is counted.
-
-        Raises:
-            ValueError: after 20 such steps in a row.
-        """
-        config, parts = self.config, self.config.grad_accum
-        torch.manual_seed(derive_seed(config.seed, "dropout", self.step, self.processes.rank))
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config, self.step)
-        total = torch.zeros((), device=self.device)
-        for i in range(parts):
-            micro = batch.part(i, parts)
-            waits = self.processes.world > 1 and i + 1 < parts
-            with self.call.no_sync() if waits else contextlib.nullcontext():  # type: ignore[union-attr]
-                loss = self.loss(self.network, micro.x0, micro.x1, micro.t, micro.noise, micro.y).mean() / parts
-                self.scaler.scale(loss).backward()
-            total += loss.detach()
-        self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), config.grad_clip or math.inf)
-        if self._finite(norm):
-            self.scaler.step(self.optimizer)
-            self.ema.update()
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        return total, norm
-
-    def _finite(self, norm: Tensor) -> bool:
-        """Whether the gradient is finite (the same on all processes, for it has been averaged); counts if not."""
-        if bool(torch.isfinite(norm)):
-            self.bad_in_row = 0
-            return True
-        self.bad_in_row += 1
-        self.skipped += 1
-        if self.bad_in_row >= FATAL_AFTER:
-            raise ValueError(
-                f"the loss or its gradient was not finite in {FATAL_AFTER} steps in a row (step {self.step}): "
-                "the last checkpoint is kept; try a smaller --lr, --grad_clip 1, -mp no or bf16, and --resume auto"
-            )
-        return False
-
-    @torch.no_grad()
-    def validation_loss(self, batches: Batches, count: int) -> float:
-        """Mean loss of the averaged weights over ``count`` held-out batches with fixed noise and times."""
-        was_training = self.net.training
-        self.net.eval()
-        source = CoupledBatches(batches, "independent", self.config.seed + 1, Processes(0, 1, self.device), ahead=False)
-
-        def network(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-                return self.net(x.contiguous(memory_format=self.layout), t, y)
-
-        losses = []
-        with self.ema.applied():
-            for i in range(count):
-                b = source.make(i)
-                losses.append(self.loss(network, b.x0, b.x1, b.t, b.noise, b.y).mean())
-        self.net.train(was_training)
-        return torch.stack(losses).mean().item()
-
-    @torch.no_grad()
-    def sample_grid(self, count: int = 64, n_steps: int = 10) -> Tensor:
-        """Images of the averaged weights from fixed noise, (count, C, H, W) in [-1, 1]."""
-        c = self.config
-        shape = (c.in_channels, c.image_size, c.image_size)
-        was_training = self.net.training
-        self.net.eval()
-        with self.ema.applied():
-            sampler = Sampler(
-                self.net, c.method, shape, c.sigma, n_steps=n_steps, seed=c.seed, precision=c.mixed_precision
-            )
-            images = torch.cat([part for _, part in sample_many(sampler, range(count), count)])
-        self.net.train(was_training)
-        return images
-
-    def weights(self, dtype: torch.dtype | None = None) -> dict[str, Any]:
-        """What sampling needs: the averaged weights and the description of network, method and run."""
-        c = self.config
-        return {
-            "format": "flow-checkpoint",
-            "version": 1,
-            "step": self.step,
-            "images_seen": self.step * c.batch_size,
-            "seconds": self.seconds,
-            "config": portable(c),
-            "network": self.description,
-            "method": {"name": c.method, "sigma": c.sigma, "flow_weight": c.flow_weight},
-            "ema_model": self.ema.module_state_dict(dtype),
-        }
-
-    def state(self) -> dict[str, Any]:
-        """All that a run needs to go on, besides its options."""
-        return self.weights() | {
-            "net_model": self.net.state_dict(),
-            "optim": self.optimizer.state_dict(),
-            "ema": self.ema.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "skipped": self.skipped,
-            "best": self.best,
-        }
-
-    def restore(self, state: dict[str, Any], path: Path) -> None:
-        """Take a run's state up again.
-
-        Raises:
-            ValueError: when the checkpoint's network or method is not this run's.
-        """
-        if missing := [key for key in ("net_model", "optim", "ema", "scaler") if key not in state]:
-            raise ValueError(f"{path} holds no state of a run (no {missing[0]}): choose another folder with --out")
-        for key, mine in (("network", self.description), ("method", self.weights_method())):
-            theirs = state.get(key, {})
-            wrong = [f"{k}: {theirs.get(k)} there, {mine[k]} here" for k in mine if theirs.get(k) != mine[k]]
-            wrong = [w for w in wrong if not w.startswith("checkpointing")]
-            if wrong:
-                raise ValueError(
-                    f"{path} is of another {key} ({'; '.join(wrong)}): use its config.yaml, or another --out"
-                )
-        self.net.load_state_dict(state["net_model"])
-        self.optimizer.load_state_dict(state["optim"])
-        self.ema.load_state_dict(state["ema"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.step, self.skipped, self.best = state["step"], state["skipped"], state["best"]
-        self.seconds = state["seconds"]
-
-    def weights_method(self) -> dict[str, Any]:
-        """Name and constants of the method, as a checkpoint holds them."""
-        return {"name": self.config.method, "sigma": self.config.sigma, "flow_weight": self.config.flow_weight}
-
-
-def portable(config: TrainConfig) -> dict[str, Any]:
-    """The options as primitives and without this machine's paths, which are nobody's business but the run folder's."""
-    options = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
-    return options | {"out": "", "data_root": "", "data": Path(config.data).name, "resume": "no"}
 
 
 def hardware(device: torch.device) -> str:
@@ -327,19 +141,8 @@ def train(
         torch.backends.cudnn.benchmark = True
 
     with run_lock(out) if processes.is_main else contextlib.nullcontext():
-        # Resume, or begin.
-        last = out / "checkpoint_last.pt"
-        if last.exists() and config.resume == "no":
-            raise ValueError(f"{out} holds a run: continue it with --resume auto, or choose another folder with --out")
         trainer = Trainer(config, processes)
-        if last.exists():
-            trainer.restore(checkpoint.load(last, map_location=processes.device), last)
-        log = JsonLines(out / "metrics.jsonl")
-        if processes.is_main:
-            log.truncate_after(trainer.step)
-            if trainer.step == 0 or not (out / "config.yaml").exists():
-                with atomic_write(out / "config.yaml") as path:
-                    path.write_text(to_yaml(config))
+        log = begin(trainer, out, to_yaml(config))
 
         # Data: a training and a held-out part of the same pixels.
         train_rows, val_rows = split_train_val(len(data), config.val_fraction, config.seed)
@@ -348,51 +151,97 @@ def train(
         batches = Batches(
             labelled, config.batch_size, config.seed, config.flip, processes.device, drop=drop, subset=train_rows
         )
-        val_batch = min(config.batch_size, max(1, len(val_rows)))
-        held_out = Batches(labelled, val_batch, 0, False, processes.device, subset=val_rows) if len(val_rows) else None
         coupling = usual_coupling(config.method) if config.coupling == "auto" else config.coupling
         # The entropic plan of a Schrodinger bridge with spread sigma (Tong et al. 2024, proposition 3.5).
         reg = 2 * config.sigma**2 if config.method == "sbcfm" and coupling == "sinkhorn" else None
         source = CoupledBatches(batches, coupling, config.seed, processes, config.coupling_ahead, reg)
 
         if processes.is_main:
-            count = sum(p.numel() for p in trainer.net.parameters())
-            print(
-                f"{config.method} with {coupling} coupling, {len(train_rows)} images, {count / 1e6:.1f}M parameters, "
-                f"batch {config.batch_size} over {world} process(es), {hardware(processes.device)}"
-            )
+            print(f"{config.method} with {coupling} coupling, {len(train_rows)} images, {in_words(trainer)}")
             print(f"run folder: {out}" + (f", continuing at step {trainer.step}" if trainer.step else ""))
-
         report = Report(config, out, log, trainer, processes)
-        trainer.net.train()
-        try:
-            with StopFlag().listening() as stop:
-                while trainer.step < config.total_steps:
-                    batch = source.at(trainer.step)
-                    loss, norm = trainer.update(batch)
-                    report.after_step(loss, norm, batch, source)
-                    step = trainer.step
-                    if processes.is_main:
-                        if due(step, config.val_step, config.total_steps) and held_out is not None:
-                            report.validate(held_out, val_batch)
-                        if due(step, config.sample_step, config.total_steps):
-                            report.sample()
-                        if due(step, config.save_step, config.total_steps):
-                            report.save()
-                    if stop.agreed(processes, step) and step < config.total_steps:
-                        if processes.is_main:
-                            report.save()
-                            print(f"saved at step {step}; the same command with --resume auto goes on from here")
-                        raise KeyboardInterrupt
-        finally:
-            source.close()
-            report.close()
+        events = [(config.sample_step, report.sample), (config.save_step, report.save)]
+        if len(val_rows):
+            size = min(config.batch_size, len(val_rows))
+            held_out = Batches(labelled, size, 0, False, processes.device, subset=val_rows)
+            alone = Processes(0, 1, processes.device)
+            fixed = CoupledBatches(held_out, "independent", config.seed + 1, alone, ahead=False)
+            count = max(1, min(held_out.n, 1024) // size)
+            events.insert(0, (config.val_step, lambda: report.validate(fixed, count)))
+        loop(trainer, source, report, events, "the same command with --resume auto")
         final = out / weights_name
         if processes.is_main:
-            _write_final(final, trainer.weights(torch.float16))
+            write_final(final, trainer.weights(torch.float16))
             write_card(final, card_facts(trainer, data.source, train_rows))
         processes.wait()
         return final
+
+
+def in_words(trainer: Trainer) -> str:
+    """Size, batch and hardware of a run, for the line that it begins with."""
+    count = sum(p.numel() for p in trainer.net.parameters())
+    size, world = trainer.config.batch_size, trainer.processes.world
+    return f"{count / 1e6:.1f}M parameters, batch {size} over {world} process(es), {hardware(trainer.device)}"
+
+
+def begin(trainer: Trainer, out: Path, options: str) -> JsonLines:
+    """Take up the run in a folder, or begin one there; returns its log.
+
+    Args:
+        trainer: fresh; ``trainer.config.resume`` says whether a run that is there may go on.
+        out: the run folder.
+        options: the run's options as text, for config.yaml.
+
+    Raises:
+        ValueError: the folder holds another run, or one that must not be resumed.
+    """
+    last = out / "checkpoint_last.pt"
+    if last.exists() and trainer.config.resume == "no":
+        raise ValueError(
+            f"{out} holds a run: continue it with {trainer.again}, or choose another folder with {trainer.elsewhere}"
+        )
+    if last.exists():
+        trainer.restore(checkpoint.load(last, map_location=trainer.device), last)
+    log = JsonLines(out / "metrics.jsonl")
+    if trainer.processes.is_main:
+        log.truncate_after(trainer.step)
+        if trainer.step == 0 or not (out / "config.yaml").exists():
+            with atomic_write(out / "config.yaml") as path:
+                path.write_text(options)
+    return log
+
+
+def loop(trainer: Trainer, source: Ahead, report: Report, events: Sequence[Event], again: str) -> None:
+    """Train to the end, or until Ctrl-C or SIGTERM, which saves the state and raises KeyboardInterrupt.
+
+    Args:
+        trainer: where the run is; its network is left in training mode.
+        source: its batches; closed in the end.
+        report: its bar and log; closed in the end.
+        events: (n, what is done on the first process every n steps and at the end), in order; n = 0: never.
+        again: what to type to go on, for the line after an interruption.
+    """
+    processes, total = trainer.processes, trainer.config.total_steps
+    trainer.net.train()
+    try:
+        with StopFlag().listening() as stop:
+            while trainer.step < total:
+                batch = source.at(trainer.step)
+                loss, norm = trainer.update(batch)
+                report.after_step(loss, norm, batch, source)
+                step = trainer.step
+                if processes.is_main:
+                    for every, event in events:
+                        if due(step, every, total):
+                            event()
+                if stop.agreed(processes, step) and step < total:
+                    if processes.is_main:
+                        report.save()
+                        print(f"saved at step {step}; {again} goes on from here")
+                    raise KeyboardInterrupt
+    finally:
+        source.close()
+        report.close()
 
 
 def _without_labels(data: Any) -> Any:
@@ -404,7 +253,7 @@ def _without_labels(data: Any) -> Any:
     return plain
 
 
-def _write_final(final: Path, weights: dict[str, Any]) -> None:
+def write_final(final: Path, weights: dict[str, Any]) -> None:
     """Write the final weights; other ones that have the name, for example the shipped ones, are kept under another."""
     if final.exists() and not _holds(final, weights):
         number, previous = 1, final.with_suffix(f".previous{final.suffix}")

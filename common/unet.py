@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from common.mlp import MLP
+
 NO_LABELS = "labels were given to an unconditional network: leave y out, or train with --num_classes"
 
 
@@ -466,5 +468,7 @@ def build_network(description: dict[str, Any]) -> nn.Module:
             return UNet(**arguments)
         case "ConditionalUNet":
             return ConditionalUNet(**arguments)
+        case "MLP":
+            return MLP(**arguments | {"activation": getattr(nn, arguments["activation"])})
         case name:
-            raise ValueError(f"unknown network {name!r} in the checkpoint; known: UNet, ConditionalUNet")
+            raise ValueError(f"unknown network {name!r} in the checkpoint; known: UNet, ConditionalUNet, MLP")

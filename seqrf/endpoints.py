@@ -1,8 +1,9 @@
 """Both ends of a pair of sequential reflow: where it starts, and where the teacher's flow takes it.
 
-A pair of segment i starts at t_a = t_i from x_a = (1 - t_a) noise + t_a data, a REAL sample mixed with fresh noise, and
+A pair of segment i starts at t_a = t_i from a REAL sample mixed with fresh noise, x_a = (1 - t_a) noise + t_a data, and
 ends at t_b = t_(i+1) in x_b. So a pair costs one segment of the path, and begins on the exact marginal whatever the
-teacher does before it. That mixture is the marginal of teachers trained on independent noise and data (rf, cfm).
+teacher does before it. The mixture is that of the teacher's own training: with the spread of its path, and with noise
+and data coupled as they were (rf, cfm: independent; otcfm, idff: optimal transport within 64 pairs).
 Segment 0 starts from pure noise and needs no data: with k = 1 these are the pairs of plain reflow, for any teacher.
 
 Source: Yoon & Lee 2402.06461, section 3; Liu et al. 2209.03003 (k = 1).
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from common.runtime import derive_seed
+from common.runtime import derive_seed, generator
 from shards import Manifest, shape_text
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 BEND = 3.0  # see segment_times
 TRIALS = 64  # pairs of each segment that the solver is chosen on
+BLOCK = 256  # points of a source that is not noise, drawn together
+COUPLED = 64  # pairs of a segment that are coupled together, as the batches of training are
 
 
 # -------------------------------------------------------------------------------------------------------------- starts
@@ -90,20 +93,76 @@ def as_floats(x: Tensor) -> Tensor:
     return from_uint8(x) if x.dtype == torch.uint8 else x.float()
 
 
-def mix(noise: Tensor, data: Tensor | None, t: float) -> Tensor:
-    """(1 - t) noise + t data for stored data; both who makes a pair and who reads it call this, so the bits agree."""
-    return noise if data is None else (1 - t) * noise + t * as_floats(data)
+def sources(indices: Sequence[int], shape: Sequence[int], seed: int, stream: str, source: str = "gaussian") -> Tensor:
+    """Where flows start, (len(indices), *shape): normal noise, or points of a distribution of ``common.toys``.
+
+    Row i is a function of (seed, stream, indices[i]) only. The points are drawn in blocks and shuffled, since some
+    distributions take turns among their parts.
+    """
+    import torch
+
+    from common import toys
+    from common.generate import noise_for
+
+    if source == "gaussian":
+        return noise_for(indices, shape, seed, stream)
+    if tuple(shape) != (2,):
+        raise ValueError(f"the source {source!r} is a distribution of the plane, the samples are {shape_text(shape)}")
+    blocks = {}
+    for number in {k // BLOCK for k in indices}:
+        draw = generator(seed, stream, source, number)
+        points = toys.sample(source, BLOCK, draw)
+        blocks[number] = points[torch.randperm(BLOCK, generator=draw)]
+    return torch.stack([blocks[k // BLOCK][k % BLOCK] for k in indices])
+
+
+def mix(manifest: Manifest, segment: int, pairs: Sequence[int], noise: Tensor, data: Tensor | None) -> Tensor:
+    """x_a on the teacher's path between noise and stored data; in segment 0 the noise itself.
+
+    Both who makes a pair and who reads it call this, so the bits agree.
+    """
+    if data is None:
+        return noise
+    from common.generate import noise_for
+    from common.paths import path_of
+
+    t, spread = noise.new_full((len(noise),), manifest.edges[segment]), None
+    if manifest.sigma:
+        spread = noise_for(pairs, manifest.shape, manifest.seed, "spread")
+    return path_of(manifest.method, manifest.sigma).xt(noise, as_floats(data), t, spread)  # type: ignore[arg-type]
 
 
 def starts(
     manifest: Manifest, segment: int, pairs: Sequence[int], pool: Pool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """x_a of pairs of a segment, the samples in it (None in segment 0) and the labels (None without), on the CPU."""
-    from common.generate import noise_for
+    noise = sources(pairs, manifest.shape, manifest.seed, "pair", manifest.source)
+    if segment and manifest.coupling != "independent":
+        data, y = _coupled(manifest, segment, pairs, pool)
+    else:
+        data, y = pool.draw(pairs, manifest.seed, samples=segment > 0)
+    return mix(manifest, segment, pairs, noise, data), data, y
 
-    data, y = pool.draw(pairs, manifest.seed, samples=segment > 0)
-    noise = noise_for(pairs, manifest.shape, manifest.seed, "pair")
-    return mix(noise, data, manifest.edges[segment]), data, y
+
+def _coupled(manifest: Manifest, segment: int, pairs: Sequence[int], pool: Pool) -> tuple[Tensor, Tensor | None]:
+    """Samples and labels of pairs, the samples of each block of 64 pairs reordered by the teacher's coupling."""
+    import torch
+
+    from common.couplings import couple
+    from common.images import to_uint8
+
+    k, found, labels = manifest.k, {}, {}
+    for number in {p // k // COUPLED for p in pairs}:
+        block = [segment + k * j for j in range(number * COUPLED, (number + 1) * COUPLED)]
+        data, y = pool.draw(block, manifest.seed, samples=True)
+        noise = sources(block, manifest.shape, manifest.seed, "pair", manifest.source)
+        draw, inside = generator(manifest.seed, "couple", segment, number), y is not None
+        # the noise stays where it is, so that a reader can draw it again from the pair's number
+        x = couple(as_floats(data), noise, manifest.coupling, draw, y, manifest.reg, inside)[0]  # type: ignore[arg-type]
+        found |= dict(zip(block, to_uint8(x) if data is not None and data.dtype == torch.uint8 else x))
+        labels |= dict(zip(block, y)) if y is not None else {}
+    y = torch.stack([labels[p] for p in pairs]) if labels else None
+    return torch.stack([found[p] for p in pairs]), y
 
 
 # ---------------------------------------------------------------------------------------------------------------- ends

@@ -57,7 +57,8 @@ class EdgeEmbedding(nn.Module):
         width = [m for m in entry.modules() if isinstance(m, nn.Linear)][-1].out_features
         self.entry = entry
         self.embed = nn.Sequential(nn.Linear(2, width), nn.SiLU(), zeroed(nn.Linear(width, width)))
-        self.register_buffer("times", torch.tensor(list(pairwise(edges))))  # (k, 2)
+        # the edges stand in the description: weights rounded to 16 bits do not move them
+        self.register_buffer("times", torch.tensor(list(pairwise(edges))), persistent=False)  # (k, 2)
         self.segment: int | Tensor | None = None
 
     def forward(self, features: Tensor) -> Tensor:
@@ -142,9 +143,9 @@ def _student(net: nn.Module, condition: str, edges: Sequence[float], description
     if description is None:
         if not isinstance(net, MLP):
             raise ValueError("give the network's description, which load_network returns as info['network']")
-        description = mlp_description(net)
+        description = net.description
     with torch.device("meta"):
-        again = {key: tensor.shape for key, tensor in _plain(description).state_dict().items()}
+        again = {key: tensor.shape for key, tensor in build_network(description).state_dict().items()}
     if again != {key: tensor.shape for key, tensor in net.state_dict().items()}:
         raise ValueError(f"the description is not that of the network: {description}")
     return Student(copy.deepcopy(net), condition, edges, description).train(net.training)
@@ -159,26 +160,4 @@ def build(description: dict[str, Any]) -> Student:
     if description.get("name") != "Student" or description.get("condition") not in CONDITIONS:
         raise ValueError(f"these weights are of a {description.get('name')}, not of a student: train one first")
     inner = description["network"]
-    return Student(_plain(inner), description["condition"], description["edges"], dict(inner))
-
-
-def _plain(description: dict[str, Any]) -> nn.Module:
-    """A network without segments from its description."""
-    if description.get("name") != "MLP":
-        return build_network(description)
-    arguments = {key: value for key, value in description.items() if key != "name"}
-    return MLP(**arguments | {"activation": getattr(nn, arguments["activation"])})
-
-
-def mlp_description(net: MLP) -> dict[str, Any]:
-    """The constructor arguments of an MLP, as primitives."""
-    layers = [m for m in net.net if isinstance(m, nn.Linear)]
-    return {
-        "name": "MLP",
-        "dim": layers[0].in_features - 1 - net.num_classes,
-        "width": layers[0].out_features,
-        "depth": len(layers) - 1,
-        "activation": type(net.net[1]).__name__,
-        "num_classes": net.num_classes,
-        "out_dim": layers[-1].out_features,
-    }
+    return Student(build_network(inner), description["condition"], description["edges"], dict(inner))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from endpoints import Pool
+from endpoints import Pool, sources
 from segments import checked_edges, uniform_edges
 from shards import ENDS, Manifest, shape_text
 
@@ -29,6 +29,10 @@ def plan(
     ends: str = "float16",
     shape: Sequence[int] | None = None,
     data_name: str = "",
+    source: str = "gaussian",
+    method: str = "rf",
+    sigma: float = 0.0,
+    cfg: float = 1.0,
 ) -> Manifest:
     """What pairs to make, checked.
 
@@ -46,6 +50,9 @@ def plan(
         ends: How x_b is stored: "float16", "float32", or "uint8" for the pixels at t = 1 and float16 before.
         shape: What the teacher works on; None: the shape of the samples.
         data_name: What to call the samples in the manifest.
+        source: Where the flow starts, see ``endpoints.sources``.
+        method, sigma: What the teacher was trained with, as its checkpoint has it.
+        cfg: Guidance scale in the teacher's velocity; only noted, since the velocity is given.
 
     Raises:
         ValueError: an option out of range, or samples of another shape than the teacher's.
@@ -65,7 +72,11 @@ def plan(
         batch_size=batch_size,
         ends=ends,
         data=data_name,
-        noise=first_noise(shape, seed),
+        noise=first_noise(shape, seed, source),
+        source=source,
+        method=method,
+        sigma=sigma,
+        cfg=cfg,
         **pool.facts(),
     )
     fitting = SHARD_BYTES * manifest.k // int(manifest.offset(manifest.k))
@@ -123,8 +134,6 @@ def _numerics(solver: str, n_steps: int | Sequence[int] | None, tolerance: float
     return {"solver": solver, "tolerance": None, "n_steps": steps}
 
 
-def first_noise(shape: Sequence[int], seed: int) -> tuple[float, ...]:
+def first_noise(shape: Sequence[int], seed: int, source: str) -> tuple[float, ...]:
     """The first numbers of pair 0's noise."""
-    from common.generate import noise_for
-
-    return tuple(noise_for([0], shape, seed, "pair").flatten()[:4].tolist())
+    return tuple(sources([0], shape, seed, "pair", source).flatten()[:4].tolist())

@@ -214,12 +214,12 @@ def sample_times(edges: Edges | Tensor, n_steps: int | None = None) -> list[floa
     return [0.0, *(t for times in segment_times(edges, n_steps) for t in times[1:])]
 
 
-def velocity_of(net: Network, y: Tensor | None = None, cfg: float = 1.0) -> Velocity:
-    """velocity(x, t, segment) of a student, with the guidance of ``common.generate.guided``."""
-    from common.generate import guided
+def velocity_of(net: Network, y: Tensor | None = None, cfg: float = 1.0, method: str = "rf") -> Velocity:
+    """velocity(x, t, segment) of a student; guidance and ``method`` as in ``common.generate.velocity_of``."""
+    from common import generate
 
-    def velocity(x: Tensor, t: Tensor, segment: int) -> Tensor:
-        return guided(lambda x, t, y: net(x, t, y, segment), y, cfg)(x, t)
+    def velocity(x: Tensor, t: Tensor, segment: int | Tensor) -> Tensor:
+        return generate.velocity_of(lambda x, t, y: net(x, t, y, segment), method, y, cfg)(x, t)
 
     return velocity
 

@@ -51,6 +51,9 @@ class Manifest:
         data, data_hash, data_count, data_dtype: name, hash, size and stored type of the data; "" and 0 without any.
         label_dtype: stored type of the labels; "" without.
         noise: the first numbers of pair 0's noise, by which a reader knows that it draws the same.
+        source: "gaussian", or the distribution of ``common.toys`` that the flow starts from.
+        method, sigma: the teacher's, which say what a start is a mixture of.
+        cfg: guidance scale of the teacher.
     """
 
     teacher: str
@@ -70,6 +73,22 @@ class Manifest:
     data_dtype: str
     label_dtype: str
     noise: tuple[float, ...]
+    source: str
+    method: str
+    sigma: float
+    cfg: float
+
+    @property
+    def coupling(self) -> str:
+        """How noise and data were paired in the teacher's training."""
+        from common.losses import usual_coupling
+
+        return usual_coupling(self.method)
+
+    @property
+    def reg(self) -> float | None:
+        """Regularisation of an entropic coupling."""
+        return 2 * self.sigma**2 if self.coupling == "sinkhorn" else None
 
     @property
     def k(self) -> int:

@@ -48,11 +48,6 @@ def imports(tree: ast.AST, at_import: bool = False) -> list[str]:
     return found
 
 
-def classes(tree: ast.Module) -> list[ast.ClassDef]:
-    """The classes that a module defines."""
-    return [node for node in tree.body if isinstance(node, ast.ClassDef)]
-
-
 def _only_for_types(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
@@ -87,10 +82,22 @@ def test_a_folder_imports_the_library_and_its_own_files_only(path):
     others = {p.stem for folder in FOLDERS if folder != path.parent for p in folder.glob("*.py")} - own
     others |= {folder.name for folder in FOLDERS}
     assert not set(imports(tree)) & others
-    third = set(imports(tree, at_import=True)) - own - {"common"} - set(sys.stdlib_module_names)
-    if "__main__" not in path.read_text() and any("nn.Module" in map(ast.unparse, c.bases) for c in classes(tree)):
-        third -= {"torch"}  # a module of networks, which scripts import inside their functions: their --help is tested
-    assert not third, "a script's --help must not wait for it"
+    if "__main__" in path.read_text():
+        third = reached(path) - {"common"} - set(sys.stdlib_module_names)
+        assert not third, "a script's --help must not wait for it"
+
+
+def reached(script: Path) -> set[str]:
+    """What a script's import brings in, through its folder's own modules."""
+    names, todo = set(), [script]
+    for path in todo:
+        for name in set(imports(parsed(path), at_import=True)) - names:
+            own = script.with_name(f"{name}.py")
+            if own.exists():
+                todo += [own] if own not in todo else []
+            else:
+                names.add(name)
+    return names
 
 
 def test_every_folder_begins_alike():

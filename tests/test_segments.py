@@ -351,8 +351,8 @@ def teacher_of(name):
     """A teacher with random weights, its description, and x, t, y for it."""
     kind, g = TEACHERS[name], torch.Generator().manual_seed(1)
     shape = (2,) if isinstance(kind, MLP) else (1, 8, 8)
-    description = students.mlp_description(kind) if isinstance(kind, MLP) else network_description(kind)
-    net = randomised(students._plain(description))
+    description = kind.description if isinstance(kind, MLP) else network_description(kind)
+    net = randomised(build_network(description))
     y = torch.arange(6) % 3 if "labels" in name else None
     return net, description, (torch.randn(6, *shape, generator=g), torch.rand(6, generator=g), y)
 
@@ -411,7 +411,7 @@ def test_a_description_makes_the_student_again(name, condition, tmp_path):
     if condition == "heads":
         kept |= {f"net.{place}.heads.{i}.{key}" for i in range(3) for key in inner}
     else:
-        kept |= {f"net.{place}.entry.{key}" for key in inner} | {f"net.{place}.times"}
+        kept |= {f"net.{place}.entry.{key}" for key in inner}
         kept |= {f"net.{place}.embed.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")}
     assert set(student.state_dict()) == kept
 
@@ -498,7 +498,7 @@ PATH = torch.arange(9.0)[:, None, None].expand(9, 2, 2)
         (lambda: students.with_heads(MLP(2), [0, 2]), "ascend from 0 to 1"),
         (lambda: students.with_heads(nn.Linear(2, 2), [0, 1]), "a Linear cannot become a student: give one of UNet"),
         (lambda: students.with_edges(build_network(network_description(TEACHERS["unet"])), [0, 1]), "info"),
-        (lambda: students.with_edges(MLP(2), [0, 1], students.mlp_description(MLP(3))), "is not that of the network"),
+        (lambda: students.with_edges(MLP(2), [0, 1], MLP(3).description), "is not that of the network"),
         (lambda: students.build({"name": "UNet"}), "of a UNet, not of a student"),
         (lambda: students.with_heads(MLP(2), [0, 0.5, 1])(X, T, None, 2), "segment 2 to 2: there are only 0 to 1"),
         (lambda: students.with_heads(MLP(2), [0, 0.5, 1])(X, T, None, torch.tensor([-1, 0])), "segment -1 to 0"),

@@ -12,13 +12,14 @@ import torch
 import yaml
 
 from common import checkpoint, training
+from common import trainer as trainer_module
 from common.batches import CoupledBatches
 from common.commands import smoke_preset, train_main
 from common.config import TrainConfig
 from common.data import Batches, StreamingImages
 from common.images import save_png
 from common.runtime import JsonLines, Processes
-from common.training import Trainer, learning_rate
+from common.trainer import Trainer, learning_rate
 from tiny import ALONE, NAME, difference, folder, images, last, options, run, states_differ, weights
 
 RF = {"method": "rf", "num_classes": 3, "dropout": 0.1, "grad_accum": 2, "lr_decay": "cosine", "val_step": 1}
@@ -226,16 +227,16 @@ def test_batches_of_a_step_are_a_function_of_it_and_the_processes_rows_make_the_
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted():
     trainer, source = trainer_and_batches(num_classes=3)
     trainer.update(source.at(0))
-    good, before = trainer.loss, {key: trainer.state()[key] for key in ("net_model", "ema", "optim")}
+    good, before = trainer.losses, {key: trainer.state()[key] for key in ("net_model", "ema", "optim")}
     before = {key: _copy(value) for key, value in before.items()}
-    trainer.loss = lambda *args: good(*args) * math.nan
+    trainer.losses = lambda *args: good(*args) * math.nan
     loss, norm = trainer.update(source.at(1))
     assert loss.isnan() and norm.isnan()
     assert (trainer.step, trainer.skipped, trainer.bad_in_row) == (2, 1, 1)
     after = trainer.state()
     after["optim"]["param_groups"][0]["lr"] = before["optim"]["param_groups"][0]["lr"]  # the schedule goes on
     assert difference(before, {key: after[key] for key in before}) == ""
-    trainer.loss = good
+    trainer.losses = good
     trainer.update(source.at(2))
     assert (trainer.step, trainer.skipped, trainer.bad_in_row) == (3, 1, 0)
     assert difference(before["net_model"], trainer.state()["net_model"])
@@ -248,13 +249,13 @@ def _copy(value):
 
 
 def test_twenty_such_steps_in_a_row_end_the_run_and_keep_the_last_good_checkpoint(tmp_path, monkeypatch):
-    make, calls = training.make_loss, []
+    make, calls = trainer_module.make_loss, []
 
     def failing(*args):
         loss = make(*args)
         return lambda *a: calls.append(0) or (loss(*a) * (math.nan if len(calls) > 4 else 1))
 
-    monkeypatch.setattr(training, "make_loss", failing)
+    monkeypatch.setattr(trainer_module, "make_loss", failing)
     with pytest.raises(
         ValueError, match=r"not finite in 20 steps in a row \(step 23\).*smaller --lr.*--resume auto"
     ) as e:
@@ -318,7 +319,7 @@ def test_validation_changes_neither_weights_nor_mode_and_repeats():
     trainer.net.train()
     trainer.update(source.at(0))
     before = _copy(trainer.net.state_dict())
-    held_out = Batches(images(), 8, 0, flip=False)
+    held_out = CoupledBatches(Batches(images(), 8, 0, flip=False), "independent", 1, ALONE, ahead=False)
     assert trainer.validation_loss(held_out, 2) == trainer.validation_loss(held_out, 2)
     assert torch.equal(trainer.sample_grid(3, 2), trainer.sample_grid(3, 2))
     assert trainer.net.training and difference(before, trainer.net.state_dict()) == ""
@@ -371,6 +372,6 @@ def test_smoke_is_small_and_goes_through_everything(tmp_path):
 
 
 def test_weights_tell_no_paths_of_the_machine(tmp_path):
-    config = training.portable(options(data="/home/me/faces.zip", data_root="/home/me", out="/home/me/run"))
+    config = Trainer(options(data="/home/me/faces.zip", data_root="/home/me", out="/home/me/run"), ALONE).options()
     assert (config["data"], config["data_root"], config["out"]) == ("faces.zip", "", "")
-    assert checkpoint.load(run(tmp_path, total_steps=1))["config"] == training.portable(options(total_steps=1))
+    assert checkpoint.load(run(tmp_path, total_steps=1))["config"] == Trainer(options(total_steps=1), ALONE).options()
