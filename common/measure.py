@@ -157,12 +157,13 @@ def _trained(
     train: ImageData, test: ImageData, path: Path | None, epochs: int, flip: bool, seed: int
 ) -> tuple[Classifier, float]:
     """A new classifier and its accuracy, written to the file if there is to be one."""
-    from common.classifier import classify, save_classifier, train_classifier
+    from common.classifier import classify, load_classifier, save_classifier, train_classifier
 
     net = train_classifier(train, epochs, flip, seed)
     _, predicted = classify(net, test.images)
     accuracy = (predicted == test.labels).float().mean().item()
     print(f"classifier: {accuracy:.2%} of {len(test)} test images")
-    if path is not None:
-        save_classifier(path, net, accuracy, Path(train.source).name)
-    return net, accuracy
+    if path is None:
+        return net, accuracy
+    save_classifier(path, net, accuracy, Path(train.source).name)
+    return load_classifier(path)  # in float16, as the next measurement will have it

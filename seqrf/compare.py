@@ -54,9 +54,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = replace(options, runs=(*folders, *options.runs))
     if not options.runs or not options.out:
         raise ValueError("give folders with evaluations and --out FOLDER: compare.py exp/toy2d --out exp/comparison")
-    rows = newest(read_rows(options.runs))
-    metric = chosen_metric(options.metric, rows)
-    out = Path(options.out)
+    compare(options.runs, Path(options.out), options.metric)
+
+
+def compare(folders: Iterable[str | Path], out: Path, metric: str = "auto") -> None:
+    """Write table.csv and quality_against_nfe.png to ``out``, and print the table.
+
+    Raises:
+        FileNotFoundError, ValueError: a folder without rows, or a metric that no row has.
+    """
+    rows = newest(read_rows(folders))
+    metric = chosen_metric(metric, rows)
     write_csv(rows, metric, out / "table.csv")
     groups = by_seed(rows)
     draw(groups, metric, out / "quality_against_nfe.png")
@@ -108,10 +116,13 @@ def _key(row: Row, *more: str) -> str:
 
 
 def by_seed(rows: Iterable[Row]) -> list[list[Row]]:
-    """Rows that differ in the seed alone, together; in the order of data, model, step and NFE."""
+    """Rows that differ in the seed alone, together; in the order of data, model, step and NFE.
+
+    Adaptive segments differ from seed to seed, and do not part the rows of a model.
+    """
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(_key(row), []).append(row)
+        groups.setdefault(_key({**row, "edges": len(row.get("edges") or ())}), []).append(row)
     order = {name: i for i, name in enumerate(dict.fromkeys((row["data"], row["name"]) for row in rows))}
     return sorted(groups.values(), key=lambda g: (order[g[0]["data"], g[0]["name"]], g[0]["step"], g[0]["nfe"]))
 

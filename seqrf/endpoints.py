@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Velocity = Callable[..., Tensor]  # velocity(x, t), with labels velocity(x, t, y)
 
 BEND = 3.0  # see segment_times
-TRIALS = 64  # pairs of each segment that the solver is chosen on
+TRIALS = 64  # pairs of each segment, at most, that the solver is chosen on; 1 in 100, but 8 at least
 BLOCK = 256  # points of a source that is not noise, drawn together
 COUPLED = 64  # pairs of a segment that are coupled together, as the batches of training are
 
@@ -204,15 +204,16 @@ def follow(
 def choose_steps(velocity: Velocity, manifest: Manifest, pool: Pool, device: Any = "cpu") -> tuple[int, ...]:
     """For each segment the fewest steps of rk4 that are as good as dopri5 and cost less; 0 where none are: dopri5.
 
-    As good means on 64 pairs: a root mean square error within the manifest's tolerance, or no larger than that of
+    As good means on up to 64 pairs: a root mean square error within the manifest's tolerance, or no larger than that of
     dopri5 at this tolerance. Cost: as the pairs tried, about ten times.
     """
     from common.metrics import rms
     from common.solvers import CountNFE
 
     chosen, tolerance, count = [], manifest.tolerance or 1e-4, CountNFE(velocity)
+    trials = min(TRIALS, max(8, manifest.n_pairs // (100 * manifest.k)))
     for segment, (t_a, t_b) in enumerate(pairwise(manifest.edges)):
-        pairs = range(segment, min(manifest.n_pairs, TRIALS * manifest.k), manifest.k)
+        pairs = range(segment, min(manifest.n_pairs, trials * manifest.k), manifest.k)
         x, _, y = starts(manifest, segment, pairs, pool)
         start = (x.to(device), None if y is None else y.to(device), t_a, t_b)
         exact = follow(velocity, *start, "dopri5", tolerance=max(tolerance / 100, 1e-6))

@@ -151,8 +151,10 @@ class Pipeline:
     """Numbers of adaptive segments to reflow with"""
     distill: tuple[int, ...] = (1, 4)
     """Students to distil, by their number of segments, which must be among the ones above; 1: one-step distillation"""
-    steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 100)
+    steps: tuple[int, ...] = (1, 2, 4, 8, 16)
     """Steps of Euler's method to evaluate everything at; students at no fewer than their segments"""
+    teacher_steps: tuple[int, ...] = (100,)
+    """More steps to evaluate the teacher at"""
 
 
 @dataclass(frozen=True)

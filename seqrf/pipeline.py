@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from common.runtime import Processes
     from quality import Judge
 
-TEACHER_STEPS = 100  # the row that students are compared with is always there
-
 
 def main() -> None:
     """Go through all stages for every seed, then compare."""
@@ -44,7 +42,7 @@ def main() -> None:
 def check(run: Run) -> None:
     """ValueError for a plan that cannot be carried out."""
     plan = run.config.pipeline
-    for name in ("segments", "adaptive", "distill", "steps", "seeds"):
+    for name in ("segments", "adaptive", "distill", "steps", "teacher_steps", "seeds"):
         if any(value < (0 if name == "seeds" else 1) for value in getattr(plan, name)):
             raise ValueError(f"--config.pipeline.{name} {getattr(plan, name)}: give whole numbers from 1 on")
     if missing := set(plan.distill) - set(plan.segments):
@@ -63,7 +61,6 @@ def whole(run: Run, here: Processes) -> None:
         here.wait()
         run = with_training(run, import_torch=str(base / TEACHER))
     judge = make_judge(run, base, here.device)
-    measure(run, Path(run.config.training.import_torch), judge, here)
     for k in plan.segments:
         measure(run, student(run, here, "2-RF" if k == 1 else f"{k}-SeqRF", k), judge, here)
     for k in plan.adaptive:
@@ -73,6 +70,10 @@ def whole(run: Run, here: Processes) -> None:
         pairs = base / name / "samples" / "reflow_batch"
         changes = {"reflow_mode": DISTILL, "pairs": str(pairs), "import_torch": str(base / name)}
         measure(run, student(run, here, f"{name}-Distill", k, **changes), judge, here, only=k)
+    for cfg in sorted({1.0, run.config.sampling.cfg}):  # a guided teacher beside the plain one
+        sampling = replace(run.config.sampling, cfg=cfg)
+        settings = replace(run, config=replace(run.config, sampling=sampling))
+        measure(settings, Path(run.config.training.import_torch), judge, here, f"teacher, cfg {cfg:g}" * (cfg != 1))
 
 
 def with_training(run: Run, **changes: Any) -> Run:
@@ -97,7 +98,7 @@ def student(run: Run, here: Processes, name: str, k: int, **changes: Any) -> Pat
     return train(run, here)
 
 
-def measure(run: Run, weights: Path, judge: Judge, here: Processes, only: int = 0) -> None:
+def measure(run: Run, weights: Path, judge: Judge, here: Processes, name: str = "", only: int = 0) -> None:
     """Rows of a model at all numbers of steps (or one) that are not there yet, by Euler's method."""
     from common.runtime import JsonLines
     from evaluate import evaluate
@@ -105,10 +106,10 @@ def measure(run: Run, weights: Path, judge: Judge, here: Processes, only: int = 
 
     if not here.is_main:
         return
-    model = load(weights, here.device, image_size=run.config.data.image_size)
+    model = load(weights, here.device, name, run.config.data.image_size)
     k, out = len(model.edges) - 1, Path(run.workdir) / run.eval_folder
     steps = {only} if only else {n for n in run.config.pipeline.steps if n >= k} | {k}
-    steps |= set() if model.is_student else {TEACHER_STEPS}
+    steps |= set() if model.is_student else set(run.config.pipeline.teacher_steps)
     done = {(row["name"], row["step"], row["n_steps"]) for row in JsonLines(out / "rows.jsonl").read()}
     for n in sorted(steps):
         if (model.name, model.step, n) not in done:

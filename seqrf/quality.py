@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Figures = dict[str, float | None]
 
 POINTS = 10_000  # of an exact W2 at most: 20 s and 1 GB
-REAL = 50_000  # training images of FID at most, as in papers
+REAL = 50_000  # images of a split at most; of training images this is what papers take for FID
 REAL_BYTES = 2**32  # of their pixels at most
 KEPT = 10_000  # features of real images kept for KID
 METRICS = {"w2": "W2", "fid": "FID", "feature_distance": "feature distance", "kid": "KID x 1000"}  # lower is better
@@ -137,7 +137,8 @@ def make_image_judge(
     if given is not None and not given.exists():
         raise FileNotFoundError(f"no classifier at {given}: leave out --config.data.classifier, and one is trained")
     weights = find_weights(data.inception)
-    train, test = real_images(lambda split: load_split(data, split, smoke), not smoke and has_test(data))
+    limit = min(REAL, REAL_BYTES // (data.channels * data.image_size**2))
+    train, test = real_images(lambda split: load_split(data, split, smoke, limit), not smoke and has_test(data))
     recogniser = None
     if given is not None or train.labels is not None:
         path = given or workdir / "classifier.pt"
@@ -147,13 +148,12 @@ def make_image_judge(
     return ImageJudge(recogniser, weights and inception_reference(train, data, weights, workdir, device))
 
 
-def load_split(data: Data, split: str, smoke: bool = False) -> ImageData:
-    """Real images of "train" or "test", at most 50,000 and 4 GB; for --smoke made-up ones."""
+def load_split(data: Data, split: str, smoke: bool = False, limit: int | None = None) -> ImageData:
+    """Real images of "train" or "test", all or so many evenly spread; for --smoke made-up ones."""
     from common.data import load_images, synthetic_images
 
     if smoke:
         return synthetic_images(64, data.image_size, data.channels, 10, seed=0)
-    limit = min(REAL, REAL_BYTES // (data.channels * data.image_size**2))
     return load_images(data.dataset, data.image_size, data.channels, _root(data), split, limit=limit)
 
 

@@ -272,7 +272,7 @@ def train(run: Run, here: Processes) -> Path:
             f"{t.reflow_t} segments: give {t.reflow_t} or more"
         )
     folder = pairs_folder(run)
-    if t.adaptive_interval and not is_adaptive(folder):
+    if t.adaptive_interval and not is_adaptive(folder, run, model, here):
         folder = folder.with_name(folder.name + "_ada")
         print(f"pairs of adaptive segments: {folder}")
         make_pairs(run, here, folder)
@@ -282,15 +282,19 @@ def train(run: Run, here: Processes) -> Path:
     return final
 
 
-def is_adaptive(folder: Path) -> bool:
-    """Whether a folder holds pairs of segments that are not of equal length."""
+def is_adaptive(folder: Path, run: Run, model: Model, here: Processes) -> bool:
+    """Whether a folder holds pairs of adaptive segments: not of equal length, or just those that this run would get."""
     import shards
     from segments import uniform_edges
 
     if not (folder / "manifest.json").exists():
         return False
-    manifest = shards.read_manifest(folder)
-    return max(abs(a - b) for a, b in zip(manifest.edges, uniform_edges(manifest.k), strict=True)) > 1e-6
+    edges = shards.read_manifest(folder).edges
+
+    def differ(other: list[float]) -> bool:
+        return len(other) != len(edges) or max(abs(a - b) for a, b in zip(edges, other)) > 1e-6
+
+    return differ(uniform_edges(len(edges) - 1)) or not differ(edges_of(run, model, here))
 
 
 def watcher(run: Run, here: Processes) -> Callable[[Model], dict[str, Any]]:
@@ -315,7 +319,8 @@ def watcher(run: Run, here: Processes) -> Callable[[Model], dict[str, Any]]:
         if not t.snapshot_fid_sample:
             return {"snapshot_nfe": samples.nfe}
         judge = judge or make_judge(run, workdir(run), here.device)
-        return {"snapshot_nfe": samples.nfe} | judge.measure(samples.x, samples.y)
+        mine = slice(t.snapshot_fid_sample)
+        return {"snapshot_nfe": samples.nfe} | judge.measure(samples.x[mine], None if y is None else y[mine])
 
     return watch
 

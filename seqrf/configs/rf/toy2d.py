@@ -15,5 +15,6 @@ def get_config():
             "lr_decay": "cosine",
             "snapshot_freq": 5000,
         },
-        "eval": {"num_samples": 10_000},
+        "eval": {"num_samples": 2000, "batch_size": 2000},
+        "pipeline": {"segments": (1, 2, 4, 6, 8, 12)},
     }
