@@ -110,6 +110,8 @@ def curves(
         highlight: label of the line that is drawn black and thicker.
         floors: panel's title -> the best that y can be, drawn as a dashed line.
     """
+    from matplotlib.ticker import LogLocator
+
     plt = _pyplot()
     figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 3.2), squeeze=False)
     labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
@@ -125,6 +127,10 @@ def curves(
             axis.axhline(floors[title], color="black", ls="--", lw=0.8, label="floor")
         axis.set(xscale="log", yscale="log", title=title, xlabel=x_label)
         axis.set_xticks(ticks, [f"{x:g}" if x not in (7, 9, 19) else "" for x in ticks], fontsize=7)
+        low, high = axis.get_ylim()
+        if high < 100 * low:  # less than two decades: powers of ten alone would be too few
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter("{x:g}")
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel(y_label)

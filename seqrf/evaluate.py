@@ -100,11 +100,7 @@ def draw(
 
     from common.images import to_uint8
 
-    if not len(indices) or batch_size < 1 or (labels is not None and len(labels) != len(indices)):
-        given = "no" if labels is None else len(labels)
-        raise ValueError(
-            f"{len(indices)} samples, {given} labels, {batch_size} at a time: give 1 or more, a label each"
-        )
+    _check_counts(len(indices), labels, batch_size)
     parts, states, calls, begun = [], [], 0, time.perf_counter()
     with tqdm(total=len(indices), desc=model.name, unit="sample", disable=not progress, dynamic_ncols=True) as bar:
         for rows in _slices(len(indices), batch_size):
@@ -112,7 +108,7 @@ def draw(
             velocity = model.velocity_for(_to(labels, rows, model.device), cfg)
             model.count.reset()
             with torch.no_grad():
-                path = sample(velocity, starts(model, chosen, seed), model.edges, n_steps, method, trajectory)
+                path = sample(velocity, starts(model, chosen, seed), model.edges, n_steps, method, trajectory, tol, tol)
             calls += model.count.nfe * len(chosen)
             x = path[-1] if trajectory else path
             if not bool(torch.isfinite(x).all()):
@@ -123,9 +119,14 @@ def draw(
             states += [path.float().cpu()] if trajectory else []
             bar.update(len(chosen))
     times = sample_times(model.edges, n_steps) if trajectory else None
-    seconds = time.perf_counter() - begun
     kept = torch.cat(states, dim=1) if states else None
-    return Samples(torch.cat(parts), labels, calls / len(indices), seconds, kept, times)
+    return Samples(torch.cat(parts), labels, calls / len(indices), time.perf_counter() - begun, kept, times)
+
+
+def _check_counts(n: int, labels: Tensor | None, batch_size: int) -> None:
+    if n < 1 or batch_size < 1 or (labels is not None and len(labels) != n):
+        given = "no" if labels is None else len(labels)
+        raise ValueError(f"{n} samples, {given} labels, {batch_size} at a time: give at least 1, and a label for each")
 
 
 def starts(model: Model, indices: Sequence[int], seed: int) -> Tensor:
@@ -154,6 +155,7 @@ def geometry(
     method: str = "euler",
     n_steps: int | None = None,
     cfg: float = 1.0,
+    straight: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
     """How straight a model's paths are, and what its sampler's steps lose.
 
@@ -170,6 +172,7 @@ def geometry(
         edges: Segments to measure a teacher's sequential straightness by; None: the model's own.
         method, n_steps: The sampler whose truncation is measured; None: one step a segment.
         cfg: Guidance.
+        straight: The first two results, where they are known already: they do not depend on the sampler.
 
     Returns:
         "straightness" of the whole path, "sequential_straightness" by the edges, "truncation_within" each of the
@@ -185,7 +188,7 @@ def geometry(
     if k > 1 and nodes != list(model.edges):
         raise ValueError(f"{model.name} has segments of its own: other edges are for a teacher")
     labels, steps = labels_for(range(n), model.num_classes), max(fine, 20 * (len(nodes) - 1))
-    whole, parts = _straightness(model, nodes, steps, n, labels, seed, cfg)
+    whole, parts = straight or _straightness(model, nodes, steps, n, labels, seed, cfg)
     some = slice(0, -(-n // 4))
     velocity, x = model.velocity_for(_to(labels, some, model.device), cfg), starts(model, range(some.stop), seed)
     within, in_all = truncation_error(velocity, x, model.edges, n_steps, method, steps // k)
@@ -229,7 +232,7 @@ def sampler_of(sampling: Sampling, num_scales: int) -> tuple[str, int | None]:
     return PREDICTORS.get(sampling.predictor, sampling.predictor), num_scales
 
 
-def evaluate(model: Model, run: Run, judge: Judge, out: Path) -> dict[str, Any]:
+def evaluate(model: Model, run: Run, judge: Judge, out: Path, before: dict[str, Any] | None = None) -> dict[str, Any]:
     """Draw config.eval.num_samples samples, measure them and their paths; a row, a picture and, if asked, trajectories.
 
     Args:
@@ -239,6 +242,8 @@ def evaluate(model: Model, run: Run, judge: Judge, out: Path) -> dict[str, Any]:
         judge: See ``quality.make_judge``.
         out: Folder: the row is added to rows.jsonl; the picture is WHAT.png and, with config.eval.save_trajectory,
             trajectories are WHAT-trajectory.npz and .png, where WHAT is NAME-step-STEP-METHOD-STEPS.
+
+        before: A row of the same model, seed and guidance by another sampler: its straightness is taken over.
 
     Returns:
         The row, all primitives.
@@ -260,7 +265,9 @@ def evaluate(model: Model, run: Run, judge: Judge, out: Path) -> dict[str, Any]:
         model, range(n), labels, n_steps=n_steps, batch_size=config.eval.batch_size, pixels=images, **sampler
     )
     edges = uniform_edges(config.training.reflow_t) if is_teacher else list(model.edges)
-    steps = {} if n_steps is None else {"method": method, "n_steps": n_steps}
+    steps: dict[str, Any] = {} if n_steps is None else {"method": method, "n_steps": n_steps}
+    if before is not None:
+        steps["straight"] = (before["straightness"], before["sequential_straightness"])
     row = {
         "data": config.data.dataset,
         "source": model.source,

@@ -115,7 +115,7 @@ def load(path: str | Path, device: torch.device | str = "cpu", name: str = "", i
         file,
         file_hash(file),
         info.get("step") or 0,
-        name or _name(info["network"], method),
+        name or name_of(info["network"], method),
         counter(net),
     )
 
@@ -142,7 +142,7 @@ def _shape(info: dict[str, Any], method: str, image_size: int) -> tuple[int, ...
     return network["out_channels"] // heads, size, size
 
 
-def _name(network: dict[str, Any], method: dict[str, Any]) -> str:
+def name_of(network: dict[str, Any], method: dict[str, Any]) -> str:
     """What a model is called in tables: teacher, 2-RF, 4-SeqRF, 4-SeqRF-Ada, 4-SeqRF-Distill."""
     if network["name"] != "Student":
         return "teacher"

@@ -40,7 +40,7 @@ class Model:
 
     rf_phase: int = 2
     """1: the teacher itself (toy2d only; image folders train theirs), 2: reflow and all that follows"""
-    condition: Literal["heads", "edges"] = "edges"
+    condition: Literal["heads", "edges"] = "heads"
     """How a student knows its segment: a time embedding for each, or the segment's edges as an input"""
     ema_rate: float = 0.999
     """Decay of the averaged weights"""

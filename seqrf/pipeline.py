@@ -91,10 +91,10 @@ def student(run: Run, here: Processes, name: str, k: int, **changes: Any) -> Pat
         return folder / FINAL
     print(f"---- {name}, seed {run.config.seed}", flush=True)
     run = with_training(replace(run, workdir=str(folder)), **{"reflow_t": k, "reflow_mode": REFLOW, **changes})
-    run = replace(run, config=replace(run.config, model=replace(run.config.model, num_scales=k)))
-    run = replace(run, config=replace(run.config, sampling=replace(run.config.sampling, method="pc")))
     if not run.config.training.pairs:
         make_pairs(run, here)
+    model, sampling = replace(run.config.model, num_scales=k), replace(run.config.sampling, method="pc")
+    run = replace(run, config=replace(run.config, model=model, sampling=sampling))  # of the snapshots' pictures
     return train(run, here)
 
 
@@ -111,11 +111,12 @@ def measure(run: Run, weights: Path, judge: Judge, here: Processes, name: str = 
     steps = {only} if only else {n for n in run.config.pipeline.steps if n >= k} | {k}
     steps |= set() if model.is_student else set(run.config.pipeline.teacher_steps)
     done = {(row["name"], row["step"], row["n_steps"]) for row in JsonLines(out / "rows.jsonl").read()}
+    row = None
     for n in sorted(steps):
         if (model.name, model.step, n) not in done:
             sampling = replace(run.config.sampling, method="pc", predictor="rf_solver")
             settings = replace(run.config, sampling=sampling, model=replace(run.config.model, num_scales=n))
-            evaluate(model, replace(run, config=settings), judge, out)
+            row = evaluate(model, replace(run, config=settings), judge, out, row)
 
 
 if __name__ == "__main__":

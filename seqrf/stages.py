@@ -40,11 +40,14 @@ def smoke(run: Run) -> Run:
         n_iters=min(c.training.n_iters, 4),
         snapshot_freq=2,
         log_freq=1,
+        snapshot_fid_sample=min(c.training.snapshot_fid_sample, 8),
         adaptive_samples=min(c.training.adaptive_samples, 4),
         adaptive_steps=min(c.training.adaptive_steps, 60),
     )
-    evaluation = replace(c.eval, num_samples=min(c.eval.num_samples, 64), batch_size=min(c.eval.batch_size, 32))
-    return replace(run, config=replace(c, training=training, eval=evaluation))
+    n = min(c.eval.num_samples, 64 if c.data.dataset.startswith(PLANE) else 8)
+    evaluation = replace(c.eval, num_samples=n, batch_size=min(c.eval.batch_size, 32))
+    sampling = replace(c.sampling, tol=max(c.sampling.tol, 1e-2))
+    return replace(run, config=replace(c, training=training, eval=evaluation, sampling=sampling))
 
 
 def execute(run: Run) -> None:
@@ -308,12 +311,13 @@ def watcher(run: Run, here: Processes) -> Callable[[Model], dict[str, Any]]:
     def watch(model: Model) -> dict[str, Any]:
         nonlocal judge
         method, n_steps = sampler_of(run.config.sampling, run.config.model.num_scales)
-        n = max(SHOWN if t.snapshot_sampling else 0, t.snapshot_fid_sample)
+        shown = 4 if run.smoke else SHOWN
+        n = max(shown if t.snapshot_sampling else 0, t.snapshot_fid_sample)
         if not n:
             return {}
         how = {"tol": run.config.sampling.tol, "seed": run.config.seed, "pixels": len(model.shape) == 3}
         y = labels_for(range(n), model.num_classes)
-        samples = draw(model, range(n), y, method, n_steps, progress=False, **how)
+        samples = draw(model, range(n), y, method, n_steps, progress=n > shown, **how)
         if t.snapshot_sampling:
             picture(samples.x, None, workdir(run) / "samples" / f"step_{model.step:07d}.png")
         if not t.snapshot_fid_sample:

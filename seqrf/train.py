@@ -128,6 +128,7 @@ class SegmentTrainer(Trainer):
     def as_model(self) -> Model:
         """The student with its averaged weights, to sample from; valid inside ``ema.applied()``."""
         changes = {"method": self.weights_method(), "description": self.description, "step": self.step}
+        changes["name"] = models.name_of(self.description, changes["method"])
         return replace(self.model, net=self.net, count=models.counter(self.net), **changes)
 
 
