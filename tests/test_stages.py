@@ -24,6 +24,7 @@ import endpoints  # noqa: E402
 import flags  # noqa: E402
 import models  # noqa: E402
 import pairs as P  # noqa: E402
+import pictures  # noqa: E402
 import pipeline  # noqa: E402
 import quality  # noqa: E402, F401
 import segments  # noqa: E402
@@ -280,7 +281,7 @@ def of_images(folder, workdir, *arguments, **training):
     return replace(run, config=replace(run.config, data=replace(data, random_flip=True)))
 
 
-def test_a_two_headed_teacher_of_images_goes_all_the_way(image_teacher, tmp_path, capsys):
+def test_a_two_headed_teacher_of_images_goes_all_the_way(image_teacher, tmp_path, capsys, monkeypatch):
     for mode in ("gen_reflow", "train_reflow", "train_distill"):
         out = tmp_path / mode
         pairs = {"pairs": tmp_path / "gen_reflow" / stages.PAIRS} if mode != "gen_reflow" else {}
@@ -290,6 +291,13 @@ def test_a_two_headed_teacher_of_images_goes_all_the_way(image_teacher, tmp_path
     (row,) = stages.evaluate_run(replace(run, config=replace(run.config, training=own)), ALONE)
     assert row["nfe"] == 2 and row["name"] == "2-SeqRF-Distill" and row["straightness"] > 0
     assert "their quality is not measured" in capsys.readouterr().out
+    teacher = ["--teacher", str(image_teacher / "teacher.pt"), "--n_samples=2", "--fine=3", "--n_steps=2"]
+    monkeypatch.setattr(sys, "argv", ["pictures.py", str(tmp_path), *teacher])
+    pictures.main()
+    assert (tmp_path / "pictures.png").stat().st_size > 1000
+    monkeypatch.setattr(sys, "argv", ["pictures.py", str(image_teacher), *teacher])
+    with pytest.raises(ValueError, match=r"0 students in .*: give --teacher WEIGHTS and a folder of pipeline.py"):
+        pictures.main()
 
 
 # ------------------------------------------------------------------------------------------------------------- pipeline
