@@ -115,15 +115,17 @@ def _key(row: Row, *more: str) -> str:
     return json.dumps([row.get(name) for name in (*WHAT, *more)])
 
 
-def by_seed(rows: Iterable[Row]) -> list[list[Row]]:
-    """Rows that differ in the seed alone, together; in the order of data, model, step and NFE.
+def by_seed(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows that differ in the seed alone, together; in the order of data, model (teachers first), step and NFE.
 
     Adaptive segments differ from seed to seed, and do not part the rows of a model.
     """
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(_key({**row, "edges": len(row.get("edges") or ())}), []).append(row)
-    order = {name: i for i, name in enumerate(dict.fromkeys((row["data"], row["name"]) for row in rows))}
+    first = list(dict.fromkeys((row["data"], row["name"]) for row in rows))
+    teachers = {(row["data"], row["name"]) for row in rows if row.get("condition") == "teacher"}
+    order = {name: i for i, name in enumerate(sorted(first, key=lambda name: name not in teachers))}
     return sorted(groups.values(), key=lambda g: (order[g[0]["data"], g[0]["name"]], g[0]["step"], g[0]["nfe"]))
 
 

@@ -185,20 +185,33 @@ def follow(
     solver: str,
     n_steps: int = 1,
     tolerance: float = 1e-4,
+    landing: float = 1.0,
 ) -> Tensor:
     """Where a flow takes x from t_a to t_b: by dopri5 to a tolerance, or by n_steps of another solver.
 
-    On the device of x; images in the order of memory that networks are fast with.
+    On the device of x; images in the order of memory that networks are fast with. With ``landing`` below 1 the way to
+    t = 1 ends with a straight step from there, for teachers whose velocity nearer to the data is mostly error; it is
+    evaluated just after ``landing``, so that a velocity can tell it from a stage of the solver (see ``after``).
     """
     import torch
 
     from common.solvers import dopri5, integrate
 
+    if t_b == 1 and landing < 1:
+        if t_a < landing:
+            x = follow(velocity, x, y, t_a, landing, solver, n_steps, tolerance)
+        s = after(max(t_a, landing))
+        return follow(velocity, x, y, s, 1.0, "euler")
     x = x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.contiguous_format)
     field = velocity if y is None else lambda x, t: velocity(x, t, y)
     if solver == "dopri5":
         return dopri5(field, x, (t_a, t_b), tolerance, tolerance)
     return integrate(field, x, segment_times(t_a, t_b, n_steps), solver, final_euler=True)
+
+
+def after(t: float) -> float:
+    """A moment later than t: where a landing step is evaluated."""
+    return t + 1e-5
 
 
 def choose_steps(velocity: Velocity, manifest: Manifest, pool: Pool, device: Any = "cpu") -> tuple[int, ...]:
@@ -216,11 +229,12 @@ def choose_steps(velocity: Velocity, manifest: Manifest, pool: Pool, device: Any
         pairs = range(segment, min(manifest.n_pairs, trials * manifest.k), manifest.k)
         x, _, y = starts(manifest, segment, pairs, pool)
         start = (x.to(device), None if y is None else y.to(device), t_a, t_b)
-        exact = follow(velocity, *start, "dopri5", tolerance=max(tolerance / 100, 1e-6))
+        land = {"landing": manifest.landing}
+        exact = follow(velocity, *start, "dopri5", tolerance=max(tolerance / 100, 1e-6), **land)
         count.reset()
-        allowed = max(tolerance, rms(follow(count, *start, "dopri5", tolerance=tolerance), exact))
+        allowed = max(tolerance, rms(follow(count, *start, "dopri5", tolerance=tolerance, **land), exact))
         most = (count.nfe - 1 + 3 * (t_b == 1)) // 4  # of steps that cost less; the one into t = 1 is Euler's
-        chosen.append(fewest(lambda n: rms(follow(velocity, *start, "rk4", n), exact) <= allowed, most))
+        chosen.append(fewest(lambda n: rms(follow(velocity, *start, "rk4", n, **land), exact) <= allowed, most))
     return tuple(chosen)
 
 

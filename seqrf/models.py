@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from common import checkpoint, generate
 from common.cards import file_hash
 from common.runtime import keep_freed_memory
 from common.solvers import CountNFE
+from endpoints import after
 from networks import Student, build
 
 
@@ -68,16 +70,19 @@ class Model:
     def device(self) -> torch.device:
         return next(self.net.parameters()).device
 
-    def velocity_for(self, y: Tensor | None = None, cfg: float = 1.0) -> Callable[[Tensor, Tensor, int], Tensor]:
-        """velocity(x, t, segment), its network evaluations counted in ``count``."""
+    def velocity_for(
+        self, y: Tensor | None = None, cfg: float = 1.0, last: float = math.inf
+    ) -> Callable[[Tensor, Tensor, int], Tensor]:
+        """velocity(x, t, segment), its network evaluations counted in ``count``; a teacher's points at the data from
+        ``last`` on, see ``common.generate.velocity_of``."""
         if self.is_student:
             return segments.velocity_of(self.count, y, cfg, self.method["name"])
-        whole = generate.velocity_of(self.count, self.method["name"], y, cfg)
+        whole = generate.velocity_of(self.count, self.method["name"], y, cfg, last)
         return lambda x, t, segment: whole(x, t)
 
-    def flow(self, cfg: float = 1.0) -> Callable[..., Tensor]:
-        """velocity(x, t) or velocity(x, t, y) of a teacher, as pairs are made with."""
-        return lambda x, t, y=None: self.velocity_for(y, cfg)(x, t, 0)
+    def flow(self, cfg: float = 1.0, landing: float = 1.0) -> Callable[..., Tensor]:
+        """velocity(x, t) or velocity(x, t, y) of a teacher, as pairs are made with; see ``endpoints.follow``."""
+        return lambda x, t, y=None: self.velocity_for(y, cfg, after(landing))(x, t, 0)
 
 
 def load(path: str | Path, device: torch.device | str = "cpu", name: str = "", image_size: int = 0) -> Model:

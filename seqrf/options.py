@@ -115,6 +115,8 @@ class Sampling:
     pairs_solver: str = "auto"
     """Solver of the pairs: auto (rk4 where it is as good as dopri5 for less), dopri5, or a name of common.solvers with
     fixed steps"""
+    landing: float = 1.0
+    """Time from which pairs go straight to the predicted data, for teachers whose velocity near it is mostly error"""
     cfg: float = 1.0
     """Guidance scale of a class-conditional teacher when pairs are made, and in evaluation of a teacher"""
 

@@ -168,7 +168,7 @@ class _Maker:
         if y is not None:
             records["label"], y = y.numpy(), y.to(self.device)
         t_a, t_b = manifest.edges[segment : segment + 2]
-        end = follow(velocity, x.to(self.device), y, t_a, t_b, *manifest.numerics(segment))
+        end = follow(velocity, x.to(self.device), y, t_a, t_b, *manifest.numerics(segment), manifest.landing)
         records["end"] = _stored(end, records["end"].dtype.base)
         return records.view(np.uint8).reshape(len(pairs), -1)
 

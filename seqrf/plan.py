@@ -33,6 +33,7 @@ def plan(
     method: str = "rf",
     sigma: float = 0.0,
     cfg: float = 1.0,
+    landing: float = 1.0,
 ) -> Manifest:
     """What pairs to make, checked.
 
@@ -53,12 +54,15 @@ def plan(
         source: Where the flow starts, see ``endpoints.sources``.
         method, sigma: What the teacher was trained with, as its checkpoint has it.
         cfg: Guidance scale in the teacher's velocity; only noted, since the velocity is given.
+        landing: Time from which the way to the data is one straight step, see ``endpoints.follow``.
 
     Raises:
         ValueError: an option out of range, or samples of another shape than the teacher's.
     """
     nodes, shape = _edges(k, edges), _shape(pool, shape)
     _check_counts(pool, len(nodes) - 1, n_pairs, batch_size, shard_size)
+    if not 0 < landing <= 1:
+        raise ValueError(f"landing {landing:g} is out of range: give a time above 0, to 1 (none)")
     if ends not in ENDS or (ends == "uint8" and len(shape) != 3):
         raise ValueError(f"ends {ends!r} of samples {shape_text(shape)}: use float16 or float32, for images also uint8")
     manifest = Manifest(
@@ -77,6 +81,7 @@ def plan(
         method=method,
         sigma=sigma,
         cfg=cfg,
+        landing=landing,
         **pool.facts(),
     )
     fitting = SHARD_BYTES * manifest.k // int(manifest.offset(manifest.k))

@@ -54,6 +54,7 @@ class Manifest:
         source: "gaussian", or the distribution of ``common.toys`` that the flow starts from.
         method, sigma: the teacher's, which say what a start is a mixture of.
         cfg: guidance scale of the teacher.
+        landing: time from which the way to the data is one straight step; 1: no such step.
     """
 
     teacher: str
@@ -77,6 +78,7 @@ class Manifest:
     method: str
     sigma: float
     cfg: float
+    landing: float
 
     @property
     def coupling(self) -> str:

@@ -146,7 +146,7 @@ def make_pairs(run: Run, here: Processes, folder: Path | None = None) -> Path:
     pool = pool_of(run, teacher)
     manifest = pairs.generate(
         folder,
-        teacher.flow(config.sampling.cfg),
+        teacher.flow(config.sampling.cfg, config.sampling.landing),
         pool.data,
         labels=pool.labels,
         device=here.device,
@@ -167,6 +167,7 @@ def make_pairs(run: Run, here: Processes, folder: Path | None = None) -> Path:
         method=teacher.method["name"],
         sigma=teacher.method.get("sigma", 0.0),
         cfg=config.sampling.cfg,
+        landing=config.sampling.landing,
     )
     here.wait()
     if here.is_main:

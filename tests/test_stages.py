@@ -250,6 +250,26 @@ def test_a_reader_draws_the_starts_of_a_coupled_teacher_again(tmp_path):
     assert torch.allclose(batch.x_b, batch.x_a, atol=1e-6)  # the teacher does not move them
 
 
+def test_a_landing_goes_straight_to_the_predicted_data():
+    """A Gaussian teacher whose prediction of the data is 3: from the landing on x goes to 3, wherever it was."""
+    seen = []
+
+    def velocity(x, t):
+        seen.append(t[0].item())
+        return (3.0 - x) / (1 - t[:, None]) if t[0] > 0.8 + 5e-6 else torch.ones_like(x)
+
+    x = torch.zeros(5, 1)
+    for t_a, way, solver in ((0.5, 0.3, "rk4"), (0.9, 0.0, "rk4"), (0.5, 0.3, "dopri5")):
+        seen.clear()
+        end = endpoints.follow(velocity, x, None, t_a, 1.0, solver, 2, landing=0.8)
+        assert torch.allclose(end, torch.full_like(x, 3.0), atol=1e-4)
+        assert seen[-1] == pytest.approx(max(t_a, 0.8) + 1e-5, abs=1e-6) and (len(seen) == 1) is (way == 0)
+        assert all(t <= 0.8 + 1e-6 for t in seen[:-1])
+    assert torch.allclose(endpoints.follow(velocity, x, None, 0.0, 0.5, "rk4", 1, landing=0.8), x + 0.5, atol=1e-6)
+    with pytest.raises(ValueError, match="landing 0 is out of range"):
+        plan(endpoints.Pool(torch.zeros(3, 2)), teacher_hash="a", n_pairs=4, k=2, landing=0.0)
+
+
 def test_pairs_that_fit_are_kept_and_are_the_same(reflowed, monkeypatch):
     pairs = P.Pairs.open(reflowed / stages.PAIRS)
     kept = pairs.at(3, 10, 0)
