@@ -1,7 +1,7 @@
-"""Where images come from: folders, zip files read in place, .npy/.npz arrays and torchvision's sets.
+"""Where images come from: folders, zip, tar and LMDB files read in place, .npy/.npz arrays and torchvision's sets.
 
 ``open_source(spec, ...)`` only looks (names, labels, shapes); pixels are read when ``Source.load(i)`` is called,
-which is safe from several threads. ``common.data`` turns a source into tensors.
+which is safe from several threads. ``common.data`` turns a source into tensors; ``common.archives`` reads archives.
 Nothing here unpickles a file of the user's, and nothing is extracted from an archive.
 """
 
@@ -16,6 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-ALLOWED = "torchvision:NAME, a folder of images, a .zip of images, or a .npy/.npz file"
-MAX_MEMBER_BYTES = 128 * 2**20  # one encoded image; a larger zip member is taken for a bomb
+ALLOWED = "torchvision:NAME, a folder, .zip or .tar of images, an LMDB, or a .npy/.npz file"
+MAX_MEMBER_BYTES = 128 * 2**20  # one encoded image; a larger member of an archive is taken for a bomb
+PREPARE = "python -m common.prepare images --size SIZE --to FILE.zip --from"
+_CONVERTED = (".gz", ".tgz", ".bz2", ".xz", ".parquet", ".tfrecord", ".tfrecords")  # by it, but not read in training
 MAX_CLASSES = 100_000
 _SPLITS = {"train", "training", "test", "val", "valid", "validation"}
 
@@ -50,6 +53,7 @@ class Source:
         class_names: Name of each label.
         rows: For arrays, ``rows[i:j]`` gives uint8 pixels in the layout of ``layout``; else None.
         layout: "NHW", "NHWC" or "NCHW".
+        kind: What the images were found in: "folder", "zip", "tar", "lmdb", "array", ...
     """
 
     where: str
@@ -60,6 +64,7 @@ class Source:
     class_names: tuple[str, ...] = ()
     rows: Any = None
     layout: str = ""
+    kind: str = ""
 
     def name(self, index: int) -> str:
         """What to call image ``index`` in a message."""
@@ -70,7 +75,7 @@ def open_source(spec: str, root: str | Path | None = None, split: str = "train",
     """Opens what ``--data`` names.
 
     Args:
-        spec: ``torchvision:NAME``, a folder, a .zip, a .npy or a .npz.
+        spec: ``torchvision:NAME``, a folder, a .zip or .tar, an LMDB (its folder or file), a .npy or a .npz.
         root: Folder of torchvision's sets; what is missing is downloaded into it.
         split: "train" or "test": torchvision's split, or the sub-folder of that name when there are such.
         say: Gets lines of information.
@@ -85,31 +90,49 @@ def open_source(spec: str, root: str | Path | None = None, split: str = "train",
     path = Path(spec).expanduser()
     if not spec or not path.exists():
         raise FileNotFoundError(f"--data {spec!r}: no such file or folder; give {ALLOWED}")
-    if path.is_dir():
+    from common import archives  # which builds on this module
+
+    if path.is_dir() and not (path / "data.mdb").exists():
         return _open_folder(path, split)
-    openers = {".zip": lambda: _open_zip(path, split), ".npy": lambda: _open_npy(path), ".npz": lambda: _open_npz(path)}
-    if path.suffix.lower() not in openers:
-        raise ValueError(f"--data {spec}: cannot read a {path.suffix or 'suffixless'} file; give {ALLOWED}")
-    return openers[path.suffix.lower()]()
+    openers = {
+        "": lambda: archives.open_lmdb(path / "data.mdb", say),
+        ".lmdb": lambda: archives.open_lmdb(path, say),
+        ".mdb": lambda: archives.open_lmdb(path, say),
+        ".zip": lambda: archives.open_zip(path, split, say),
+        ".tar": lambda: archives.open_tar(path, split, say),
+        ".npy": lambda: open_npy(path),
+        ".npz": lambda: _open_npz(path),
+    }
+    suffix = "" if path.is_dir() else path.suffix.lower() or "suffixless"
+    if suffix not in openers:
+        hint = f"; convert it by {PREPARE} {spec}" if suffix in _CONVERTED else ""
+        raise ValueError(f"--data {spec}: cannot read a {suffix} file; give {ALLOWED}{hint}")
+    return openers[suffix]()
 
 
-# ---- folders and zip files
+# ---- folders
 
 
 def _open_folder(path: Path, split: str) -> Source:
-    names = _pick_split(_list_files(path), split, str(path))
+    return named_source(path, list_files(path), split, "folder", lambda names: partial(_load_file, path, names))
+
+
+def _load_file(folder: Path, names: Sequence[str], index: int) -> Image:
+    with open(os.path.join(folder, names[index]), "rb") as file:
+        return decode(file.read())
+
+
+def named_source(path: Path, names: list[str], split: str, kind: str, loader: Callable[[list[str]], Any]) -> Source:
+    """A source of named images; ``loader(names)`` gives its ``load`` for the names that are left of ``names``."""
+    names = _pick_split(sorted(filter(is_image, names)), split, str(path))
     if not names:
-        raise ValueError(f"--data {path}: no images in it; files must end in {' '.join(SUFFIXES)}")
+        raise ValueError(f"--data {path}: no images in it; names must end in {' '.join(SUFFIXES)}")
     labels, class_names = class_labels(names)
-
-    def load(index: int) -> Image:
-        return decode((path / names[index]).read_bytes())
-
-    return Source(str(path), load, len(names), names, labels, class_names)
+    return Source(str(path), loader(names), len(names), names, labels, class_names, kind=kind)
 
 
-def _list_files(path: Path) -> list[str]:
-    """Image files below ``path``, as sorted relative names; links are followed, but no folder is visited twice."""
+def list_files(path: Path) -> list[str]:
+    """Files below ``path``, as relative names; links are followed, but no folder is visited twice."""
     names, seen = [], set()
     for folder, subfolders, files in os.walk(path, followlinks=True):
         real = os.path.realpath(folder)
@@ -119,43 +142,14 @@ def _list_files(path: Path) -> list[str]:
         seen.add(real)
         relative = Path(folder).relative_to(path).as_posix()
         prefix = "" if relative == "." else relative + "/"
-        names += [prefix + name for name in files if _is_image(prefix + name)]
-    return sorted(names)
+        names += [prefix + name for name in files]
+    return names
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Whether a name is that of an image, and not hidden."""
     hidden = any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
     return name.lower().endswith(SUFFIXES) and not hidden
-
-
-def _open_zip(path: Path, split: str) -> Source:
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError) as error:
-        raise ValueError(f"--data {path}: not a readable zip file ({error}); copy or download it again") from error
-    for member in archive.infolist():
-        _check_member(path, member)
-    names = _pick_split(sorted(name for name in archive.namelist() if _is_image(name)), split, str(path))
-    if not names:
-        raise ValueError(f"--data {path}: no images in it; members must end in {' '.join(SUFFIXES)}")
-    labels, class_names = class_labels(names)
-
-    def load(index: int) -> Image:
-        return decode(archive.read(names[index]))  # ZipFile locks its file handle: safe from threads
-
-    return Source(str(path), load, len(names), names, labels, class_names)
-
-
-def _check_member(path: Path, member: zipfile.ZipInfo) -> None:
-    """Refuses what an honest archive of images does not hold."""
-    name = member.filename.replace("\\", "/")
-    if name.startswith("/") or name[1:2] == ":" or ".." in name.split("/"):
-        raise ValueError(f"--data {path}: member {member.filename!r} points outside of the archive; refused")
-    if member.flag_bits & 1:
-        raise ValueError(f"--data {path}: member {member.filename!r} is encrypted; make a zip without a password")
-    if _is_image(name) and member.file_size > MAX_MEMBER_BYTES:
-        size = member.file_size / 2**20
-        raise ValueError(f"--data {path}: member {member.filename!r} unpacks to {size:.0f} MiB; refused as a zip bomb")
 
 
 def _pick_split(names: list[str], split: str, where: str) -> list[str]:
@@ -221,7 +215,12 @@ def _npy_header(file, what: str) -> tuple[tuple[int, ...], bool, np.dtype]:
     return shape, fortran, dtype
 
 
-def _open_npy(path: Path) -> Source:
+def open_npy(path: Path) -> Source:
+    """A source from an array in a .npy file, read row by row.
+
+    Raises:
+        ValueError: It is damaged, or holds no uint8 images.
+    """
     with path.open("rb") as file:
         shape, fortran, dtype = _npy_header(file, str(path))
         rows = np.load(path, allow_pickle=False) if fortran else None
@@ -279,12 +278,14 @@ def array_source(where: str, rows, labels: np.ndarray | None = None, class_names
         labels, found = _check_labels(where, np.asarray(labels), count)
         class_names = tuple(class_names) or tuple(str(k) for k in range(found))
 
-    def load(index: int) -> Image:
-        from PIL import Image
+    load = partial(_load_row, rows, layout)
+    return Source(where, load, count, None, labels, tuple(class_names), rows, layout, "array")
 
-        return Image.fromarray(np.ascontiguousarray(_channels_last(rows[index : index + 1], layout)[0]))
 
-    return Source(where, load, count, None, labels, tuple(class_names), rows, layout)
+def _load_row(rows: Any, layout: str, index: int) -> Image:
+    from PIL import Image
+
+    return Image.fromarray(np.ascontiguousarray(_channels_last(rows[index : index + 1], layout)[0]))
 
 
 def _channels_last(block: np.ndarray, layout: str) -> np.ndarray:
@@ -343,10 +344,8 @@ def _open_torchvision(spec: str, root: str | Path | None, split: str, say) -> So
     pixels = getattr(dataset, "data", None)
     if pixels is not None and getattr(pixels, "ndim", 0) in (3, 4):
         return array_source(spec, np.asarray(pixels), labels, classes if labels is not None else ())
-    names = [f"image {k} of {spec}" for k in range(len(dataset))]
-    return Source(
-        spec, lambda index: dataset[index][0], len(names), names, labels, classes if labels is not None else ()
-    )
+    classes = classes if labels is not None else ()
+    return Source(spec, lambda index: dataset[index][0], len(dataset), None, labels, classes, kind="torchvision")
 
 
 def _torchvision_set(name: str, root: str | Path | None, split: str, say) -> Any:

@@ -24,8 +24,31 @@ DOCUMENTS = [
 
 # Slow to import, or wanted by few: inside the function that needs them.
 LATE = {"matplotlib", "PIL", "scipy", "ot", "torchdyn", "torchdiffeq", "accelerate", "torchvision", "tensorflow"}
-LATE |= {"wandb", "tensorboard", "tyro", "yaml", "tqdm", "sklearn", "lmdb", "optuna", "openmm", "xarray", "torchcfm"}
-TORCH_FREE = {"__init__.py", "cli.py", "options.py", "config.py", "runtime.py", "commands.py", "measure.py", "fit.py"}
+LATE |= {
+    "pyarrow",
+    "wandb",
+    "tensorboard",
+    "tyro",
+    "yaml",
+    "tqdm",
+    "sklearn",
+    "lmdb",
+    "optuna",
+    "openmm",
+    "xarray",
+    "torchcfm",
+}
+TORCH_FREE = {
+    "__init__.py",
+    "cli.py",
+    "options.py",
+    "config.py",
+    "runtime.py",
+    "commands.py",
+    "measure.py",
+    "fit.py",
+    "prepare.py",
+}
 DATASETS = re.compile(r"mnist|cifar|celeb|lsun|lorenz", re.IGNORECASE)
 
 
