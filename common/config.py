@@ -6,7 +6,7 @@ into a command line. The text under each field is its ``--help``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 MethodName = Literal["cfm", "otcfm", "fm", "sbcfm", "rf", "idff"]
@@ -68,6 +68,8 @@ class TrainConfig:
     # ---- optimisation
     total_steps: int = 400_000
     """Optimizer steps of the whole run"""
+    epochs: int = 0
+    """Passes over the training images instead of total_steps; 0: total_steps counts"""
     batch_size: int = 128
     """Global batch: over all processes and accumulation steps"""
     grad_accum: int = 1
@@ -91,7 +93,7 @@ class TrainConfig:
     data: str = ""
     """torchvision:NAME, a folder or zip of images, or .npy/.npz; empty: the folder's own data set"""
     data_root: str = ""
-    """Where a torchvision data set lies or is downloaded to; empty: data/ beside the script"""
+    """Where the folder's own data set lies, or torchvision's is downloaded to; empty: data/ beside the script"""
     flip: bool = True
     """Random horizontal flips"""
     val_fraction: float = 0.02
@@ -182,6 +184,12 @@ class SampleConfig(WeightsConfig):
 class GridConfig(SampleConfig):
     """Options of simple_gen_test.py."""
 
+    interpolate: bool = False
+    """Rows of images from noise 2k to noise 2k + 1 on the sphere, --columns in a row, --n_samples in all"""
+    columns: int = 8
+    """Images in a row of --interpolate, with its two ends"""
+    invert: str = ""
+    """An image to follow back to its noise and forth again; the error is printed. auto: rk4 on the power grid"""
     out: str = ""
     """Picture to write; empty: samples/ beside the script"""
 
@@ -205,13 +213,15 @@ class TrueConfig:
     data: str = ""
     """torchvision:NAME, a folder or zip of images, or .npy/.npz; empty: the folder's own data set"""
     data_root: str = ""
-    """Where a torchvision data set lies or is downloaded to; empty: data/ beside the script"""
+    """Where the folder's own data set lies, or torchvision's is downloaded to; empty: data/ beside the script"""
     save_dir: str = ""
     """Folder of numbered PNG files, or a .npz file; empty: samples/true beside the script"""
     n_samples: int = 0
     """Number of images; 0: all"""
     split: Literal["train", "test"] = "train"
     """Split of a torchvision data set"""
+    side: int = 0
+    """Side of the images; 0: that of the folder's first preset"""
     smoke: bool = False
     """A few made-up images"""
 
@@ -227,7 +237,7 @@ class MeasureConfig(SampleConfig):
     data: str = ""
     """Real images: torchvision:NAME, a folder or zip, or .npy/.npz; empty: the folder's own data set"""
     data_root: str = ""
-    """Where a torchvision data set lies or is downloaded to; empty: data/ beside the script"""
+    """Where the folder's own data set lies, or torchvision's is downloaded to; empty: data/ beside the script"""
     epochs: int = 4
     """Epochs of the classifier, when it has to be trained"""
     out: str = ""
@@ -251,3 +261,71 @@ class FitConfig(WeightsConfig):
     """Steps of the fine trajectories"""
     search: int = 20
     """Fits that the search for times may take; 0: the best of four grids"""
+
+
+def large_image_presets(batch_size: int) -> dict[str, TrainConfig]:
+    """IDFF presets for 256x256 colour images, by name.
+
+    ``paper`` is the network and recipe of IDFF's released scripts for these sizes. The others change what it takes:
+    ``default`` is for one GPU of 24 GB, ``multi`` for several, ``small`` for a CPU, which sees patches of 8x8 pixels as
+    one (space-to-depth). Their learning rates are chosen here, not tuned.
+
+    Args:
+        batch_size: of ``paper``.
+    """
+    paper = TrainConfig(
+        method="idff",
+        sigma=0.2,
+        flow_weight=2.0,
+        image_size=256,
+        num_channel=128,
+        channel_mult=(1, 1, 2, 2, 4, 4),
+        num_res_blocks=2,
+        attention_resolutions=(16,),
+        num_heads=4,
+        head_channels=64,
+        dropout=0.1,
+        lr=1e-5,
+        warmup=5000,
+        ema_decay=0.9999,
+        batch_size=batch_size,
+        total_steps=500_000,
+        flip=False,
+        save_step=10_000,
+        sample_step=10_000,
+        val_step=10_000,
+    )
+    one = replace(
+        paper,
+        batch_size=32,
+        grad_accum=4,
+        checkpointing=True,
+        mixed_precision="bf16",
+        lr=1e-4,
+        flip=True,
+        save_step=2000,
+    )
+    several = replace(one, batch_size=128, grad_accum=2, parallel=True, lr=2e-4)
+    small = replace(
+        one,
+        patch_size=8,
+        num_channel=64,
+        channel_mult=(1, 2, 3),
+        num_res_blocks=1,
+        attention_resolutions=(8,),
+        head_channels=32,
+        dropout=0.0,
+        lr=5e-4,
+        lr_decay="cosine",
+        warmup=50,
+        ema_decay=0.99,
+        batch_size=16,
+        grad_accum=1,
+        checkpointing=False,
+        total_steps=500,
+        save_step=100,
+        sample_step=250,
+        val_step=100,
+        log_step=10,
+    )
+    return {"default": one, "multi": several, "paper": paper, "small": small}

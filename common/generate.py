@@ -2,6 +2,7 @@
 
 Image k is a function of (weights, seed, k): its starting noise (and the noise of a stochastic sampler) comes from a
 generator seeded with k, so the batch size, the number of processes and the order of the work do not matter.
+Between two noises, and from images back to noise: ``interpolate`` and ``invert``.
 """
 
 from __future__ import annotations
@@ -170,10 +171,14 @@ class Sampler:
         if not 0 < self.landing <= 1:
             raise ValueError(f"--landing {self.landing:g} is out of range: give a time above 0, to 1 (none)")
 
-    @torch.no_grad()
     def __call__(self, indices: Sequence[int], labels: Tensor | None = None) -> Tensor:
+        return self.from_noise(noise_for(indices, self.shape, self.seed), indices, labels)
+
+    @torch.no_grad()
+    def from_noise(self, x0: Tensor, indices: Sequence[int], labels: Tensor | None = None) -> Tensor:
+        """The images that given noises, (B, C, H, W), become; ``indices`` name what else a stochastic solver draws."""
         device = next(self.net.parameters()).device
-        x0 = noise_for(indices, self.shape, self.seed).to(device).contiguous(memory_format=torch.channels_last)
+        x0 = x0.to(device).contiguous(memory_format=torch.channels_last)
         y = None if labels is None else labels.to(device)
         counted = CountedNetwork(self.net, self.precision)
         x = self._solve(counted, x0, y, indices)
@@ -233,6 +238,20 @@ def labels_for(indices: Sequence[int], num_classes: int, label: int = -1) -> Ten
     return torch.tensor([k % num_classes if label < 0 else label for k in indices])
 
 
+def label_of_one(sampler: Sampler, label: int = -1) -> Tensor | None:
+    """The label, (1,), of one image that is given: ``label``, or None where the weights can do without.
+
+    Raises:
+        ValueError: the class has to be said, for such weights or for guidance.
+    """
+    classes = real_classes(sampler.net)
+    if label < 0 and classes:
+        if sampler.cfg != 1 or not sampler.net.null_class:
+            raise ValueError("--invert: say the image's class by --label, which these weights or --cfg need")
+        return None
+    return labels_for([0], classes, label)
+
+
 def real_classes(net: Any) -> int:
     """Classes that a network can be asked for: the rows of its embedding without the "no label" row."""
     return net.num_classes - int(net.null_class)
@@ -248,3 +267,105 @@ def sample_many(
     for start in range(0, len(indices), batch_size):
         part = list(indices[start : start + batch_size])
         yield part, sampler(part, labels_for(part, classes, label)).cpu()
+
+
+# ---- between two noises, and back to the noise
+
+
+def slerp(a: Tensor, b: Tensor, w: Tensor) -> Tensor:
+    """Points on the arc from a to b: (sin((1 - w) angle) a + sin(w angle) b) / sin(angle), angle being that of a and b.
+
+    Ends of one norm give an arc of that norm, run through at a constant rate. Normal noises of D numbers have norms of
+    sqrt(D) within about 1 and stand almost at right angles, so all of the arc has the norm of a noise (in its middle
+    with a spread smaller by sqrt(2)); the middle of the straight line has sqrt(D / 2), which no noise has.
+
+    Args:
+        a, b: ends, (B, ...); the angle is taken over all the rest.
+        w: places, (n,): 0 is a, 1 is b.
+
+    Returns:
+        (n, B, ...), in the dtype of a. Parallel ends are joined by a straight line.
+
+    Raises:
+        ValueError: opposite ends, between which there is no one arc.
+
+    Source: Shoemake 1985, section 3.3; White 2016 (1609.04468), section 2.1, for the noises of generative models.
+    """
+    flat_a, flat_b, w = a.double().flatten(1), b.double().flatten(1), w.to(a.device).double()[:, None, None]
+    unit_a, unit_b = (x / x.norm(dim=1, keepdim=True) for x in (flat_a, flat_b))
+    # Of half the angle, tan is |difference| / |sum|: exact near 0 and pi, where acos loses half its digits.
+    angle = 2 * torch.atan2((unit_a - unit_b).norm(dim=1, keepdim=True), (unit_a + unit_b).norm(dim=1, keepdim=True))
+    if (math.pi - angle).min() < 1e-6:
+        raise ValueError("there is no one arc between opposite ends: take other noises")
+    sine, parallel = angle.sin(), angle < 1e-6
+    weights = (torch.where(parallel, u, (u * angle).sin() / sine.clamp(min=1e-12)) for u in (1 - w, w))
+    arc = sum(weight * x for weight, x in zip(weights, (flat_a, flat_b)))
+    return torch.as_tensor(arc).reshape(len(w), *a.shape).to(a.dtype)
+
+
+def interpolate(sampler: Sampler, rows: int, columns: int, batch_size: int = 100, label: int = -1) -> Iterator[Tensor]:
+    """Rows of images from noise 2k to noise 2k + 1 along the arc between them; image (k, 0) is that of noise 2k.
+
+    A row has one class (``labels_for`` of its number) and, with a stochastic solver, one path of later noise.
+
+    Args:
+        rows, columns: size of the picture; columns >= 2, with the two ends.
+        batch_size, label: as in ``sample_many``.
+
+    Yields:
+        (columns, C, H, W) in [-1, 1] on the CPU, row by row.
+    """
+    w = torch.linspace(0, 1, columns)
+    for k in range(rows):
+        ends = noise_for([2 * k, 2 * k + 1], sampler.shape, sampler.seed)
+        y = labels_for([k], real_classes(sampler.net), label)
+        arc = slerp(ends[:1], ends[1:], w)[:, 0].split(batch_size)
+        yield torch.cat([
+            sampler.from_noise(x0, [2 * k] * len(x0), None if y is None else y.expand(len(x0))).cpu() for x0 in arc
+        ])  # fmt: skip
+
+
+INVERTERS = ("euler", "midpoint", "heun", "rk4", "ab2", "ab4", "dopri5")  # those that may run towards the noise
+
+
+@torch.no_grad()
+def invert(sampler: Sampler, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Images to noise by the ODE backwards in time, from t = 1 to 0, and that noise to images again.
+
+    The way back takes the same nodes, so noise and images match to the order of the solver; what they miss is what
+    the solver misses, not the network. Cost: twice the solver's NFE; ``sampler.nfe`` holds the sum.
+
+    IDFF's velocity (x1_hat - x) / (1 - t) - st is 0 / 0 at t = 1, where the way begins: from 1 - SMALLEST_REMAINDER on
+    it is held at its value at that time (for the x at hand), both ways. That changes the velocity there by O(0.005)
+    over a time of 0.005. Landing on the data head, as samplers do, cannot be undone and is left out.
+
+    Args:
+        sampler: gives network, method, solver (one of ``INVERTERS``), times, guidance and precision.
+        images: (B, C, H, W) in [-1, 1].
+        labels: (B,) or None.
+
+    Returns:
+        The noise and the images made of it, not clamped, (B, C, H, W) on the CPU.
+
+    Raises:
+        ValueError: a solver that cannot run backwards, or a ``landing``.
+    """
+    if sampler.solver not in INVERTERS:
+        raise ValueError(f"--invert cannot use --solver {sampler.solver}: choose one of {', '.join(INVERTERS)}")
+    if sampler.landing != 1:
+        raise ValueError(f"--invert follows the flow through all times: leave out --landing {sampler.landing:g}")
+    device = next(sampler.net.parameters()).device
+    x1 = images.to(device).contiguous(memory_format=torch.channels_last)
+    net = CountedNetwork(sampler.net, sampler.precision)
+    flow = velocity_of(net, sampler.method, None if labels is None else labels.to(device), sampler.cfg)
+    latest = 1 - SMALLEST_REMAINDER if sampler.method == "idff" else 1.0
+    times = sampler.times()[[0, -1]] if sampler.solver == "dopri5" else sampler.times()
+
+    def integrate(x: Tensor, times: Tensor) -> Tensor:
+        held = lambda x, t: flow(x, t.clamp(max=latest))  # noqa: E731
+        return solvers.integrate(held, x, times, sampler.solver, rtol=sampler.rtol, atol=sampler.atol)
+
+    noise = integrate(x1, times.flip(0))
+    again = integrate(noise, times)
+    sampler.nfe = net.nfe
+    return noise.cpu(), again.cpu()

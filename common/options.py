@@ -55,7 +55,9 @@ def split(text: str) -> list[str]:
 def _to_choice(choices: tuple[Any, ...], value: Any) -> str:
     if value is None or value is False:  # YAML's reading of `null` and of a bare `no`
         value = "none" if value is None else "no"
-    value = value if value in choices else _VALUE_ALIASES.get(value, value)
+    if value not in choices:
+        value = str(value).lower()  # IDFF's scripts say --model IDFF
+        value = _VALUE_ALIASES.get(value, value)
     if value not in choices:
         raise ValueError
     return value
@@ -201,8 +203,14 @@ _ONE_OR_MORE = (
 _ZERO_OR_MORE = (
     *("warmup", "sample_step", "val_step", "seed", "num_classes", "num_workers", "weight_decay", "grad_clip", "cfg"),
     *("ema_warmup", "sigma", "flow_weight", "ema_decay", "dropout", "label_dropout", "val_fraction"),
+    *("epochs", "side"),
 )
-_AT_LEAST: dict[str, int] = {**dict.fromkeys(_ONE_OR_MORE, 1), **dict.fromkeys(_ZERO_OR_MORE, 0), "label": -1}
+_AT_LEAST: dict[str, int] = {
+    **dict.fromkeys(_ONE_OR_MORE, 1),
+    **dict.fromkeys(_ZERO_OR_MORE, 0),
+    "label": -1,
+    "columns": 2,
+}
 _ABOVE_ZERO = ("lr", "rtol", "atol")
 _BELOW = {"ema_decay": 1, "dropout": 1, "label_dropout": 1, "val_fraction": 1, "seed": 2**63}
 

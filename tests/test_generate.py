@@ -20,14 +20,19 @@ from common.generate import (
     CountedNetwork,
     Sampler,
     guided,
+    interpolate,
+    invert,
     labels_for,
     noise_for,
     real_classes,
     sample_many,
     sde_of,
+    slerp,
     velocity_of,
 )
-from common.runtime import Processes
+from common.images import save_png, to_uint8
+from common.runtime import Processes, generator
+from problems import slope_of
 from tiny import TINY, folder, network, options, weights
 
 CONDITIONAL = options(num_classes=3)
@@ -313,3 +318,169 @@ def test_raw_and_averaged_weights_of_a_run_folder(tmp_path):
     for ema, seed in ((True, 0), (False, 1)):
         expected = Sampler(network(CONDITIONAL, seed), "rf", SHAPE)([0], torch.tensor([1]))
         assert torch.allclose(made[ema]([0], torch.tensor([1])), expected, atol=1e-6)
+
+
+# ---- between two noises
+
+
+def angles(a, b):
+    cosine = torch.nn.functional.cosine_similarity(a.flatten(1), b.flatten(1), dim=1)
+    return cosine.clamp(-1, 1).acos()
+
+
+def test_an_arc_keeps_the_norm_and_turns_at_a_constant_rate():
+    draw = generator(0, "arc")
+    a, b = (torch.randn(5, 2, 3, generator=draw, dtype=torch.float64) for _ in range(2))
+    b[0] = a[0] + 0.1 * b[0]  # a small angle too, and a large one
+    b[1] = 0.2 * b[1] - a[1]
+    b = b * (a.flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1))[:, None, None]
+    w = torch.linspace(0, 1, 6, dtype=torch.float64)
+    arc, whole = slerp(a, b, w), angles(a, b)
+    assert arc.shape == (6, 5, 2, 3) and whole.min() < 0.3 and whole.max() > 2.5
+    torch.testing.assert_close(arc[0], a)
+    torch.testing.assert_close(arc[-1], b)
+    for x, u in zip(arc, w):
+        torch.testing.assert_close(x.flatten(1).norm(dim=1), a.flatten(1).norm(dim=1), rtol=1e-12, atol=0)
+        torch.testing.assert_close(angles(a, x), u * whole, rtol=0, atol=1e-7)  # acos near 0 keeps half the digits
+
+
+def test_all_of_an_arc_between_noises_has_the_norm_of_a_noise():
+    a, b = (torch.randn(4000, 300, generator=generator(k, "noises")) for k in range(2))
+    for x in slerp(a, b, torch.linspace(0, 1, 5)):
+        assert x.square().sum(1).mean().item() / 300 == pytest.approx(1, abs=0.01)
+        assert 0.45 < x.norm(dim=1).std().item() < 0.75  # 0.71 at the ends, 0.5 in the middle
+    assert (a / 2 + b / 2).square().sum(1).mean().item() / 300 == pytest.approx(0.5, abs=0.01)  # what a line would do
+
+
+def test_parallel_and_opposite_ends():
+    a = torch.tensor([[1.0, 2.0, 2.0]])
+    torch.testing.assert_close(slerp(a, 3 * a, torch.tensor([0.0, 0.5, 1.0])), torch.stack([a, 2 * a, 3 * a]))
+    assert slerp(a, a.clone(), torch.tensor([0.3])).isfinite().all()
+    with pytest.raises(ValueError, match="no one arc between opposite ends"):
+        slerp(a, -2 * a, torch.tensor([0.5]))
+
+
+@pytest.mark.parametrize("solver", ["euler", "euler_maruyama"])
+def test_rows_run_from_one_image_to_the_next(solver):
+    make = sampler(solver=solver)
+    rows = list(interpolate(make, 2, 4, batch_size=3))
+    assert [row.shape for row in rows] == [(4, *SHAPE)] * 2
+    first = make([0, 2], torch.tensor([0, 1]))  # a row has one class: that of its number
+    assert torch.allclose(torch.stack([row[0] for row in rows]), first, atol=1e-5)
+    if solver == "euler":
+        last = make([1, 3], torch.tensor([0, 1]))
+        assert torch.allclose(torch.stack([row[-1] for row in rows]), last, atol=1e-5)
+    steps = rows[0].diff(dim=0).flatten(1).norm(dim=1)
+    assert steps.min() > 0.01 and steps.max() < (rows[0][-1] - rows[0][0]).norm()
+    whole = torch.cat(list(interpolate(make, 2, 4)))
+    assert torch.allclose(torch.cat(rows), whole, atol=1e-5)  # whatever the batch size
+    assert not torch.allclose(whole, torch.cat(list(interpolate(make, 2, 4, label=2))), atol=1e-2)
+
+
+# ---- back to the noise
+
+
+def gaussian_images(count: int = 8) -> torch.Tensor:
+    """Data of the closed forms above, and the noise that the flow maps to it: (x - MEAN) / SPREAD."""
+    return MEAN + SPREAD * noise_for(range(count), SHAPE, 5)
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("midpoint", 2), ("heun", 2), ("ab2", 2), ("rk4", 4)])
+def test_inversion_finds_the_noise_to_the_order_of_the_solver(solver, order):
+    images, counts = gaussian_images(), (8, 16, 32) if order < 4 else (4, 8, 16)
+    missed, again = [], []
+    for n in counts:
+        noise, back = invert(Sampler(Exact(False), "rf", SHAPE, solver=solver, n_steps=n), images)
+        missed.append((noise - (images - MEAN) / SPREAD).abs().max().item())
+        again.append((back - images).abs().max().item())
+    assert order - 0.35 < slope_of(counts, missed) < order + 0.9, missed
+    assert slope_of(counts, again) > order - 0.35, again
+
+
+def test_inversion_of_idff_keeps_away_from_the_end():
+    images, seen = gaussian_images(), []
+    net = Exact(True)
+    net.register_forward_hook(lambda module, args, out: seen.append(args[1].max().item()))
+    made = Sampler(net, "idff", SHAPE, SIGMA, solver="rk4", n_steps=40, grid="power")
+    noise, back = invert(made, images)
+    assert max(seen) == pytest.approx(0.995) and made.nfe == len(seen) == 2 * 160
+    assert (noise - (images - MEAN) / SPREAD).abs().max() < 0.01  # of up to 4
+    assert (back - images).abs().max() < 1e-3
+    made = Sampler(net, "idff", SHAPE, SIGMA, solver="dopri5")
+    assert (invert(made, images)[1] - images).abs().max() < 1e-3 and max(seen) < 0.996
+
+
+def test_inversion_takes_labels_and_guidance():
+    made = sampler(solver="heun", n_steps=12, cfg=2.0)
+    images, y = made([0, 1], torch.tensor([0, 1])) * 0.5, torch.tensor([0, 1])
+    noise, back = invert(made, images, y)
+    assert (back - images).abs().max() < 0.01 and made.nfe == 2 * 2 * 24
+    other, _ = invert(made, images, y.flip(0))
+    assert (noise - other).abs().max() > 0.01
+
+
+def test_what_cannot_run_backwards_says_so():
+    for solver in ("idff", "euler_maruyama", "unipc2", "torchdyn"):
+        with pytest.raises(ValueError, match=f"--invert cannot use --solver {solver}: choose one of euler, midpoint"):
+            invert(sampler(solver=solver), gaussian_images())
+    with pytest.raises(ValueError, match="leave out --landing 0.9"):
+        invert(sampler(solver="heun", landing=0.9), gaussian_images())
+
+
+# ---- their pictures
+
+
+def draw(tmp_path: Path, *flags: object, config=CONDITIONAL) -> Path:
+    file = weights(tmp_path / "weights.pt", config)
+    argv = ["--weights", file, "--device", "cpu", "--n_steps", 3, *flags]
+    return grid_main(folder(tmp_path), "", [str(word) for word in argv])
+
+
+def test_picture_of_arcs(tmp_path, capsys):
+    path = draw(tmp_path, "--interpolate", "--n_samples", 10, "--columns", 4, "--solver", "heun")
+    assert path == tmp_path / "samples" / "heun_nfe5_arcs.png"
+    assert Image.open(path).size == (4 * 10 + 2, 3 * 10 + 2)  # as many rows as it takes
+    assert "12 images, rf weights" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--columns 1: must be at least 2"):
+        draw(tmp_path, "--interpolate", "--columns", 1)
+
+
+def test_picture_of_an_inversion(tmp_path, capsys):
+    photo = tmp_path / "photo.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)).save(photo)  # colour, not square
+    path = draw(tmp_path, "--invert", photo, "--n_steps", 8)
+    out = capsys.readouterr().out
+    assert path == tmp_path / "samples" / "invert_photo.png" and Image.open(path).size == (32, 12)
+    assert "rk4, 8 steps, grid power, NFE 64 both ways" in out
+    rms_line = next(line for line in out.splitlines() if "error after both ways" in line)
+    error, ratio = float(rms_line.split("RMS ")[1].split()[0]), float(rms_line.split("PSNR ")[1].split()[0])
+    assert error < 0.5 and (ratio > 54 or ratio == math.inf)
+    pixels = np.asarray(Image.open(path)).astype(int)
+    assert np.abs(pixels[2:10, 2:10] - pixels[2:10, 22:30]).max() <= 3  # the image and what it became
+    labelled = draw(tmp_path, "--invert", photo, "--label", 1, "--cfg", 2, "--out", tmp_path / "x.png")
+    assert (np.asarray(Image.open(labelled))[2:10, 12:20] != pixels[2:10, 12:20]).any()
+
+
+def test_an_inversion_of_an_image_that_is_one_already_is_exact_to_the_solver(tmp_path, capsys):
+    save_png(tmp_path / "a.png", to_uint8(gaussian_images(1)))  # a grid of one: 8 + 2 lines, cropped and resized
+    draw(tmp_path, "--invert", tmp_path / "a.png", "--solver", "euler", "--n_steps", 2, config=TINY)
+    rough = capsys.readouterr().out
+    draw(tmp_path, "--invert", tmp_path / "a.png", "--solver", "heun", "--n_steps", 12, config=TINY)
+    error = [float(text.split("RMS ")[1].split()[0]) for text in (rough, capsys.readouterr().out)]
+    assert error[0] > 10 * error[1]
+
+
+def test_mistakes_with_inversions(tmp_path):
+    (tmp_path / "text.png").write_text("no image")
+    save_png(tmp_path / "a.png", to_uint8(gaussian_images(1)))
+    for flags, match in (
+        (("--invert", "gone.png"), "--invert gone.png: no such file; give an image"),
+        (("--invert", tmp_path / "text.png"), "text.png: not an image that can be read"),
+        (("--invert", tmp_path / "a.png", "--interpolate"), "--invert and --interpolate make two different pictures"),
+        (("--invert", tmp_path / "a.png", "--cfg", 2), "say the image's class by --label"),
+        (("--invert", tmp_path / "a.png", "--solver", "dpmpp2m"), "--invert cannot use --solver dpmpp2m"),
+        (("--invert", tmp_path / "a.png", "--landing", 0.8), "leave out --landing 0.8"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=match) as error:
+            draw(tmp_path, *flags)
+        assert "\n" not in str(error.value)

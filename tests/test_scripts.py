@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from common import checkpoint, cli
-from common.commands import smoke_preset
+from common.commands import FLAGS, smoke_preset
 from common.config import TrainConfig
 from common.losses import network_heads
 from common.unet import build_network, network_description
@@ -27,6 +27,13 @@ from tiny import ROOT, network, options
 FOLDERS = {
     "cifar10": ("train_cifar10.py", "IDFF_cifar10_weights_step_final.pt", "cifar10", 32, ROOT),
     "mnist": ("mnist_train.py", "flow_matching_mnist.pth", "mnist", 28, ROOT / "mnist"),
+}
+# Folders whose images the user fetches: (train script, its weights, side)
+LARGE = {
+    "celebA": ("celeba_train.py", "IDFF_celeba_weights_step_final.pt", 64),
+    "celebA_HQ": ("train_celebA_HQ.py", "IDFF_celeba_256_weights_step_final.pt", 256),
+    "lsun_bed": ("train_lsun_bed.py", "IDFF_lsun_bed_weights_step_final.pt", 256),
+    "lsun_church": ("train_lsun_church.py", "IDFF_lsun_church_weights_step_final.pt", 256),
 }
 SCRIPTS = [
     *(
@@ -38,6 +45,8 @@ SCRIPTS = [
         for name in ("mnist_train", "simple_gen_test", "gen_mnist", "gen_true_mnist", "measure", "fit_sampler")
     ),
     "mnist/mnist_test.py",
+    "celebA/rectified_flow_train.py",
+    *(f"{name}/{files[0]}" for name, files in LARGE.items() if name in ("celebA", "lsun_church")),
 ]
 
 
@@ -133,7 +142,7 @@ def test_mnist_test_draws_ten_digits(trained, tmp_path):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_from_the_other_place_is_quick_and_free_of_torch(script):
     folder = (ROOT / script).parent
-    cwd = folder if FOLDERS[folder.name][4] == ROOT else ROOT
+    cwd = ROOT if FOLDERS.get(folder.name, ("",) * 5)[4] == folder else folder
     code = (
         "import runpy, sys; sys.argv = sys.argv[1:]\n"
         "sys.path[0] = __import__('os').path.dirname(sys.argv[0]) or '.'\n"
@@ -146,10 +155,70 @@ def test_help_from_the_other_place_is_quick_and_free_of_torch(script):
     assert "--smoke" in shown.stdout and "--device" in shown.stdout or "true" in script
 
 
+# ---- the folders of large images: all of their scripts in one process, since most of their time is importing torch
+
+SEVERAL = """
+import json, os, runpy, sys
+for folder, script, *flags in json.loads(sys.stdin.read()):
+    for name in ("_repo", "config", "epochs", "generator_unet"):
+        sys.modules.pop(name, None)
+    path = os.path.join(folder, script)
+    sys.argv, kept = [path, *flags], list(sys.path)
+    sys.path[0] = folder  # as `python folder/script` does
+    print("#", folder, script)
+    try:
+        runpy.run_path(path, run_name="__main__")
+    except SystemExit as left:
+        assert left.code == 0 and "--help" in flags, left.code
+    sys.path[:] = kept
+"""
+
+
+def test_scripts_of_the_folders_of_large_images(tmp_path):
+    """Train, sample, arcs, inversion, many images, real images: --smoke, with the weights that the training left.
+
+    The three folders of 256x256 have one network: the last one's weights serve the two that are not trained again.
+    """
+    Image.effect_noise((300, 200), 60).convert("RGB").save(tmp_path / "photo.jpg")
+    jobs = []
+    for name in ("celebA", "lsun_church"):
+        jobs.append((name, LARGE[name][0], "--smoke", "--out", tmp_path / name / "run"))
+    for name, (train, _, side) in LARGE.items():
+        out, trained = tmp_path / name, "celebA" if side == 64 else "lsun_church"
+        if name != trained:
+            jobs.append((name, train, "--help"))
+        weights = tmp_path / trained / "run" / LARGE[trained][1]
+        use = ("--smoke", "--weights", weights, "--n_steps", 2)
+        jobs.append((name, "simple_gen_test.py", *use, "--n_samples", 4, "--interpolate", "--columns", 2))
+        jobs[-1] += ("--out", out / "arcs.png")
+        jobs.append((name, "simple_gen_test.py", *use, "--invert", tmp_path / "photo.jpg", "--out", out / "way.png"))
+        jobs.append((name, f"gen_{name}.py", *use, "--n_samples", 3, "--save_dir", out / "gen"))
+        jobs.append((name, f"gen_true_{name}.py", "--smoke", "--save_dir", out / "true.npz"))
+    files = tmp_path / "celebA" / "checkpoints"
+    jobs.append(("celebA", "rectified_flow_train.py", "--smoke", "--out", files))
+    lines = json.dumps([[*map(str, job)] + ([] if "true" in job[1] else ["--device", "cpu"]) for job in jobs])
+    command = [sys.executable, "-c", SEVERAL]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, input=lines, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
+    for name, (_, final, side) in LARGE.items():
+        out = tmp_path / name
+        if (out / "run").exists():
+            _, info = checkpoint.load_network(out / "run" / final)
+            assert info["config"]["image_size"] == side and info["method"]["name"] == "idff" and info["step"] == 4
+        assert Image.open(out / "arcs.png").size == (2 * side + 6, 2 * side + 6)
+        assert Image.open(out / "way.png").size == (3 * side + 8, side + 4)
+        assert sorted(path.name for path in (out / "gen").glob("*.png")) == [f"{k:06d}.png" for k in range(3)]
+        with np.load(out / "true.npz") as real:
+            assert real["arr_0"].shape == (64, side, side, 3)
+    assert done.stdout.count("error after both ways: RMS") == 4 and done.stdout.count("4 images, idff weights") == 4
+    assert (files / "rf_best.pth").exists() and (files / "epoch_1.pth").exists()
+
+
 # ---- what a folder's own files say
 
 
-@pytest.fixture(params=list(FOLDERS))
+@pytest.fixture(params=[*FOLDERS, *LARGE])
 def config(request, monkeypatch):
     """A folder's config.py, imported as its scripts import it, without leaving the module names behind."""
     names = ("_repo", "config", "mnist_train", "keras_mnist")
@@ -168,13 +237,13 @@ def test_presets_are_in_range_and_build_their_networks(config):
             with torch.device("meta"):
                 net = build_network(network_description(run, network_heads(run.method)))
             assert net.num_classes == (run.num_classes and run.num_classes + 1), name
-    assert config.FOLDER.here.name in FOLDERS and (config.FOLDER.here / "_repo.py").exists()
+    assert config.FOLDER.here.name in {*FOLDERS, *LARGE} and (config.FOLDER.here / "_repo.py").exists()
 
 
 def test_the_paper_preset_is_the_published_network(config):
-    paper = config.FOLDER.presets.get("paper")
-    if paper is None:
+    if config.FOLDER.here.name != "cifar10":
         pytest.skip("cifar10 has it")
+    paper = config.FOLDER.presets["paper"]
     with torch.device("meta"):
         velocity = build_network(network_description(paper, 1))
     assert sum(p.numel() for p in velocity.parameters()) == 35_746_307  # torchcfm's CIFAR-10 network
@@ -192,7 +261,38 @@ def test_names_of_runs_and_weights_are_the_seeds(config):
     assert folder.weights in (
         "results/IDFF-2.0-0.2/IDFF_cifar10_weights_step_final.pt",
         "results/RF-0.0/flow_matching_mnist.pth",
+        *(f"results/IDFF-2.0-0.2/{files[1]}" for files in LARGE.values()),
     )
+
+
+def test_presets_of_large_images_say_what_they_are_for(config):
+    name, presets = config.FOLDER.here.name, config.FOLDER.presets
+    if name not in LARGE:
+        pytest.skip("large images only")
+    paper, small = presets["paper"], presets["small"]
+    assert (paper.image_size, paper.lr, paper.method, paper.sigma) == (LARGE[name][2], 1e-5, "idff", 0.2)
+    assert paper.channel_mult == ((1, 2, 2, 4, 4) if name == "celebA" else (1, 1, 2, 2, 4, 4))
+    assert small.image_size // small.patch_size == 32 and small.total_steps <= 2000
+    assert config.FOLDER.places and "--data" not in config.FOLDER.advice
+    if name == "celebA":
+        return
+    one, several = presets["default"], presets["multi"]
+    assert one.checkpointing and one.grad_accum > 1 and one.mixed_precision == "bf16" and not one.parallel
+    assert several.parallel and all(several.batch_size % (gpus * several.grad_accum) == 0 for gpus in (2, 4, 8, 16))
+    with torch.device("meta"):
+        networks = [build_network(network_description(preset, 2)) for preset in (paper, one)]
+    assert [sum(p.numel() for p in net.parameters()) for net in networks] == [113_680_134] * 2
+
+
+def test_idffs_command_line(config):
+    if config.FOLDER.here.name != "celebA":
+        pytest.skip("celebA has it")
+    argv = ["--model", "IDFF", "--flow_w", "5", "--output_dir", "results/a", "--num_channel", "64", "--parallel=True"]
+    run = cli.parse(
+        TrainConfig, config.FOLDER.presets, aliases=FLAGS, argv=[*argv, "--ema_decay=0.999", "--lr", "1e-5"]
+    )
+    wanted = {"method": "idff", "flow_weight": 5.0, "out": "results/a", "num_channel": 64, "parallel": True}
+    assert {key: getattr(run, key) for key in wanted} == wanted and (run.ema_decay, run.lr) == (0.999, 1e-5)
 
 
 def test_flow_matching_pytorchs_command_line(config):

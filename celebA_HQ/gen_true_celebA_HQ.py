@@ -1,0 +1,12 @@
+"""Write real CelebA-HQ images as numbered PNG files (or one .npz), to compare generated ones with.
+
+python gen_true_celebA_HQ.py --n_samples 50000 --save_dir samples/true
+"""
+
+from _repo import HERE  # noqa: F401
+from common.commands import true_main
+from common.runtime import run_main
+from config import FOLDER
+
+if __name__ == "__main__":
+    run_main(lambda: true_main(FOLDER, __doc__))

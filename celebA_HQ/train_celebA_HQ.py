@@ -1,0 +1,14 @@
+"""Train IDFF, or any other method, on CelebA-HQ at 256x256.
+
+python train_celebA_HQ.py                            # one GPU of 24 GB
+python train_celebA_HQ.py --preset multi             # all GPUs of the machine
+python train_celebA_HQ.py --preset small             # a CPU, a few hundred steps
+"""
+
+from _repo import HERE  # noqa: F401
+from common.commands import train_main
+from common.runtime import run_main
+from config import FOLDER
+
+if __name__ == "__main__":
+    run_main(lambda: train_main(FOLDER, __doc__))

@@ -1,0 +1,315 @@
+"""Folders whose images the user fetches: their places, epochs as steps, the Flow Image Generator's files."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common import checkpoint
+from common.commands import data_spec, epochs_as_steps, grid_main, smoke_preset, train_main, true_main
+from common.config import TrainConfig, TrueConfig
+from common.data import fits_in_memory
+from common.generate import noise_for
+from common.images import save_png
+from common.runtime import JsonLines, Processes
+from common.trainer import Trainer
+from tiny import ALONE, ROOT, folder, images, options, run, weights
+
+NAMES = ("_repo", "config", "epochs", "generator_unet", "rectified_flow_train")
+CPU = ["--device", "cpu"]
+SMALL = options(
+    network="conditional_unet", in_channels=3, image_size=16, num_channel=8, channel_mult=(1, 2), dropout=0.1,
+    batch_size=8, epochs=3, save_step=3, log_step=1, flip=False, warmup=0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def celeba():
+    """The folder's own modules by name, imported as its scripts import them."""
+    sys.path.insert(0, str(ROOT / "celebA"))
+    for name in NAMES:
+        sys.modules.pop(name, None)
+    yield {name: importlib.import_module(name) for name in NAMES}
+    sys.path.remove(str(ROOT / "celebA"))
+    for name in NAMES:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A folder whose images lie at one of two places."""
+    where = {"places": ("faces.zip", "faces"), "advice": "fetch faces.zip from somewhere", "data": ""}
+    return replace(folder(tmp_path, options(in_channels=3)), **where)
+
+
+def photographs(path: Path, count: int = 20, size: int = 8) -> Path:
+    """A folder of images, larger than they will be used."""
+    pixels = images(count, 2 * size, 3).images
+    for k, image in enumerate(pixels):
+        save_png(path / f"{k:06d}.png", image[None], sync=False)
+    return path
+
+
+# ---- where the images are
+
+
+def test_missing_images_are_answered_with_what_to_fetch(place):
+    for action in (train_main, true_main):
+        with pytest.raises(FileNotFoundError) as error:
+            action(place, "", argv=[] if action is true_main else CPU)
+        line = str(error.value)
+        assert "no images in" in line and "faces.zip, faces" in line and "fetch faces.zip from somewhere" in line
+        assert "--data FOLDER_OR_ZIP" in line and "--smoke" in line and "\n" not in line
+    assert not (place.here / "results").exists()
+
+
+def test_the_first_place_that_is_there_is_taken(place, tmp_path):
+    config = TrueConfig()
+    (tmp_path / "data" / "faces").mkdir(parents=True)
+    assert data_spec(place, config) == str(tmp_path / "data" / "faces")
+    (tmp_path / "data" / "faces.zip").touch()
+    assert data_spec(place, config) == str(tmp_path / "data" / "faces.zip")
+    (tmp_path / "elsewhere" / "faces").mkdir(parents=True)
+    assert data_spec(place, TrueConfig(data_root=str(tmp_path / "elsewhere"))).startswith(str(tmp_path / "elsewhere"))
+    assert data_spec(place, TrueConfig(data="mine.zip")) == "mine.zip"
+    assert data_spec(folder(tmp_path), config) == str(tmp_path / "images.npz")  # a folder without places
+
+
+def test_training_and_real_images_from_a_place(place, tmp_path, monkeypatch):
+    photographs(tmp_path / "data" / "faces")
+    final = train_main(place, "", [*CPU, "--total_steps", "2"])
+    assert final.exists() and checkpoint.load_network(final)[1]["step"] == 2
+    whole = true_main(place, "", ["--save_dir", str(tmp_path / "true")])
+    monkeypatch.setattr("common.data.fits_in_memory", lambda *shape: not fits_in_memory(*shape))
+    streamed = true_main(place, "", ["--save_dir", str(tmp_path / "streamed")])
+    for k in range(20):  # images that do not fit in memory are decoded one by one
+        a, b = (np.asarray(Image.open(path / f"{k:06d}.png")) for path in (whole, streamed))
+        assert a.shape == (8, 8, 3) and (a == b).all()
+    true_main(place, "", ["--save_dir", str(tmp_path / "large"), "--side", "12", "--n_samples", "5"])
+    sizes = [Image.open(file).size for file in sorted((tmp_path / "large").glob("*.png"))]
+    assert sizes == [(12, 12)] * 5
+
+
+# ---- epochs
+
+
+def test_epochs_are_steps():
+    config = TrainConfig(epochs=3, batch_size=64, val_fraction=0.02)
+    assert epochs_as_steps(config, 1000).total_steps == math.ceil(3 * 980 / 64)
+    assert epochs_as_steps(replace(config, val_fraction=0.0), 128).total_steps == 6
+    assert epochs_as_steps(replace(config, epochs=0), 1000).total_steps == 400_000
+    assert smoke_preset(config).epochs == 0 and smoke_preset(config).total_steps == 4
+
+
+def test_an_epoch_ends_when_all_images_have_been_seen(celeba):
+    done = celeba["epochs"].epochs_done
+    assert [done(step, 8, 36) for step in (0, 4, 5, 9, 13, 14)] == [0, 0, 1, 2, 2, 3]
+    assert done(1, 64, 10) == 6  # tiny data: several epochs in one step
+
+
+def epochs_run(celeba, out: Path, processes: Processes = ALONE, **changes) -> Path:
+    config = epochs_as_steps(replace(SMALL, **changes), 40)
+    return celeba["epochs"].train_epochs(config, images(40, 16, 3), out, "rf_weights_step_final.pt", processes)
+
+
+@pytest.fixture(scope="module")
+def trained(celeba, tmp_path_factory):
+    """A run of three epochs: 36 training images, batch 8, 14 steps."""
+    out = tmp_path_factory.mktemp("celeba") / "checkpoints"
+    epochs_run(celeba, out)
+    return out
+
+
+def test_files_of_epochs_hold_the_seeds_entries_and_ours(trained):
+    assert sorted(path.name for path in trained.glob("*.pth")) == [
+        *(f"epoch_{k}.pth" for k in (1, 2, 3)),
+        "rf_best.pth",
+    ]
+    rows = JsonLines(trained / "metrics.jsonl").read()
+    ends = {row["epoch"]: row for row in rows if "epoch" in row}
+    assert {k: row["step"] for k, row in ends.items()} == {1: 5, 2: 9, 3: 14}
+    for k in (1, 2, 3):
+        state = checkpoint.load(trained / f"epoch_{k}.pth")
+        assert {"epoch", "ema_state", "model_state", "optimizer_state", "loss"} <= state.keys()
+        assert (state["epoch"], state["step"]) == (k, ends[k]["step"])
+        low = 0 if k == 1 else ends[k - 1]["step"]
+        losses = [row["loss"] for row in rows if row.get("loss") and low < row["step"] <= ends[k]["step"]]
+        assert state["loss"] == pytest.approx(sum(losses) / len(losses)) and len(losses) == (5, 4, 5)[k - 1]
+        assert state["val_loss"] == pytest.approx(ends[k]["val_loss"])
+        assert len(state["optimizer_state"]["state"]) == len(state["model_state"])
+        net, info = checkpoint.load_network(trained / f"epoch_{k}.pth")
+        raw, _ = checkpoint.load_network(trained / f"epoch_{k}.pth", ema=False)
+        for mine, theirs in ((net, "ema_state"), (raw, "model_state")):
+            assert all(torch.equal(value, state[theirs][key]) for key, value in mine.state_dict().items())
+        assert info["method"]["name"] == "rf" and info["config"]["image_size"] == 16
+    shared = {state[key]["stem.weight"].data_ptr() for key in ("ema_state", "ema_model")}
+    assert len(shared) == 1, "the same tensors, written once"
+
+
+def test_the_best_epoch_is_that_of_the_lowest_validation_loss(celeba, tmp_path, monkeypatch):
+    losses = iter([0.5, 0.3, 0.4])
+    monkeypatch.setattr(Trainer, "validation_loss", lambda *arguments: next(losses))
+    epochs_run(celeba, tmp_path)
+    assert checkpoint.load(tmp_path / "rf_best.pth")["epoch"] == 2
+    best = checkpoint.load(tmp_path / "rf_best.pth")["ema_state"]
+    second = checkpoint.load(tmp_path / "epoch_2.pth")["ema_state"]
+    assert all(torch.equal(best[key], second[key]) for key in second)
+
+
+def test_without_held_out_images_the_training_loss_decides(celeba, tmp_path):
+    epochs_run(celeba, tmp_path, val_fraction=0.0, epochs=2)
+    states = [checkpoint.load(tmp_path / f"epoch_{k}.pth") for k in (1, 2)]
+    assert [state["val_loss"] for state in states] == [None, None]
+    lowest = min(states, key=lambda state: state["loss"])["epoch"]
+    assert checkpoint.load(tmp_path / "rf_best.pth")["epoch"] == lowest
+
+
+def test_a_resumed_run_is_the_run_that_was_not_stopped(celeba, trained, tmp_path):
+    epochs_run(celeba, tmp_path, epochs=2)
+    epochs_run(celeba, tmp_path, resume="auto")
+    for name in ("epoch_3.pth", "rf_best.pth"):
+        whole, parts = (checkpoint.load(out / name) for out in (trained, tmp_path))
+        assert whole["loss"] == parts["loss"] and whole["epoch"] == parts["epoch"]
+        assert all(torch.equal(whole["ema_state"][key], parts["ema_state"][key]) for key in whole["ema_state"])
+
+
+def test_labels_and_batches_that_do_not_fit(celeba, tmp_path):
+    with pytest.raises(ValueError, match="--num_classes 3: this recipe has no labels; use celeba_train.py"):
+        epochs_run(celeba, tmp_path, num_classes=3)
+    with pytest.raises(ValueError, match="--batch_size 8: make it a multiple of 3"):
+        epochs_run(celeba, tmp_path, processes=Processes(0, 3, torch.device("cpu")))
+
+
+def test_the_recipe_of_the_seed(celeba):
+    recipe = celeba["config"].GENERATOR_FOLDER.presets["default"]
+    wanted = {"method": "rf", "network": "conditional_unet", "image_size": 128, "in_channels": 3, "lr": 1e-5}
+    wanted |= {"batch_size": 64, "ema_decay": 0.999, "epochs": 1000, "weight_decay": 0.0, "warmup": 0, "flip": False}
+    assert {key: getattr(recipe, key) for key in wanted} == wanted
+    assert celeba["config"].GENERATOR_FOLDER.run_folder(recipe) == ROOT / "celebA" / "checkpoints"
+    smoke = celeba["config"].GENERATOR_FOLDER.run_folder(replace(recipe, smoke=True))
+    assert smoke == ROOT / "celebA" / "results" / "smoke-rf"  # which is emptied: never the checkpoints
+
+
+# ---- sampling from a checkpoint
+
+
+def test_sample_from_checkpoint(celeba, trained, tmp_path, capsys):
+    sample = celeba["rectified_flow_train"].sample_from_checkpoint
+    drawn = sample(trained / "rf_best.pth", tmp_path / "a" / "sample.png", steps=3, batch_size=4)
+    assert drawn.shape == (4, 3, 16, 16) and drawn.abs().max() <= 1
+    assert Image.open(tmp_path / "a" / "sample.png").size == (4 * 18 + 2, 18 + 2)  # in one row
+    assert "4 image(s), 12 network evaluations each" in capsys.readouterr().out
+    net, _ = checkpoint.load_network(trained / "rf_best.pth")
+    calls = []
+    net.register_forward_hook(lambda *_: calls.append(1))
+    x = noise_for(range(4), (3, 16, 16), 0)
+    for i in range(3):  # the classical Runge-Kutta method, written out
+        t, h = i / 3, 1 / 3
+        with torch.no_grad():
+            k1 = net(x, torch.full((4,), t))
+            k2 = net(x + h / 2 * k1, torch.full((4,), t + h / 2))
+            k3 = net(x + h / 2 * k2, torch.full((4,), t + h / 2))
+            k4 = net(x + h * k3, torch.full((4,), t + h))
+        x = x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+    assert len(calls) == 12 and torch.allclose(drawn, x.clamp(-1, 1), atol=1e-5)
+    alone = sample(trained / "rf_best.pth", tmp_path / "b.png", steps=3, batch_size=1)
+    assert torch.allclose(alone, drawn[:1], atol=1e-5)  # image k does not depend on its neighbours
+    assert not torch.allclose(alone, sample(trained / "rf_best.pth", tmp_path / "b.png", steps=3, seed=1), atol=1e-3)
+    with pytest.raises(FileNotFoundError, match="no weights at"):
+        sample(tmp_path / "gone.pth")
+
+
+def test_sample_from_checkpoint_of_idff(celeba, tmp_path):
+    """Weights of two heads, as celeba_train.py leaves them."""
+    file = weights(tmp_path / "w.pt", options(method="idff", sigma=0.2))
+    drawn = celeba["rectified_flow_train"].sample_from_checkpoint(file, tmp_path / "a.png", steps=2)
+    assert drawn.shape == (1, 1, 8, 8) and drawn.isfinite().all()
+
+
+# ---- the Flow Image Generator's own checkpoints
+
+
+def theirs(celeba, channels: int = 8, time: int = 16) -> torch.nn.Module:
+    """That project's network with weights that follow a formula."""
+    net = celeba["generator_unet"].GeneratorUNet(3, 3, channels, time).eval()
+    with torch.no_grad():
+        for i, (key, value) in enumerate(net.state_dict().items()):
+            n = torch.arange(value.numel(), dtype=torch.float64)
+            scale = 1.0 if "norm" in key and "weight" in key else 0.0
+            value.copy_((0.3 * torch.cos(1.7 * n + i) + scale).reshape(value.shape).float())
+    return net
+
+
+def their_file(celeba, path: Path) -> Path:
+    """A file as that project's training script writes it, from inside DataParallel."""
+    net = torch.nn.DataParallel(theirs(celeba))
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5)
+    raw = {key: value + 1 for key, value in net.state_dict().items()}
+    state = {"epoch": 7, "ema_state": net.state_dict(), "model_state": raw, "loss": 0.25}
+    torch.save(state | {"optimizer_state": optimizer.state_dict()}, path)
+    return path
+
+
+def test_their_network_gives_their_numbers(celeba):
+    """Names and outputs were taken from that project's code with these weights; its time runs the other way."""
+    net = theirs(celeba)
+    x = torch.sin(torch.arange(2 * 3 * 16 * 16, dtype=torch.float64)).reshape(2, 3, 16, 16).float()
+    with torch.no_grad():
+        out = -net(x, 1 - torch.tensor([0.25, 1.0]))
+    first = [-0.20521678030490875, -1.0357418060302734, -0.9899109601974487]
+    second = [-1.8685004711151123, -0.5715710520744324, 1.148409128189087]
+    torch.testing.assert_close(out[:, :, 3, 5], torch.tensor([first, second]), rtol=1e-4, atol=1e-4)
+    assert out.mean().item() == pytest.approx(-0.575987, abs=1e-4)
+    names = " ".join(net.state_dict())
+    assert hashlib.sha256(names.encode()).hexdigest()[:16] == "69e94e29c77259a4" and len(net.state_dict()) == 218
+
+
+def test_their_files_are_read(celeba, tmp_path, capsys):
+    file = their_file(celeba, tmp_path / "rf_best.pth")
+    net, info = celeba["generator_unet"].load_network(file)
+    expected = theirs(celeba).state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in net.state_dict().items())
+    assert info["method"]["name"] == "rf" and info["step"] == 7 and info["network"]["image_size"] == 128
+    assert "weights of the Flow Image Generator" in info["report"][0] and "weights: ema_state" in info["report"]
+    raw, _ = celeba["generator_unet"].load_network(file, ema=False)
+    assert torch.equal(raw.enc1.bias, net.enc1.bias + 1)
+    with torch.no_grad(), pytest.raises(ValueError, match="unconditional"):
+        net(torch.zeros(1, 3, 16, 16), torch.zeros(1), torch.zeros(1, dtype=torch.long))
+    (tmp_path / "run.yaml").write_text("image_size: 16\ntotal_steps: 3\n")
+    flags = ["--weights", str(file), "-c", str(tmp_path / "run.yaml"), "--n_samples", "2", "--n_steps", "2"]
+    grid_main(celeba["config"].FOLDER, "", [*flags, *CPU, "--out", str(tmp_path / "grid.png")])
+    assert "rf weights of step 7" in capsys.readouterr().out and Image.open(tmp_path / "grid.png").size == (38, 20)
+
+
+def test_files_that_only_look_like_theirs(celeba, tmp_path):
+    state = theirs(celeba).state_dict()
+    cases = {"lacks": {k: v for k, v in state.items() if k != "enc1.weight"}, "more": state | {"x": torch.zeros(1)}}
+    for name, tensors in cases.items():
+        torch.save({"ema_state": tensors, "model_state": {}}, tmp_path / f"{name}.pth")
+        with pytest.raises(ValueError, match=f"{name}.pth: not the network of the Flow Image Generator") as error:
+            celeba["generator_unet"].load_network(tmp_path / f"{name}.pth")
+        assert "\n" not in str(error.value)
+    ours, _ = celeba["generator_unet"].load_network(weights(tmp_path / "ours.pt"))
+    assert type(ours).__name__ == "UNet"
+
+
+def test_train_main_runs_what_it_is_given(place, tmp_path):
+    """rectified_flow_train.py gives its own training; the data, the run folder and the epochs come from train_main."""
+    photographs(tmp_path / "data" / "faces")
+    seen = []
+    train_main(
+        replace(place, runs="mine"), "", [*CPU, "--epochs", "2"], run=lambda *given: seen.append(given) or given[2]
+    )
+    config, data, out, name, processes = seen[0]
+    assert config.total_steps == math.ceil(2 * 18 / 8) and len(data) == 20 and processes.is_main
+    assert out == tmp_path / "mine" and name == "RF_weights_step_final.pt"
+    assert run(tmp_path / "common").exists()
