@@ -48,6 +48,10 @@ TORCH_FREE = {
     "measure.py",
     "fit.py",
     "prepare.py",
+    "evaluate.py",
+    "compare.py",
+    "page.py",
+    "bits.py",
 }
 DATASETS = re.compile(r"mnist|cifar|celeb|lsun|lorenz", re.IGNORECASE)
 

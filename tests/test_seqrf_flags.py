@@ -110,7 +110,6 @@ EULER = """
 
 RECIPE = {  # the configuration file's part that differs from the defaults
     "config.data.dataset": "torchvision:CIFAR10",
-    "config.model.condition": "heads",
     "config.model.ema_rate": 0.9999,
     "config.model.variable_ema_rate": False,
     "config.training.gen_reflow_size": 2048,
@@ -406,7 +405,7 @@ def test_the_last_value_that_is_allowed(line):
         ("config: {trainng: {}}", "config: unknown key trainng; the nearest is training"),
         ("config: {}\nworkdri: x", "unknown key workdri; the nearest is workdir"),
         ("data: {model: x}", "data: unknown key model"),
-        ("config: 5", "config: give a mapping of its options, which are data, model, training, sampling, eval, seed"),
+        ("config: 5", "config: give a mapping of its options, which are data, model, training, sampling, eval, pipeline, seed"),
         ("training: 4", "training: give a mapping of its options, which are reflow_mode, reflow_t,"),
         ("training: {reflow_t: many}", "training: reflow_t many: give a whole number"),
         ("training: {lr: {a: 1}}", "training: lr {'a': 1}: give a number"),
