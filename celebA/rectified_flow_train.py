@@ -41,13 +41,13 @@ def sample_from_checkpoint(
         FileNotFoundError, ValueError: no such checkpoint, or none that this repository knows.
     """
     import torch
-    from generator_unet import load_network
     from tqdm import tqdm
 
     from common import generate
     from common.images import grid, save_png
     from common.runtime import pick_device
     from common.solvers import integrate, time_grid
+    from generator_unet import load_network
 
     net, info = load_network(checkpoint_path)
     net: Any = net.to(pick_device())

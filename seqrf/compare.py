@@ -150,15 +150,21 @@ def chosen_metric(name: str, rows: Sequence[Row]) -> str:
 
 # ------------------------------------------------------------------------------------------------------ output
 def write_csv(rows: Sequence[Row], metric: str, path: Path) -> None:
-    """One line a row, the columns that one looks for first; lists as JSON."""
+    """One line a row, the columns that one looks for first; lists as JSON, numbers to 6 digits, no folders."""
     first = [*FIRST, metric, f"{metric}_floor", *FIGURES, "samples", "seed"]
     every = dict.fromkeys([*first, *(column for row in rows for column in row)])
-    columns = [column for column in every if any(column in row for row in rows)]
+    columns = [column for column in every if column != "folder" and any(column in row for row in rows)]
     with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         for row in rows:
-            writer.writerow({k: json.dumps(v) if isinstance(v, (list, dict)) else v for k, v in row.items()})
+            writer.writerow({column: _cell(row.get(column)) for column in columns})
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, (list, dict)):
+        return json.dumps(value)
+    return f"{value:.6g}" if isinstance(value, float) else value
 
 
 def markdown(groups: Sequence[Sequence[Row]], metric: str) -> str:

@@ -405,7 +405,10 @@ def test_the_last_value_that_is_allowed(line):
         ("config: {trainng: {}}", "config: unknown key trainng; the nearest is training"),
         ("config: {}\nworkdri: x", "unknown key workdri; the nearest is workdir"),
         ("data: {model: x}", "data: unknown key model"),
-        ("config: 5", "config: give a mapping of its options, which are data, model, training, sampling, eval, pipeline, seed"),
+        (
+            "config: 5",
+            "config: give a mapping of its options, which are data, model, training, sampling, eval, pipeline, seed",
+        ),
         ("training: 4", "training: give a mapping of its options, which are reflow_mode, reflow_t,"),
         ("training: {reflow_t: many}", "training: reflow_t many: give a whole number"),
         ("training: {lr: {a: 1}}", "training: lr {'a': 1}: give a number"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from common import checkpoint, training
+from common import checkpoint
 from common import trainer as trainer_module
 from common.batches import CoupledBatches
 from common.commands import smoke_preset, train_main
