@@ -1,0 +1,354 @@
+"""Tensor-train velocities: frames, flows with known velocities and densities, reflow and distillation."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import pytest
+import torch
+
+from common.solvers import CountNFE, integrate, time_grid
+from tiny import ROOT
+
+sys.path.insert(0, str(ROOT / "ttflow"))
+try:
+    import recflow as rf
+    from tt import SeparateTT
+finally:
+    sys.path.remove(str(ROOT / "ttflow"))
+
+F64 = torch.float64
+
+
+def seeded(k=0):
+    return torch.Generator().manual_seed(k)
+
+
+def normal_numbers(*shape, k=0):
+    return torch.randn(*shape, generator=seeded(k), dtype=F64)
+
+
+CENTRE, VARIANCE = 1.2, 0.5
+
+
+def mixture(n, k=0, d=2):
+    """Two Gaussians at -+ CENTRE along the first axis, with the same variance in all directions."""
+    side = torch.where(torch.rand(n, generator=seeded(1000 + k), dtype=F64) < 0.5, -CENTRE, CENTRE)
+    x = math.sqrt(VARIANCE) * normal_numbers(n, d, k=k)
+    x[:, 0] += side
+    return x
+
+
+def mixture_log_density(x):
+    shifted = torch.stack([x[:, 0] - CENTRE, x[:, 0] + CENTRE]).square() + x[:, 1:].square().sum(1)
+    return torch.logsumexp(-shifted / (2 * VARIANCE), 0) - math.log(2) - x.shape[1] / 2 * math.log(math.tau * VARIANCE)
+
+
+def mixture_velocity(x, t):
+    """The exact velocity E[x1 - x0 | xt] of the independent coupling, for the mixture."""
+    t = t[:, None]
+    variance = (1 - t) ** 2 + VARIANCE * t**2
+    gain = (VARIANCE * t - (1 - t)) / variance
+    centre = torch.zeros_like(x)
+    centre[:, :1] = CENTRE * torch.tanh(x[:, :1] * CENTRE * t / variance)
+    return centre + gain * (x - t * centre)
+
+
+def mixture_draw(n, d=2):
+    """Points of the paths of the mixture with the exact velocity: a fit without noise."""
+
+    def draw(k):
+        t = rf.stratified(n, seeded(50 + k)).double()
+        x = (1 - t)[:, None] * normal_numbers(n, d, k=200 + k) + t[:, None] * mixture(n, 300 + k, d)
+        return x, t, mixture_velocity(x, t)
+
+    return draw
+
+
+def fitted(d=2, **options):
+    frame = rf.frame_of(normal_numbers(20000, d, k=7), mixture(20000, 8, d), rotate=False)
+    options = {"n_basis": 30, "n_time": 10, "rank": 6, "sweeps": 6, "ridge": 1e-6, "smooth": 0.1} | options
+    return rf.fit_velocity(mixture_draw(6000, d), frame, **options)
+
+
+@pytest.fixture(scope="module")
+def flow():
+    return fitted()
+
+
+def grid(low, high, n, d):
+    axis = torch.linspace(low, high, n, dtype=F64)
+    points = torch.cartesian_prod(*[axis] * d).reshape(-1, d)
+    return points, ((high - low) / (n - 1)) ** d
+
+
+# ---- frame
+
+
+@pytest.mark.parametrize("scale", rf.SCALES)
+def test_a_frame_is_normalised_and_its_slope_is_a_derivative(scale):
+    turn = torch.linalg.qr(normal_numbers(3, 3, k=1))[0]
+    x0 = normal_numbers(4000, 3, k=2)
+    x1 = (normal_numbers(4000, 3, k=3) * torch.tensor([3.0, 1.0, 0.2])) @ turn.T + 0.3 * x0 + 5
+    frame = rf.frame_of(x0, x1, scale=scale)
+    torch.testing.assert_close(frame.rotation.T @ frame.rotation, torch.eye(3, dtype=F64))
+    t, h = torch.tensor([0.0, 0.3, 0.8, 1.0], dtype=F64), 1e-6
+    mean, s, slope = frame.at(t)
+    torch.testing.assert_close(slope, (frame.at(t + h)[1] - frame.at(t - h)[1]) / (2 * h), rtol=0, atol=1e-7)
+    torch.testing.assert_close(mean, torch.lerp(x0.mean(0)[None], x1.mean(0)[None], t[:, None]))
+    for at in t:
+        xt = torch.lerp(x0, x1, at)
+        z = frame.rows(xt, at.expand(4000), x1 - x0)[0][:, :3]
+        if scale == "moving":
+            torch.testing.assert_close(z.var(0, correction=0), torch.ones(3, dtype=F64), rtol=1e-9, atol=0)
+        if scale == "none":
+            torch.testing.assert_close(z, (xt - xt.mean(0)) @ frame.rotation)
+    if scale == "whitened":
+        many = torch.cat(
+            [frame.rows(torch.lerp(x0, x1, at), at.expand(4000), x1)[0] for at in torch.linspace(0, 1, 201)]
+        )
+        torch.testing.assert_close(many[:, :3].var(0), torch.ones(3, dtype=F64), rtol=0.02, atol=0)
+    off = torch.linalg.multi_dot([frame.rotation.T, x1.T.cov(), frame.rotation]).fill_diagonal_(0)
+    assert off.abs().max() < 1e-10
+
+
+def test_for_gaussians_there_is_nothing_left_to_learn():
+    """The mean of the targets given z is 0 at all z and t, whatever the coupling of the two Gaussians is."""
+    x0 = normal_numbers(200_000, 1, k=2)
+    for x1, straight in ((2.5 * normal_numbers(200_000, 1, k=3) + 1, True), (2.5 * x0 + 1, True)):
+        frame = rf.frame_of(x0, x1, straight)
+        for at in (0.0, 0.4, 1.0):
+            t = torch.full((200_000,), at, dtype=F64)
+            inputs, targets = frame.rows(torch.lerp(x0, x1, at), t, x1 - x0)
+            assert (targets * inputs[:, :1]).mean().abs() < 1e-10 and targets.mean().abs() < 1e-10
+            assert targets[inputs[:, 0] > 1].mean().abs() < 0.03
+
+
+def test_a_coordinate_without_spread_does_no_harm():
+    x1 = torch.cat([mixture(3000, 1, 1), torch.full((3000, 1), 7.0, dtype=F64)], 1)
+    pairs = rf.data_pairs(x1, 3000)
+    velocity, _ = rf.fit_velocity(rf.on_lines(pairs), rf.frame_of(*pairs(0)), n_basis=10, sweeps=4)
+    with torch.no_grad():
+        y = integrate(velocity, torch.randn(500, 2, generator=seeded(1)), time_grid(100), "rk4")
+    assert y.isfinite().all() and (y[:, 1] - 7).abs().max() < 0.2
+
+
+# ---- fit and use
+
+
+def test_the_exact_velocity_is_fitted(flow):
+    velocity, history = flow
+    x, t, u = mixture_draw(4000)(77)
+    error = (velocity(x, t) - u).square().sum(1).mean().sqrt()
+    assert error < 0.02 * u.square().sum(1).mean().sqrt() and history[-1]["parameters"] == velocity.n_parameters
+    assert velocity.dim == 2 and velocity.n_bytes == 4 * (velocity.n_parameters + 4 + 4 + 6 + 2)
+
+
+def test_it_is_a_velocity_like_any_other(flow):
+    velocity = CountNFE(flow[0])
+    x = torch.randn(2000, 2, generator=seeded(3))
+    with torch.no_grad():
+        y = integrate(velocity, x, time_grid(20), "heun")
+        exact = integrate(mixture_velocity, x, time_grid(200), "rk4")
+    assert velocity.nfe == 40 and y.dtype == torch.float32
+    assert (y - exact).square().mean().sqrt() < 0.03
+    t = torch.full((2000,), 0.3)
+    mixed = torch.cat([t[:1000], t[1000:] + 0.2])
+    with torch.no_grad():
+        assert torch.equal(flow[0](x[:1000], t[:1000]), flow[0](x[:1000], t[:1]))
+        torch.testing.assert_close(flow[0](x, mixed)[:1000], flow[0](x, t)[:1000], rtol=0, atol=2e-6)
+        assert flow[0](x.double(), t.double()).dtype == F64
+
+
+def test_it_cannot_explode(flow):
+    far = torch.tensor([[1e4, -1e4], [30.0, 30.0], [-5.0, 5.0]])
+    with torch.no_grad():
+        y = integrate(flow[0], far, time_grid(50), "rk4")
+        steep = flow[0].frame.at(torch.linspace(0, 1, 50))
+    assert y.isfinite().all() and (y.abs() <= 3 * far.abs() + 10).all()
+    limit = flow[0].bound + (far.abs().amax() / steep[1].amin() * steep[2].abs().amax())
+    assert (flow[0](far, torch.tensor([0.9])).abs() <= limit.amax() * 2).all()
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_the_divergence_is_that_of_autograd(separate, flow):
+    velocity = fitted(separate=True, sweeps=3)[0] if separate else flow[0]
+    velocity = rf.TTVelocity.from_state(velocity.state()).double()
+    assert isinstance(velocity.train_, SeparateTT) == separate
+    x = (2 * normal_numbers(300, 2, k=5)).requires_grad_()
+    for t in (torch.rand(300, generator=seeded(6), dtype=F64), torch.full((300,), 0.7, dtype=F64)):
+        v, divergence = velocity.with_divergence(x, t)
+        torch.testing.assert_close(v, velocity(x, t))
+        want = sum(torch.autograd.grad(v[:, k].sum(), x, retain_graph=True)[0][:, k] for k in range(2))
+        torch.testing.assert_close(divergence, want, rtol=1e-9, atol=1e-9)
+
+
+def test_the_divergence_does_not_depend_on_the_frame():
+    x0 = normal_numbers(5000, 2, k=1)
+    x1 = mixture(5000, 2) @ torch.tensor([[2.0, 0.5], [0.3, 1.0]], dtype=F64)
+    velocity, _ = rf.fit_velocity(rf.on_lines(lambda k: (x0, x1)), rf.frame_of(x0, x1), n_basis=8, sweeps=3)
+    velocity, x = velocity.double(), normal_numbers(50, 2, k=3)
+    t, h = torch.full((50,), 0.6, dtype=F64), 1e-5
+    shifts = h * torch.eye(2, dtype=F64)
+    want = sum((velocity(x + e, t) - velocity(x - e, t))[:, k] / (2 * h) for k, e in enumerate(shifts))
+    torch.testing.assert_close(velocity.with_divergence(x, t)[1], want, rtol=0, atol=1e-6)
+
+
+# ---- likelihood
+
+
+def test_the_likelihood_of_a_gaussian_is_exact():
+    """A Gaussian is the frame alone: the train is fitted to 0, and the flow's density is known."""
+    x1 = normal_numbers(3000, 2, k=1) * torch.tensor([2.0, 0.5], dtype=F64) + torch.tensor([1.0, -3.0], dtype=F64)
+    x0 = normal_numbers(3000, 2, k=2)
+    frame = rf.frame_of(x0, x1, straight=False)
+
+    def draw(k):
+        x, t, u = rf.on_lines(lambda k: (x0, x1))(k)
+        mean, s, slope = frame.at(t)
+        return x, t, ((x - mean) @ frame.rotation / s * slope) @ frame.rotation.T + (frame.means[1] - frame.means[0])
+
+    velocity = rf.fit_velocity(draw, frame, n_basis=6, sweeps=2)[0].double()
+    source = torch.distributions.MultivariateNormal(
+        frame.means[0], (frame.rotation * frame.variances[0]) @ frame.rotation.T
+    )
+    target = torch.distributions.MultivariateNormal(
+        frame.means[1], (frame.rotation * frame.variances[1]) @ frame.rotation.T
+    )
+    got = rf.log_likelihood(velocity, x1[:200], 100, log_source=source.log_prob)
+    torch.testing.assert_close(got, target.log_prob(x1[:200]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("d", [1, 2])
+def test_the_density_is_normalised_and_that_of_the_mixture(d, flow):
+    velocity = (flow if d == 2 else fitted(d, rank=5))[0].double()
+    points, cell = grid(-5.0, 5.0, 401 if d == 1 else 61, d)
+    log_density = rf.log_likelihood(velocity, points, 40)
+    assert log_density.exp().sum().item() * cell == pytest.approx(1, abs=2e-3)
+    x = mixture(500, 999, d)
+    difference = rf.log_likelihood(velocity, x, 40) - mixture_log_density(x)
+    assert difference.abs().mean() < 0.05 and difference.mean().abs() < 0.03
+    velocity.float()
+
+
+# ---- draws
+
+
+def test_data_pairs_use_each_row_equally_often_and_are_repeatable():
+    x1 = torch.arange(30.0)[:, None].repeat(1, 2)
+    pairs = rf.data_pairs(x1, 60, seed=3)
+    x0, ends = pairs(0)
+    assert torch.equal(ends[:, 0].sort().values, torch.arange(30.0).repeat_interleave(2)) and x0.shape == (60, 2)
+    assert all(torch.equal(a, b) for a, b in zip(pairs(4), rf.data_pairs(x1, 60, seed=3)(4)))
+    assert not torch.equal(pairs(0)[0], pairs(1)[0])
+    data = mixture(512).float()
+    plain, transported = rf.data_pairs(data, 512)(0), rf.data_pairs(data, 512, "ot", block=128)(0)
+    assert torch.equal(plain[1], transported[1])
+    for i in range(0, 512, 128):
+        a, b = plain[0][i : i + 128], transported[0][i : i + 128]
+        assert torch.equal(a[:, 0].sort().values, b[:, 0].sort().values), "coupled within its block"
+    assert (transported[1] - transported[0]).square().sum() < 0.7 * (plain[1] - plain[0]).square().sum()
+
+
+def test_points_lie_on_the_lines_and_times_are_stratified():
+    x0, x1 = normal_numbers(50, 3), normal_numbers(50, 3, k=1)
+    x, t, u = rf.on_lines(lambda k: (x0, x1), times=4)(0)
+    assert x.shape == (200, 3) and torch.equal(u, (x1 - x0).repeat(4, 1))
+    torch.testing.assert_close(x, x0.repeat(4, 1) + t[:, None] * u)
+    assert torch.equal((t.sort().values * 200).floor().long(), torch.arange(200))
+
+
+# ---- flows of flows
+
+
+def crossing(velocity, d, n_steps, k):
+    """How far one Euler step is from the flow's own end points (root mean square)."""
+    x = torch.randn(2000, d, generator=seeded(k))
+    with torch.no_grad():
+        end = integrate(velocity, x, time_grid(50), "rk4")
+        return (integrate(velocity, x, time_grid(n_steps), "euler") - end).square().mean().sqrt().item(), end
+
+
+def test_reflow_makes_the_paths_straight(flow):
+    pairs = rf.flow_pairs(flow[0], 2, 4000, 20, seed=1)
+    x0, x1 = pairs(0)
+    with torch.no_grad():
+        assert torch.equal(x1, integrate(flow[0], x0, time_grid(20), "rk4")) and not x1.requires_grad
+    options = {"n_basis": 24, "n_time": 6, "rank": 6, "sweeps": 6, "ridge": 1e-6, "smooth": 0.1}
+    again, _ = rf.fit_velocity(rf.on_lines(pairs), rf.frame_of(x0, x1, rotate=False), **options)
+    (before, ends), (after, new_ends) = crossing(flow[0], 2, 1, 5), crossing(again, 2, 1, 5)
+    assert after < 0.15 * before
+    assert (ends - new_ends).square().mean().sqrt() < 0.1, "and keep the coupling of the flow"
+
+
+def test_a_train_learns_a_teachers_velocity():
+    net = torch.nn.Sequential(torch.nn.Linear(3, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2))
+    with torch.no_grad():
+        for k, weight in enumerate(net.parameters()):
+            weight.copy_(torch.randn(weight.shape, generator=seeded(k)) * 0.7)
+
+    def teacher(x, t):
+        return net(torch.cat([x, t[:, None]], 1))
+
+    draw = rf.on_trajectories(teacher, 2, 800, 10, seed=2)
+    x, t, u = draw(0)
+    assert x.shape == (800 * 12, 2) and t.min() == 0 and t.max() == 1 and not u.requires_grad
+    assert not torch.equal(t, draw(1)[1]) and all(torch.equal(a, b) for a, b in zip(draw(3), draw(3)))
+    with torch.no_grad():
+        assert torch.equal(u[:800], teacher(x[:800], t[:800]))
+    frame = rf.frame_of(x[:800], x[-800:], straight=False)
+    velocity, _ = rf.fit_velocity(draw, frame, rank=8, n_basis=16, sweeps=6, ridge=1e-6)
+    start = torch.randn(1000, 2, generator=seeded(9))
+    with torch.no_grad():
+        want, got = (integrate(v, start, time_grid(20), "heun") for v in (teacher, velocity))
+    assert (want - got).square().mean().sqrt() < 0.02 * (want - start).square().mean().sqrt()
+
+
+def test_a_warm_start_keeps_the_train(flow):
+    frame = flow[0].frame
+    options = {"ridge": 1e-6, "smooth": 0.1}
+    state = rf.TTVelocity.from_state(flow[0].state())
+    warm, history = rf.fit_velocity(mixture_draw(6000), state.frame, start=state, sweeps=1, **options)
+    assert history[0]["train"] < 2 * flow[1][-1]["train"] and history[0]["train"] < 0.2 * flow[1][0]["train"]
+    assert warm.train_.ranks == flow[0].train_.ranks and frame.means.dtype == torch.float32
+
+
+def test_saved_velocities_are_the_same_to_the_bit(flow, tmp_path):
+    x, t = torch.randn(100, 2, generator=seeded(1)), torch.rand(100, generator=seeded(2))
+    velocity = rf.TTVelocity(flow[0].frame, flow[0].train_, flow[0].bound, {"data": "mixture", "seed": 3})
+    for one in (velocity, fitted(separate=True, sweeps=1)[0]):
+        one.save(tmp_path / "a.pt")
+        again = rf.TTVelocity.load(tmp_path / "a.pt")
+        assert torch.equal(again(x, t), one(x, t)) and again.options == one.options
+        assert all(torch.equal(a, b) for a, b in zip(again.with_divergence(x, t), one.with_divergence(x, t)))
+    torch.save({"cores": x}, tmp_path / "b.pt")
+    with pytest.raises(ValueError, match="holds no tensor-train velocity of version 1"):
+        rf.TTVelocity.load(tmp_path / "b.pt")
+
+
+# ---- bad input
+
+X = normal_numbers(20, 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: rf.frame_of(X, X, scale="log"), "unknown scale 'log': use one of moving, whitened, none"),
+        (lambda: rf.frame_of(X, X[:, :1]), r"x0 \(20, 2\) and x1 \(20, 1\): need two equal shapes"),
+        (lambda: rf.frame_of(X[:1], X[:1]), "N of at least 2"),
+        (lambda: rf.frame_of(X, X * math.nan), "NaN or infinity: look at the data"),
+        (lambda: rf.data_pairs(X, 20, "best")(0), "unknown coupling 'best'"),
+        (lambda: rf.fit_velocity(rf.on_lines(lambda k: (X, X * math.nan)), rf.frame_of(X, X)), "NaN or infinity"),
+        (
+            lambda: rf.fit_velocity(rf.on_lines(lambda k: (X, X)), rf.frame_of(X, X), basis="haar"),
+            "unknown basis 'haar'",
+        ),
+        (lambda: rf.fit_velocity(rf.on_lines(lambda k: (X, X)), rf.frame_of(X, X), rank=0), "ranks"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(call, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        call()
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,393 @@
+"""Alternating least squares (ALS) for functional tensor trains, with ranks that adapt to the data.
+
+All cores but the one being solved are orthonormal in the empirical measure of the inputs: the bases by a change of
+basis, the cores by a singular value decomposition as the solved core moves on. So the matrix of a local problem is
+near the identity, a ridge is a ridge on the norm of the function, and the singular values at a bond are the sizes of
+the parts of the function that this bond carries.
+
+Source: Holtz, Rohwedder and Schneider 2012 (SIAM J. Sci. Comput. 34) for ALS; Dolgov and Savostyanov 1301.6068 for the
+enrichment by the residual; Bai and Yin 1988 for the singular values of noise.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from bases import gram, orthonormal
+from normal import CACHE, ROWS, Blocks, normal_equations, solve
+from tt import FunctionalTT, SeparateTT, contract, feasible_ranks, step
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from normal import Block, Data, Draw, Rows
+
+
+class Sweeper:
+    """The cores in orthonormal bases and the steps of a sweep. At the start position 0 is the one to solve.
+
+    Args:
+        train: The start; it is not changed.
+        inputs: (N, D): their measure makes the bases orthonormal.
+        ridge: Added to the matrix of the normalised local problem, whose diagonal is about 1.
+        moves: The outputs move along with the solved core; False: they stay at their position.
+        max_ranks: Largest rank of each bond.
+        adapt: Choose ranks below that by the noise, see :meth:`noise`.
+        growth: With adapt: by how much a rank may grow at a step.
+        budget: With adapt: no growth beyond this number of parameters.
+        discard: With adapt: the part of the squared norm that is cut off at a bond.
+        measure: uniform and smooth of ``bases.gram``.
+    """
+
+    def __init__(
+        self,
+        train: FunctionalTT,
+        inputs: Tensor,
+        ridge: float,
+        moves: bool,
+        max_ranks: Sequence[int],
+        adapt: bool = False,
+        growth: int = 2,
+        budget: float = math.inf,
+        discard: float = 1e-14,
+        measure: tuple[float, float] = (0.1, 0.0),
+    ) -> None:
+        self.train, self.ridge, self.moves, self.max_ranks = train, ridge, moves, max_ranks
+        self.adapt, self.growth, self.budget, self.discard = adapt, growth, budget, discard
+        self.bases = list(train.bases)
+        grams = [gram(self.bases[p], inputs[:, k], *measure) for p, k in enumerate(train.order)]
+        self.change, back = zip(*(orthonormal(g) for g in grams))
+        self.cores = [_along(core.to(change), change) for core, change in zip(train.cores, back)]
+        self.output, self.variance, self.n_rows = train.output, 0.0, 1
+        for p in range(len(self.cores) - 1, 0, -1):
+            self.move(p, p - 1, None)
+
+    def raw(self) -> list[Tensor]:
+        """The cores in the given bases."""
+        return [_along(core, change) for core, change in zip(self.cores, self.change)]
+
+    def result(self) -> FunctionalTT:
+        """The train as it is now, float64."""
+        return FunctionalTT(self.bases, self.raw(), self.train.order, self.output)
+
+    # ---- steps
+
+    def solve(self, p: int, blocks: Blocks) -> float:
+        """Put the best core at p for the others as they are; returns the mean squared error, summed over outputs."""
+        a, k, o, b = self.cores[p].shape
+        matrix, rhs, square, n = normal_equations(blocks, self.raw(), p)
+        matrix, rhs = _in_new_basis(matrix / n, rhs / n, self.change[p], (a, b))
+        core = solve(matrix, rhs, self.ridge)
+        error = max(square / n - (core * (2 * rhs - matrix @ core)).sum().item(), 0.0)
+        self.cores[p] = core.view(a, k, b, o).permute(0, 1, 3, 2).contiguous()
+        self.variance, self.n_rows = error / self.train.outputs, n
+        blocks.forget(p)
+        return error
+
+    def error(self, p: int, blocks: Blocks) -> float:
+        """Mean squared error, summed over outputs, from the residuals: where that of :meth:`solve` would round to 0."""
+        values = ((block.y - self._value(p, block, self.raw())).square().sum().item() for block in blocks)
+        return sum(values) / self.n_rows
+
+    def _value(self, p: int, block: Block, cores: Sequence[Tensor]) -> Tensor:
+        """The outputs at the rows of a block, by the interfaces at p."""
+        left, right = (block.interface(p, cores, side) for side in (False, True))
+        return (step(left, contract(block.basis(p), cores[p])) * right).sum(2)
+
+    def move(self, p: int, q: int, blocks: Blocks | None, grow: bool = False) -> None:
+        """Pass the weight from position p on to its neighbour q, and leave an orthonormal core at p."""
+        core, following = _turned(self.cores[p], q < p), _turned(self.cores[q], q < p)
+        a, k, o, b = core.shape
+        carried = o if self.moves else 1
+        stays = o // carried
+        u, s, v = _svd(core.reshape(a * k * stays, carried * b))
+        most = self._limit(p, q)
+        rank = self._keep(s, (len(u), v.shape[1]), most)
+        u, v = u[:, :rank], s[:rank, None] * v[:rank]
+        if grow and blocks is not None and rank < min(most, len(u)):
+            u, v = self._grown(p, q, blocks, u, v, most - rank)
+        self.cores[p] = _turned(u.reshape(a, k, stays, len(v)), q < p).contiguous()
+        passed = v.reshape(len(v) * carried, b) @ following.flatten(1)
+        passed = passed.view(len(v), carried, *following.shape[1:]).transpose(1, 2)  # (r, k', o, o', b')
+        self.cores[q] = _turned(passed.flatten(2, 3), q < p).contiguous()
+        self.output = q if carried > 1 else self.output
+        if blocks is not None:
+            blocks.forget(p, q)
+
+    # ---- ranks
+
+    def noise(self, shape: tuple[int, int]) -> float:
+        """The largest singular value that noise alone gives to coefficients in a matrix n x m: s (n^.5 + m^.5) / N^.5.
+
+        The coefficient of a normalised function has the variance s^2 / N, where s^2 is that of the residual.
+        """
+        return math.sqrt(self.variance / self.n_rows) * (math.sqrt(shape[0]) + math.sqrt(shape[1]))
+
+    def _keep(self, s: Tensor, shape: tuple[int, int], most: int) -> int:
+        """How many singular values stay: at most ``most``; with adapt those above the noise and the discarded part."""
+        if self.adapt:
+            left = s.square().flip(0).cumsum(0).flip(0)  # of the squared norm, if cut here
+            most = min(most, int(((left > self.discard * left[0]) & (s > self.noise(shape))).sum()))
+        return max(1, min(most, len(s)))
+
+    def _limit(self, p: int, q: int) -> int:
+        """The largest rank between p and q: with adapt ``growth`` more than now, and no more than the budget allows."""
+        most = self.max_ranks[min(p, q)]
+        if not self.adapt:
+            return most
+        side = 3 if q > p else 0
+        now, more = self.cores[p].shape[side], self.growth
+        if self.budget < math.inf:
+            output = q if self.moves else self.output
+            sizes = [basis.n * (self.train.outputs if i == output else 1) for i, basis in enumerate(self.bases)]
+            used = sum(core.shape[0] * n * core.shape[3] for core, n in zip(self.cores, sizes))
+            each = sizes[p] * self.cores[p].shape[3 - side] + sizes[q] * self.cores[q].shape[side]
+            more = min(more, math.floor((self.budget - used) / each))
+        return max(1, min(most, now + more))
+
+    def _grown(self, p: int, q: int, blocks: Blocks, u: Tensor, v: Tensor, room: int) -> tuple[Tensor, Tensor]:
+        """Adds to the orthonormal core u the directions along which the residual falls fastest, with the weight 0.
+
+        They are left singular vectors of the gradient with respect to both cores at once; those in the noise do not
+        count. The function stays as it is until the core at q is solved.
+        """
+        import torch
+
+        slope, noise = self._gradient(p, q, blocks)
+        slope = slope - u @ (u.T @ slope)
+        directions, sizes, _ = _svd(slope)
+        least = max(noise, 1e-13 * v.norm().item())
+        more = directions[:, : min(room, int((sizes > least).sum()))]
+        return torch.cat([u, more], dim=1), torch.cat([v, v.new_zeros(more.shape[1], v.shape[1])])
+
+    def _gradient(self, p: int, q: int, blocks: Blocks) -> tuple[Tensor, float]:
+        """The gradient (r k, r' k'), and the largest singular value that a residual of noise alone would give it.
+
+        It is the mean of (interface (x) basis at p) (x) (interface (x) basis at q) (x) residual. The outputs are summed
+        where an interface has them, else they belong to the rows if the core at p keeps them, or to the columns. The
+        variance of an entry is that of the residual times the mean squares of its row and column functions, which are
+        below 1 for functions that are normalised with their slopes.
+        """
+        cores, right = self.raw(), q > p
+        total: Any = 0.0
+        row_squares: Any = 0.0
+        column_squares: Any = 0.0
+        stay = not self.moves and self.output == p
+        for block in blocks:
+            residual = block.y - self._value(p, block, cores)
+            sides = [
+                block.interface(*at).expand(len(residual), -1, -1) for at in ((p, cores, not right), (q, cores, right))
+            ]
+            parts = [sides[0], block.basis(p) @ self.change[p], sides[1], block.basis(q) @ self.change[q], residual]
+            for near, basis, far, far_basis, residual in zip(*(part.split(ROWS) for part in parts)):
+                weights = [residual[:, None], None] if stay else [None, residual[:, None]]
+                if max(near.shape[1], far.shape[1]) > 1:
+                    weights = [None, None]
+                    near, far = (_summed(side, residual) for side in (near, far))
+                rows, columns = _outer(near[:, 0], basis, weights[0]), _outer(far[:, 0], far_basis, weights[1])
+                total = total + rows.T @ columns
+                row_squares = row_squares + rows.square().sum(0)
+                column_squares = column_squares + columns.square().sum(0)
+        a, b = row_squares / self.n_rows, column_squares / self.n_rows  # the residual is in one of them, squared
+        edge = ((a.amax() * b.sum()).sqrt() + (b.amax() * a.sum()).sqrt()).item()
+        return total / self.n_rows, edge / math.sqrt(self.n_rows)
+
+
+def _summed(side: Tensor, residual: Tensor) -> Tensor:
+    """An interface with outputs, summed over them with the residual as weight: (N, 1, r). One without stays."""
+    return side if side.shape[1] == 1 else (side * residual[..., None]).sum(1, keepdim=True)
+
+
+def _outer(x: Tensor, y: Tensor, z: Tensor | None) -> Tensor:
+    """Row-wise products of all entries of x and y, and of z (N, 1, o) if there is one: (N, ...)."""
+    both = (x[:, :, None] * y[:, None]).flatten(1)
+    return both if z is None else (both[:, :, None] * z).flatten(1)
+
+
+def _along(core: Tensor, matrix: Tensor) -> Tensor:
+    """A core (a, m, o, b) with the matrix (k, m) applied to its basis: (a, k, o, b)."""
+    return (matrix @ core.flatten(2)).view(core.shape[0], len(matrix), *core.shape[2:])
+
+
+def _turned(core: Tensor, mirrored: bool) -> Tensor:
+    """The core, seen from its right side if mirrored."""
+    return core.permute(3, 1, 2, 0) if mirrored else core
+
+
+def _in_new_basis(matrix: Tensor, rhs: Tensor, change: Tensor, bonds: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Normal equations (a m b) of a basis, for the changed one: (a k b)."""
+    (a, b), (m, k) = bonds, change.shape
+    matrix = change.T @ matrix.view(a, m, b * a * m * b)
+    matrix = change.T @ matrix.view(a * k * b * a, m, b)
+    rhs = change.T @ rhs.view(a, m, -1)
+    return matrix.view(a * k * b, a * k * b), rhs.view(a * k * b, -1)
+
+
+def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Thin singular value decomposition u, s, v of a matrix u diag(s) v."""
+    import torch
+
+    return torch.linalg.svd(matrix, full_matrices=False)
+
+
+# ----------------------------------------------------------------------------------------------------------------- fit
+def fit(
+    train: FunctionalTT,
+    draw: Draw,
+    sweeps: int = 12,
+    ridge: float = 1e-6,
+    validation: Rows | None = None,
+    moves: bool = True,
+    adapt: bool = False,
+    max_rank: int | Sequence[int] | None = None,
+    budget: float = math.inf,
+    growth: int = 2,
+    uniform: float = 0.1,
+    smooth: float = 0.0,
+    tolerance: float = 1e-3,
+    patience: int = 3,
+    cache: int = CACHE,
+    progress: bool | str = False,
+) -> tuple[FunctionalTT, list[dict[str, Any]]]:
+    """Fits a train to rows of inputs and targets by sweeps to the right and back, each over all cores.
+
+    With moves=False and the same data in all sweeps the error never rises. With moves=True a local problem has all
+    outputs at once and one matrix for them; a step to the next core then cuts off what exceeds the rank.
+
+    Cost of a sweep for N rows, D variables, width w of the bases: about N D r^4 w^2 / 8 products and D solutions of
+    r^2 n equations. Memory: the rows of a sweep and, up to ``cache`` bytes, their interfaces; if ``draw`` gives a lazy
+    sequence of blocks and cache is 0, one block.
+
+    Args:
+        train: The start, its ranks, bases and order; see ``tt.random_train``. Not changed.
+        draw: draw(sweep) -> inputs (N, D) and targets (N, o), or a sequence of such blocks. A new draw in each sweep
+            makes the noise in the targets average out; the same object again is not evaluated twice.
+        sweeps: At most; one way each.
+        ridge: See :class:`Sweeper`.
+        validation: Held-out inputs and targets: stop when their error does not fall any more, and go back to the best.
+            None: the same with the error of the fit, but if each draw is a new one all sweeps are made.
+        moves: See :class:`Sweeper`.
+        adapt: Let the ranks adapt between 1 and max_rank: they grow along the residual's gradient and shrink by the
+            singular values, both compared with the noise.
+        max_rank: Of all bonds or each; None: those of the train, with adapt 20.
+        budget: With adapt: largest number of parameters.
+        growth: With adapt: ranks added at a bond in a sweep.
+        uniform, smooth: The measure in which functions are normalised for the ridge; see ``bases.gram``.
+        tolerance: A relative improvement of the error that counts.
+        patience: Sweeps without such an improvement before it stops.
+        cache: See above.
+        progress: Show a bar; a string is its title.
+
+    Returns:
+        The fitted train in float64 and a row for each sweep: train and validation (mean squared errors, summed over the
+        outputs), ranks, parameters, seconds.
+
+    Raises:
+        ValueError: options out of range, or data that do not fit: wrong shape, NaN, a single row.
+    """
+    _check_options(train, sweeps, ridge, adapt, budget)
+    sizes = [basis.n * train.outputs for basis in train.bases]
+    ranks = feasible_ranks(sizes, max_rank if max_rank is not None else 20 if adapt else train.ranks)
+    data = draw(0)
+    blocks = Blocks(train, data, cache)
+    options = {"adapt": adapt, "growth": growth, "budget": budget, "measure": (uniform, smooth)}
+    sweeper = Sweeper(train, blocks.inputs(), ridge, moves, ranks, **options)
+    key, least, best, history = "validation" if validation else "train", math.inf, train, []
+    begin = time.perf_counter()
+    for k in _bar(sweeps, progress):
+        new = draw(k) if k else data
+        fresh = k == 0 or new is not data
+        blocks, data = (Blocks(train, new, cache) if new is not data else blocks), new
+        error = _sweep(sweeper, blocks, k % 2 == 1, fresh, adapt and k < sweeps - 2)
+        now = sweeper.result()
+        history.append(_row(k, now, error, validation, begin))
+        comparable = validation is not None or not fresh
+        if not comparable or history[-1][key] < least:
+            least, best = history[-1][key], now
+        if comparable and _stalled(history, key, tolerance, patience):
+            break
+    return best, history
+
+
+def _row(k: int, train: FunctionalTT, error: float, validation: Rows | None, begin: float) -> dict[str, Any]:
+    """What :func:`fit` says about a sweep."""
+    row = {"sweep": k, "train": error, "validation": None if validation is None else _error(train, validation)}
+    return row | {"ranks": train.ranks, "parameters": train.n_parameters, "seconds": time.perf_counter() - begin}
+
+
+def _sweep(sweeper: Sweeper, blocks: Blocks, back: bool, fresh: bool, grow: bool) -> float:
+    """Solves all cores from one end to the other; returns the mean squared error after the last."""
+    path = range(len(sweeper.cores))
+    path = list(reversed(path) if back else path)
+    if fresh or len(path) == 1:
+        sweeper.solve(path[0], blocks)
+    for p, q in pairwise(path):
+        sweeper.move(p, q, blocks, grow)
+        sweeper.solve(q, blocks)
+    return sweeper.error(path[-1], blocks)
+
+
+def _stalled(history: list[dict[str, Any]], key: str, tolerance: float, patience: int) -> bool:
+    """Whether the best error is as good as that of ``patience`` sweeps ago."""
+    errors = [row[key] for row in history]
+    return len(errors) > patience and min(errors[-patience:]) > (1 - tolerance) * min(errors[:-patience])
+
+
+def _error(train: FunctionalTT, rows: Rows) -> float:
+    """Mean squared error, summed over the outputs."""
+    parts = zip(rows[0].split(8 * ROWS), rows[1].split(8 * ROWS))
+    return sum((train(x) - y).square().sum().item() for x, y in parts) / len(rows[0])
+
+
+def _bar(sweeps: int, progress: bool | str):
+    """range(sweeps), with a progress bar if asked for."""
+    from tqdm import tqdm
+
+    title = progress if isinstance(progress, str) else None
+    return tqdm(range(sweeps), desc=title, unit="sweep", disable=not progress, dynamic_ncols=True, leave=False)
+
+
+def _check_options(train: FunctionalTT, sweeps: int, ridge: float, adapt: bool, budget: float) -> None:
+    """Raises ValueError for options out of range."""
+    if sweeps < 1:
+        raise ValueError(f"{sweeps} sweeps: give at least 1; try 12")
+    if not ridge >= 0:
+        raise ValueError(f"the ridge is {ridge:g}: give 0 or more; try 1e-6")
+    least = sum(basis.n for basis in train.bases) + (train.outputs - 1) * max(b.n for b in train.bases)
+    if adapt and budget < least:
+        raise ValueError(f"a budget of {budget:g} parameters: rank 1 alone needs {least}; give more, or smaller bases")
+
+
+def fit_each(trains: SeparateTT, draw: Draw, validation: Rows | None = None, **options: Any):
+    """:func:`fit` of one train for each output; ``draw`` is asked once for each of them.
+
+    Returns:
+        The fitted trains, and the rows of all fits with the number of their output.
+    """
+
+    fitted, history = [], []
+    for k, train in enumerate(trains.trains):
+        held_out = None if validation is None else (validation[0], validation[1][:, k : k + 1])
+        best, rows = fit(train, _one_output(draw, k), validation=held_out, **options)
+        fitted.append(best)
+        history += [{"output": k} | row for row in rows]
+    return SeparateTT(fitted), history
+
+
+def _one_output(draw: Draw, k: int) -> Draw:
+    """The draw with output k as the only target; where the draw repeats an object, so does this."""
+    last: list[Any] = [None, None]
+
+    def only(sweep: int) -> Data:
+        data: Any = draw(sweep)
+        if data is not last[0]:
+            single = isinstance(data, tuple)
+            parts = [(x, y[:, k : k + 1]) for x, y in ([data] if single else data)]
+            last[:] = [data, parts[0] if single else parts]
+        return last[1]
+
+    return only

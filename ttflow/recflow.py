@@ -1,0 +1,352 @@
+"""Velocities of flows as functional tensor trains, fitted without gradient descent.
+
+The train works in a moving frame: z = R^T (x - m(t)) / s(t), where R turns to the principal axes of the data and m, s
+are the mean and the standard deviations of the points of the paths at time t. For Gaussian data z stays as it is along
+the flow: the velocity is R (s' z) + m'. The train is fitted to what the velocities u have besides, R^T (u - m') - s' z,
+so it has to learn only what is not Gaussian; and z fills the same box at all times.
+
+The best fit is a mean of such targets, so each output is kept within their range: a flow cannot explode, even where
+there were no data to say what the train should be.
+
+What it is fitted to comes from a draw, see ``draws``.
+
+Source: Liu et al. 2209.03003 (rectified flow); Chen et al. 1806.07366, eq. 8 (the density along a flow).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from als import fit, fit_each
+from bases import Basis, make
+from common.runtime import generator
+from draws import data_pairs, flow_pairs, on_lines, on_trajectories, stratified
+from tt import SeparateTT, Train, from_state, random_train
+
+if TYPE_CHECKING:
+    from draws import Draw
+
+__all__ = ["Frame", "TTVelocity", "fit_velocity", "frame_of", "log_likelihood"]
+__all__ += ["data_pairs", "flow_pairs", "on_lines", "on_trajectories", "stratified"]
+
+FORMAT = "tt-velocity"
+SCALES = ("moving", "whitened", "none")
+LEAST = 1e-4  # least variance in the frame, in parts of the mean variance
+
+
+# --------------------------------------------------------------------------------------------------------------- frame
+class Frame(nn.Module):
+    """z = R^T (x - m(t)) / s(t): see the module.
+
+    Args:
+        rotation: R (d, d), orthogonal.
+        means: m(0) and m(1), (2, d); m is linear between them.
+        variances: v0, v1 and c, (3, d): s(t)^2 = (1 - t)^2 v0 + t^2 v1 + 2 t (1 - t) c.
+    """
+
+    rotation: Tensor
+    means: Tensor
+    variances: Tensor
+
+    def __init__(self, rotation: Tensor, means: Tensor, variances: Tensor) -> None:
+        super().__init__()
+        for name, value in (("rotation", rotation), ("means", means), ("variances", variances)):
+            self.register_buffer(name, value)
+
+    def at(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """m(t), s(t), s'(t) for t (B,): each (B, d)."""
+        t = t[:, None]
+        v0, v1, c = self.variances
+        mean = torch.lerp(self.means[:1], self.means[1:], t)
+        scale = ((1 - t).square() * v0 + t.square() * v1 + 2 * t * (1 - t) * c).sqrt()
+        return mean, scale, (t * v1 - (1 - t) * v0 + (1 - 2 * t) * c) / scale
+
+    def rows(self, x: Tensor, t: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs (N, d + 1), z and t, and targets R^T (u - m') - s' z (N, d), in the dtype of the frame."""
+        x, t, u = (v.to(self.means.dtype) for v in (x, t, u))
+        mean, scale, slope = self.at(t)
+        z = (x - mean) @ self.rotation / scale
+        drift = (u - (self.means[1] - self.means[0])) @ self.rotation
+        return torch.cat([z, t[:, None]], dim=1), drift - z * slope
+
+
+def frame_of(x0: Tensor, x1: Tensor, straight: bool = True, rotate: bool = True, scale: str = "moving") -> Frame:
+    """The frame of paths from x0 (N, d) to x1 (N, d), float64.
+
+    Args:
+        x0, x1: Starts and ends, row by row; 10,000 are plenty.
+        straight: The paths are straight lines between them. False: only their ends are known, as for the trajectories
+            of a flow, and the standard deviations are those of an independent coupling.
+        rotate: To the principal axes of x1; False: R = I.
+        scale: "moving": s(t) as it is. "whitened": its root mean square over the time. "none": 1.
+
+    Raises:
+        ValueError: fewer than 2 rows, NaN, shapes that do not fit, or an unknown scale.
+    """
+    if scale not in SCALES:
+        raise ValueError(f"unknown scale {scale!r}: use one of {', '.join(SCALES)}")
+    if x0.shape != x1.shape or x0.ndim != 2 or len(x0) < 2:
+        raise ValueError(
+            f"x0 {tuple(x0.shape)} and x1 {tuple(x1.shape)}: need two equal shapes (N, d), N of at least 2"
+        )
+    x0, x1 = x0.to(torch.float64), x1.to(torch.float64)
+    if not (x0.isfinite().all() and x1.isfinite().all()):
+        raise ValueError("x0 or x1 hold NaN or infinity: look at the data, or drop these rows")
+    rotation = torch.linalg.eigh(x1.T.cov().reshape(x1.shape[1], -1))[1].flip(1) if rotate else torch.eye(x1.shape[1])
+    rotation = rotation.to(torch.float64)
+    means = torch.stack([x0.mean(0), x1.mean(0)])
+    a, b = (x0 - means[0]) @ rotation, (x1 - means[1]) @ rotation
+    v0, v1 = a.square().mean(0), b.square().mean(0)
+    least = LEAST * float(v0.mean() + v1.mean()) or 1.0  # a coordinate without spread must not divide by 0
+    v0, v1 = v0.clamp(min=least), v1.clamp(min=least)
+    c = (a * b).mean(0).maximum(-0.99 * (v0 * v1).sqrt()) if straight else torch.zeros_like(v0)  # -1: s(t) has a zero
+    if scale != "moving":
+        v0 = v1 = c = (v0 + v1 + c) / 3 if scale == "whitened" else torch.ones_like(v0)
+    return Frame(rotation, means, torch.stack([v0, v1, c]))
+
+
+# ------------------------------------------------------------------------------------------------------------ velocity
+class TTVelocity(nn.Module):
+    """velocity(x, t) of a flow: x (B, d), t (B,), t = 0 noise and t = 1 data, for ``common.solvers.integrate``.
+
+    It computes in the dtype of its numbers (:func:`fit_velocity` gives float32; ``.double()`` changes it) and returns
+    that of x.
+
+    Args:
+        frame: See the module.
+        train: Inputs z_1, ..., z_d, t; outputs the part of the velocity that the frame does not have.
+        bound: Largest absolute value of each output, (d,).
+        options: Primitives to keep with it, how it was made for instance.
+    """
+
+    bound: Tensor
+
+    def __init__(self, frame: Frame, train: Train, bound: Tensor, options: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.frame, self.train_, self.options = frame, train, dict(options or {})
+        self.register_buffer("bound", bound)
+
+    @property
+    def dim(self) -> int:
+        """d."""
+        return self.frame.means.shape[1]
+
+    @property
+    def n_parameters(self) -> int:
+        """Numbers in the cores; the frame's d^2 + 5 d are not fitted and not counted."""
+        return self.train_.n_parameters
+
+    @property
+    def n_bytes(self) -> int:
+        """Of all that is stored: cores and frame."""
+        return sum(v.numel() * v.element_size() for v in self.state_dict().values())
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """The velocity (B, d)."""
+        z, t, (_, _, slope) = self._place(x, t)
+        return self._back(z, self.train_.at([*z.T.contiguous(), t]), slope).to(x.dtype)
+
+    def with_divergence(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The velocity (B, d) and its exact divergence (B,), at about three times the cost."""
+        z, t, (_, scale, slope) = self._place(x, t)
+        value, diagonal = self.train_.value_and_diagonal([*z.T.contiguous(), t])
+        divergence = ((diagonal * (value.abs() <= self.bound) + slope) / scale).sum(1)
+        return self._back(z, value, slope).to(x.dtype), divergence.to(x.dtype)
+
+    def _place(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """z, t and the frame at t; a time that all rows share is kept once."""
+        dtype = self.frame.means.dtype
+        t = t.to(dtype).reshape(-1)
+        if len(t) > 1 and t.device.type == "cpu" and bool((t == t[0]).all()):  # on a GPU the test would wait for it
+            t = t[:1]
+        placed = self.frame.at(t)
+        return (x.to(dtype) - placed[0]) @ self.frame.rotation / placed[1], t, placed
+
+    def _back(self, z: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+        """The velocity of x."""
+        value = value.clamp(-self.bound, self.bound)
+        return (value + z * slope) @ self.frame.rotation.T + (self.frame.means[1] - self.frame.means[0])
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and primitives; see :meth:`from_state`."""
+        return {
+            "format": FORMAT,
+            "version": 1,
+            "frame": dict(self.frame.named_buffers()),
+            "train": self.train_.state(),
+            "bound": self.bound,
+            "options": self.options,
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> TTVelocity:
+        """The velocity of a :meth:`state`."""
+        frame = Frame(**{name: value.clone() for name, value in state["frame"].items()})
+        return cls(frame, from_state(state["train"]), state["bound"].clone(), state["options"])
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write it to a file of tensors and primitives."""
+        from common import checkpoint
+
+        checkpoint.save(path, self.state())
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> TTVelocity:
+        """Read it from a file, without running anything that the file may contain.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not a file of :meth:`save`.
+        """
+        from common import checkpoint
+
+        state = checkpoint.load(path)
+        if state.get("format") != FORMAT or state.get("version") != 1:
+            raise ValueError(f"{path} holds no tensor-train velocity of version 1: give a file that this folder wrote")
+        return cls.from_state(state)
+
+
+@torch.no_grad()
+def log_likelihood(
+    velocity: TTVelocity,
+    x: Tensor,
+    n_steps: int = 50,
+    method: str = "rk4",
+    log_source: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """log p_1(x) = log p_0(x_0) - int_0^1 div v(x_t, t) dt along the flow, with the exact divergence; shape (B,).
+
+    Args:
+        velocity: Of a flow whose source is standard normal, or has the density log_source.
+        x: Data, shape (B, d).
+        n_steps, method: For ``common.solvers.integrate`` from t = 1 to 0.
+        log_source: (B, d) -> (B,); None: standard normal.
+
+    Source: Chen et al. 1806.07366, eq. 8.
+    """
+    from common.solvers import integrate, time_grid
+
+    def slope(state: Tensor, t: Tensor) -> Tensor:
+        v, divergence = velocity.with_divergence(state[:, :-1], t)
+        return torch.cat([v, divergence[:, None]], dim=1)
+
+    start = torch.cat([x, x.new_zeros(len(x), 1)], dim=1)
+    end = integrate(slope, start, time_grid(n_steps).flip(0), method)
+    x0 = end[:, :-1]
+    source = log_source(x0) if log_source else -x0.square().sum(1) / 2 - velocity.dim / 2 * math.log(2 * math.pi)
+    return source + end[:, -1]
+
+
+# ----------------------------------------------------------------------------------------------------------------- fit
+def fit_velocity(
+    draw: Draw,
+    frame: Frame,
+    basis: str = "bsplines",
+    n_basis: int = 20,
+    rank: int | Sequence[int] = 5,
+    time_basis: str = "legendre",
+    n_time: int = 6,
+    time_at: int | None = None,
+    output_at: int | None = None,
+    separate: bool = False,
+    validation: tuple[Tensor, Tensor, Tensor] | None = None,
+    start: TTVelocity | None = None,
+    seed: int = 0,
+    coverage: float = 0.999,
+    basis_options: dict[str, Any] | None = None,
+    moves: bool = False,
+    ridge: float = 1e-4,
+    smooth: float = 0.1,
+    **options: Any,
+) -> tuple[TTVelocity, list[dict[str, Any]]]:
+    """Fits a train to a draw: ``on_lines`` of ``data_pairs`` (or of ``flow_pairs``: reflow), or ``on_trajectories``.
+
+    Args:
+        draw: See ``draws``; fresh in each sweep.
+        frame: See :func:`frame_of`.
+        basis, n_basis: Of each coordinate; a name of ``bases.KINDS``.
+        rank: Of all bonds or each; with adapt the rank to begin with.
+        time_basis, n_time: Of t.
+        time_at: Position of t in the train, 0 to d; None: d, the last.
+        output_at: Position of the core with the outputs; None: that of t. With moves=True only where they begin.
+        separate: One train for each coordinate of the velocity.
+        validation: Held-out x, t, u: see ``als.fit``.
+        start: Begin with its train, whose bases, ranks and order are kept; with the same frame this is a warm start.
+        seed: Of the random start.
+        coverage: The box of each coordinate holds this part of the first draw.
+        basis_options: Further options of the bases of the coordinates: length, degree, period, outside.
+        moves, ridge, smooth: Of ``als.fit``. Without smooth a train is wild in the corners of the box, where there are
+            hardly any points.
+        options: More of ``als.fit``: sweeps, adapt, max_rank, budget, ...
+
+    Returns:
+        The velocity, float32, and the rows of ``als.fit``.
+
+    Raises:
+        ValueError: what ``bases``, ``tt`` or ``als`` refuse.
+    """
+    frame = Frame(*(value.to(torch.float64, copy=True) for value in frame.buffers()))
+    rows = _remembered(lambda k: frame.rows(*draw(k)))
+    inputs, targets = rows(0)
+    if start is not None:
+        train = from_state(start.train_.state()).double()
+    else:
+        boxes = [_box(column, coverage) for column in inputs[:, :-1].unbind(1)]
+        data = [make(basis, n_basis, low, high, **(basis_options or {})) for low, high in boxes]
+        time = make(time_basis, n_time, 0.0, 1.0, outside="clamp")
+        train = _random_start([*data, time], rank, time_at, output_at, separate, generator(seed, "start"))
+    held_out = None if validation is None else frame.rows(*validation)
+    solve: Any = fit_each if isinstance(train, SeparateTT) else fit
+    options = (
+        {"tolerance": 1e-5} | options | {"moves": moves, "ridge": ridge, "smooth": smooth}
+    )  # most of the error stays
+    fitted, history = solve(train, rows, validation=held_out, **options)
+    return TTVelocity(frame, fitted, targets.abs().amax(0)).float(), history
+
+
+def _random_start(
+    bases: Sequence[Basis],
+    rank: int | Sequence[int],
+    time_at: int | None,
+    output_at: int | None,
+    separate: bool,
+    g: torch.Generator,
+) -> Train:
+    """A random train, or one for each output, for the bases of z_1, ..., z_d and t."""
+    d = len(bases) - 1
+    order = list(range(d))
+    order.insert(d if time_at is None else time_at, d)
+    output = order.index(d) if output_at is None else output_at
+    if not 0 <= output <= d:
+        raise ValueError(f"output_at is {output}: the positions of this train are 0 to {d}")
+    placed = [bases[k] for k in order]
+    if separate:
+        return SeparateTT([random_train(placed, rank, 1, g, order, output) for _ in range(d)])
+    return random_train(placed, rank, d, g, order, output)
+
+
+def _box(z: Tensor, coverage: float) -> tuple[float, float]:
+    """The interval that holds this part of the values, as much outside on either side."""
+    if not z.isfinite().all():
+        raise ValueError("the points hold NaN or infinity: look at the data, or drop these rows")
+    ordered, out = z.sort().values, (1 - coverage) / 2 * (len(z) - 1)
+    return float(ordered[math.floor(out)]), float(ordered[math.ceil(len(z) - 1 - out)])
+
+
+def _remembered(rows: Callable[[int], Any]) -> Callable[[int], Any]:
+    """The function with its last result kept."""
+    last: dict[int, Any] = {}
+
+    def remembered(k: int) -> Any:
+        if k not in last:
+            last.clear()
+            last[k] = rows(k)
+        return last[k]
+
+    return remembered
