@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from endpoints import sources
+from flags import PREDICTORS
 from segments import (
     sample,
     sample_times,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from options import Run, Sampling
     from quality import Judge
 
-PREDICTORS = {"rf_solver": "euler", "rf_solver_heun": "heun"}  # the paper's names
 SHOWN = 64  # samples of a picture and of a trajectory's file
 DRAWN = 2000  # points of a picture
 MOMENTS = 8  # times that are shown of a trajectory, at most
@@ -229,7 +229,7 @@ def sampler_of(sampling: Sampling, num_scales: int) -> tuple[str, int | None]:
     """Method and number of steps that the options ask for; an adaptive method has no number."""
     if sampling.method == "ode":
         return "dopri5", None
-    return PREDICTORS.get(sampling.predictor, sampling.predictor), num_scales
+    return PREDICTORS[sampling.predictor], num_scales
 
 
 def evaluate(model: Model, run: Run, judge: Judge, out: Path, before: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -242,7 +242,6 @@ def evaluate(model: Model, run: Run, judge: Judge, out: Path, before: dict[str, 
         judge: See ``quality.make_judge``.
         out: Folder: the row is added to rows.jsonl; the picture is WHAT.png and, with config.eval.save_trajectory,
             trajectories are WHAT-trajectory.npz and .png, where WHAT is NAME-step-STEP-METHOD-STEPS.
-
         before: A row of the same model, seed and guidance by another sampler: its straightness is taken over.
 
     Returns:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 GENERATE, REFLOW, DISTILL = "gen_reflow", "train_reflow", "train_distill"
+PLANE = "toy2d:"  # begins the name of a data set of points
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def whole(run: Run, here: Processes) -> None:
     plan, base = run.config.pipeline, Path(run.workdir)
     if run.config.training.import_torch == "none":
         if here.is_main:
-            train_teacher(with_training(run))
+            train_teacher(run)
         here.wait()
         run = with_training(run, import_torch=str(base / TEACHER))
     judge = make_judge(run, base, here.device)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from common.runtime import generator
+from options import PLANE
 
 if TYPE_CHECKING:
     import torch
@@ -57,8 +58,8 @@ def make_judge(run: Run, workdir: Path, device: torch.device | str = "cpu") -> J
         ValueError, FileNotFoundError: data, classifier or weights that are not there or cannot be used.
     """
     data = run.config.data
-    if data.dataset.startswith("toy2d:"):
-        return PlaneJudge(data.dataset.removeprefix("toy2d:"), run.config.seed)
+    if data.dataset.startswith(PLANE):
+        return PlaneJudge(data.dataset.removeprefix(PLANE), run.config.seed)
     return make_image_judge(data, run.config.seed, workdir, device, run.smoke)
 
 

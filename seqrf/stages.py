@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from _repo import HERE
-from options import DISTILL, GENERATE, Config, Run
+from options import DISTILL, GENERATE, PLANE, Config, Run
 
 if TYPE_CHECKING:
     from common.runtime import Processes
@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 PAIRS = "samples/reflow_batch"  # folder of the pairs in a work folder
 TEACHER = "teacher_step_final.pt"
-PLANE = "toy2d:"
 POINTS = 50_000  # of the plane that starts of pairs are mixed from
-SHOWN = 64  # samples of an image data set's picture at a snapshot
 STATES = 2**27  # numbers of teacher trajectories in memory at a time
 
 
@@ -304,7 +302,7 @@ def is_adaptive(folder: Path, run: Run, model: Model, here: Processes) -> bool:
 def watcher(run: Run, here: Processes) -> Callable[[Model], dict[str, Any]]:
     """What is done with the student at each snapshot: a picture of samples, and figures, as the options ask."""
     from common.generate import labels_for
-    from evaluate import draw, picture, sampler_of
+    from evaluate import SHOWN, draw, picture, sampler_of
     from quality import make_judge
 
     t, judge = run.config.training, None
