@@ -8,25 +8,18 @@ network without being told anything. The tensors are the same, written once. In 
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import math
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from common import checkpoint
-from common.batches import CoupledBatches
-from common.cards import write_card
+from common.batches import Ahead
 from common.config import TrainConfig
-from common.data import Batches, ImageData, StreamingImages, split_train_val
-from common.losses import usual_coupling
-from common.options import to_yaml
-from common.report import Report
-from common.runtime import Processes, run_lock
+from common.data import ImageData, StreamingImages
+from common.report import Event, Report
+from common.runtime import Processes
 from common.trainer import Trainer
-from common.training import begin, card_facts, in_words, loop, write_final
+from common.training import train
 
 BEST = "rf_best.pth"
 
@@ -37,18 +30,13 @@ def epochs_done(step: int, batch_size: int, images: int) -> int:
 
 
 class EpochReport(Report):
-    """A report that also ends epochs.
+    """A report that also ends epochs; where nothing is held out the training loss decides which is the best."""
 
-    Args:
-        arguments: those of ``Report``.
-        images: training images in an epoch.
-        held_out: batches for the validation loss; None: the training loss decides which epoch is the best.
-        count: number of those batches.
-    """
-
-    def __init__(self, *arguments: Any, images: int, held_out: CoupledBatches | None, count: int):
-        super().__init__(*arguments)
-        self.images, self.held_out, self.count = images, held_out, count
+    def events(self, held_out: Ahead | None, count: int, images: int) -> list[Event]:
+        """Ends of epochs before all else, and the validation loss between them."""
+        self.held_out, self.count, self.images = held_out, count, images
+        often = super().events(None, count, images)
+        return [(1, self.end_epoch), (self.config.val_step, self.log_validation), *often]
 
     def end_epoch(self) -> None:
         """Write ``epoch_N.pth`` if this step ends an epoch or the run, and ``rf_best.pth`` if none was as good.
@@ -108,47 +96,11 @@ def train_epochs(
         ValueError: as there; and class labels, which this recipe does not take.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
     """
-    world = processes.world * config.grad_accum
     if config.num_classes:
         raise ValueError(
             f"--num_classes {config.num_classes}: this recipe has no labels; use celeba_train.py --method rf"
         )
+    world = processes.world * config.grad_accum
     if config.batch_size % world:
         raise ValueError(f"--batch_size {config.batch_size}: make it a multiple of {world} (processes x --grad_accum)")
-    plain = copy.copy(data)
-    object.__setattr__(plain, "labels", None)  # ImageData is frozen, but this copy is ours
-    with run_lock(out) if processes.is_main else contextlib.nullcontext():
-        trainer = Trainer(config, processes)
-        log = begin(trainer, out, to_yaml(config))
-        rows, held = split_train_val(len(data), config.val_fraction, config.seed)
-        batches = Batches(plain, config.batch_size, config.seed, config.flip, processes.device, subset=rows)
-        coupling = usual_coupling(config.method) if config.coupling == "auto" else config.coupling
-        source = CoupledBatches(batches, coupling, config.seed, processes, config.coupling_ahead)
-        fixed, count = held_out_batches(plain, config, held, processes)
-        if processes.is_main:
-            print(f"{config.method} with {coupling} coupling, {len(rows)} images, {in_words(trainer)}")
-            print(f"run folder: {out}" + (f", continuing at step {trainer.step}" if trainer.step else ""))
-        report = EpochReport(config, out, log, trainer, processes, images=len(rows), held_out=fixed, count=count)
-        events = [(1, report.end_epoch), (config.val_step, report.log_validation)]
-        events += [(config.sample_step, report.sample), (config.save_step, report.save)]
-        loop(trainer, source, report, events, "the same command with --resume auto")
-        final = out / weights_name
-        if processes.is_main:
-            write_final(final, trainer.weights(torch.float16))
-            write_card(final, card_facts(trainer, data.source, rows))
-        processes.wait()
-        return final
-
-
-def held_out_batches(
-    data: Any, config: TrainConfig, rows: torch.Tensor, processes: Processes
-) -> tuple[CoupledBatches | None, int]:
-    """Fixed batches of the held-out images for the validation loss, and how many; None when nothing is held out."""
-    if not len(rows):
-        return None, 0
-    size = min(config.batch_size, len(rows))
-    batches = Batches(data, size, 0, False, processes.device, subset=rows)
-    alone = Processes(0, 1, processes.device)
-    return CoupledBatches(batches, "independent", config.seed + 1, alone, ahead=False), max(
-        1, min(len(rows), 1024) // size
-    )
+    return train(config, data, out, weights_name, processes, EpochReport)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from common.trainer import Trainer
 
 
+Event = tuple[int, Callable[[], object]]
+
+
 def due(step: int, every: int, total: int) -> bool:
     """Whether something that happens every so many steps, and at the end, happens now; never with ``every`` 0."""
     return every > 0 and (step % every == 0 or step == total)
@@ -50,6 +53,19 @@ class Report:
         self.coupling_seconds = 0.0
         self.started, self.window_start, self.window_waited = time.perf_counter(), time.perf_counter(), 0.0
         self.seconds_before = trainer.seconds
+
+    def events(self, held_out: Ahead | None, count: int, images: int) -> list[Event]:
+        """What a run does now and then, in order: (n, what is done every n steps and at the end); n = 0: never.
+
+        Args:
+            held_out: batches for the validation loss; None: nothing is held out.
+            count: number of those batches.
+            images: training images.
+        """
+        often: list[Event] = [(self.config.sample_step, self.sample), (self.config.save_step, self.save)]
+        if held_out is None:
+            return often
+        return [(self.config.val_step, lambda: self.validate(held_out, count)), *often]
 
     def after_step(self, loss: Tensor, norm: Tensor, batch: Any, source: Ahead) -> None:
         """Collect a step's figures; write a row every ``log_step`` steps."""

@@ -51,6 +51,9 @@ class Trainer:
         self.config, self.processes, self.device = config, processes, processes.device
         if self.device.type == "cpu":
             keep_freed_memory()
+        elif self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+            torch.backends.cudnn.benchmark = True
         torch.manual_seed(derive_seed(config.seed, "init"))
         self.net, self.description = self.build()
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format

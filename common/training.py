@@ -15,7 +15,7 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,9 @@ from common.cli import to_yaml
 from common.config import TrainConfig
 from common.data import Batches, ImageData, StreamingImages, check_labels, split_train_val
 from common.losses import usual_coupling
-from common.report import Report, due
+from common.report import Event, Report, due
 from common.runtime import JsonLines, Processes, atomic_write, run_lock
 from common.trainer import Trainer
-
-Event = tuple[int, Callable[[], object]]
 
 STOP_CHECK = 10  # steps between agreements of several processes on whether to stop
 SAME_SIGNAL = (
@@ -110,7 +108,12 @@ def card_facts(trainer: Trainer, source: str, train_rows: Tensor) -> dict[str, A
 
 
 def train(
-    config: TrainConfig, data: ImageData | StreamingImages, out: Path, weights_name: str, processes: Processes
+    config: TrainConfig,
+    data: ImageData | StreamingImages,
+    out: Path,
+    weights_name: str,
+    processes: Processes,
+    report_type: type[Report] = Report,
 ) -> Path:
     """Train a network and leave in ``out`` its weights, checkpoints, metrics, sample grids and options.
 
@@ -120,6 +123,7 @@ def train(
         out: the run folder; see the README for what it holds.
         weights_name: name of the final weights, for example ``IDFF_weights_step_final.pt``.
         processes: from ``common.runtime.processes``.
+        report_type: what the run writes and when, see ``Report.events``.
 
     Returns:
         The file of the final weights (averaged, float16, with the description of the network).
@@ -136,10 +140,6 @@ def train(
             f"{config.grad_accum}: make it a multiple of {world * config.grad_accum}"
         )
     check_labels(data.labels if config.num_classes else None, config.num_classes)
-    if processes.device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.benchmark = True
-
     with run_lock(out) if processes.is_main else contextlib.nullcontext():
         trainer = Trainer(config, processes)
         log = begin(trainer, out, to_yaml(config))
@@ -159,15 +159,15 @@ def train(
         if processes.is_main:
             print(f"{config.method} with {coupling} coupling, {len(train_rows)} images, {in_words(trainer)}")
             print(f"run folder: {out}" + (f", continuing at step {trainer.step}" if trainer.step else ""))
-        report = Report(config, out, log, trainer, processes)
-        events = [(config.sample_step, report.sample), (config.save_step, report.save)]
+        report = report_type(config, out, log, trainer, processes)
+        fixed, count = None, 0
         if len(val_rows):
             size = min(config.batch_size, len(val_rows))
             held_out = Batches(labelled, size, 0, False, processes.device, subset=val_rows)
             alone = Processes(0, 1, processes.device)
             fixed = CoupledBatches(held_out, "independent", config.seed + 1, alone, ahead=False)
             count = max(1, min(held_out.n, 1024) // size)
-            events.insert(0, (config.val_step, lambda: report.validate(fixed, count)))
+        events = report.events(fixed, count, len(train_rows))
         loop(trainer, source, report, events, "the same command with --resume auto")
         final = out / weights_name
         if processes.is_main:
