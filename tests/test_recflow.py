@@ -13,6 +13,7 @@ from tiny import ROOT
 
 sys.path.insert(0, str(ROOT / "ttflow"))
 try:
+    import draws
     import recflow as rf
     from tt import SeparateTT
 finally:
@@ -352,3 +353,38 @@ def test_mistakes_are_named_in_one_line(call, said):
     with pytest.raises(ValueError, match=said) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------- means over a block
+def test_mean_velocities_are_the_weighted_means_of_the_definition():
+    x0, x1 = normal_numbers(6, 3, k=1), normal_numbers(6, 3, k=2)
+    t = torch.tensor([0.0, 0.1, 0.4, 0.7, 0.9, 0.97], dtype=F64)[:, None]
+    xt, u = draws._mean_velocity(x0, x1, t)
+    assert torch.allclose(xt, (1 - t) * x0 + t * x1)
+    for i in range(6):
+        density = [math.exp(-float((xt[i] - t[i] * x1[j]).square().sum() / (2 * (1 - t[i]) ** 2))) for j in range(6)]
+        end = sum(w * x1[j] for j, w in enumerate(density)) / sum(density)
+        assert torch.allclose(u[i], (end - xt[i]) / (1 - t[i]), atol=1e-9)
+
+
+@pytest.mark.parametrize("block", [2, 16, 256])
+def test_mean_velocities_have_no_bias_and_less_variance(block):
+    """Regressed on functions of (x, t) they give what the exact velocity gives, however small the block."""
+    n, data = 60_000, mixture(60_000, k=5).float()
+    x, t, u = rf.posterior_means(data, n, seed=3, block=block)(0)
+    exact = mixture_velocity(x.double(), t.double())
+    plain = rf.on_lines(rf.data_pairs(data, n, seed=3), seed=3)(0)
+    assert torch.equal(x, plain[0]) and torch.equal(t, plain[1])
+    error, noise = (u - exact).square().sum(1), (plain[2] - exact).square().sum(1)
+    assert error.mean() < (0.95 if block == 2 else 0.5) * noise.mean()
+    features = torch.stack([torch.ones_like(t), x[:, 0], t, t * x[:, 0], x[:, 0].tanh(), x[:, 1]], 1).double()
+    z = features.T @ (u - exact) / ((features.T.square() @ (u - exact).square()).sqrt())
+    assert z.abs().max() < 4.5
+
+
+def test_late_mean_velocities_are_the_pairs_own():
+    data = torch.tensor([[0.0, 0.0], [1e-7, 0.0], [5.0, 1.0]])
+    _, t, u = rf.posterior_means(data, 3000, seed=1)(0)
+    pairs = rf.data_pairs(data, 3000, seed=1)(0)
+    late = t > draws.LATE
+    assert late.sum() > 30 and torch.equal(u[late], (pairs[1] - pairs[0])[late]) and u.isfinite().all()

@@ -1,7 +1,7 @@
 """What a velocity is fitted to: straight paths between coupled points, or a teacher's trajectories.
 
 A draw is a function draw(k) -> x (N, d), t (N,), u (N, d): points, times and the velocities to learn, fresh for each k.
-``on_lines`` makes one of pairs, a function pairs(k) -> x0 (N, d), x1 (N, d).
+``on_lines`` makes one of pairs, a function pairs(k) -> x0 (N, d), x1 (N, d); ``posterior_means`` one with less noise.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     Velocity = Callable[[Tensor, Tensor], Tensor]
     Pairs = Callable[[int], tuple[Tensor, Tensor]]
     Draw = Callable[[int], tuple[Tensor, Tensor, Tensor]]
+
+
+LATE = 0.98  # time from which the mean over other data is left out
 
 
 def data_pairs(x1: Tensor, n: int, coupling: str = "independent", seed: int = 0, block: int = 256) -> Pairs:
@@ -83,6 +86,48 @@ def on_lines(pairs: Pairs, seed: int = 0, times: int = 1) -> Draw:
         return xt, t, LinearPath().ut(x0, x1, t, xt)
 
     return draw
+
+
+def posterior_means(x1: Tensor, n: int, seed: int = 0, block: int = 512) -> Draw:
+    """The draw of straight paths from normal noise whose velocity is E[x1 - x0 | xt, block] instead of x1 - x0.
+
+    The pairs are drawn in blocks. Given a block's data, a point xt of it may have come from any of them: the mean over
+    them, with weights exp(-|xt - t x1_j|^2 / (2 (1 - t)^2)), has the conditional mean of x1 - x0 by the tower property,
+    without bias whatever the size of the block, and less variance. For independent coupling only. Cost of a draw: n
+    times block distances, about 0.5 s for 60,000 pairs in three dimensions.
+
+    Args:
+        x1: Data (N, d).
+        n: Pairs of a draw.
+        seed: Draws are a function of seed and k.
+        block: Data that a mean is over.
+
+    Source: Xu et al. 2302.00670, eq. 4, for the score; here the source of a point is always among the data.
+    """
+    import torch
+
+    from common.runtime import generator
+
+    pairs = data_pairs(x1, n, seed=seed)
+
+    def draw(k: int) -> tuple[Tensor, Tensor, Tensor]:
+        x0, ends = pairs(k)
+        t = stratified(len(x0), generator(seed, "times", k)).to(x0)
+        parts = zip(x0.split(block), ends.split(block), t[:, None].split(block))
+        rows = [_mean_velocity(*part) for part in parts]
+        return torch.cat([xt for xt, _ in rows]), t, torch.cat([u for _, u in rows])
+
+    return draw
+
+
+def _mean_velocity(x0: Tensor, x1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """xt (N, d) and (E[x1 | xt] - xt) / (1 - t), for t (N, 1); beyond LATE, where it rounds to x1 - x0, that."""
+    import torch
+
+    xt, early = (1 - t) * x0 + t * x1, t.clamp(1e-6, LATE)
+    distance = torch.cdist(xt / early, x1, compute_mode="donot_use_mm_for_euclid_dist")
+    weights = torch.softmax(distance.square_() * (-0.5 * (early / (1 - early)).square()), 1)
+    return xt, torch.where(t < LATE, (weights @ x1 - xt) / (1 - early), x1 - x0)
 
 
 def on_trajectories(

@@ -26,14 +26,14 @@ from torch import Tensor, nn
 from als import fit, fit_each
 from bases import Basis, make
 from common.runtime import generator
-from draws import data_pairs, flow_pairs, on_lines, on_trajectories, stratified
+from draws import data_pairs, flow_pairs, on_lines, on_trajectories, posterior_means, stratified
 from tt import SeparateTT, Train, from_state, random_train
 
 if TYPE_CHECKING:
     from draws import Draw
 
 __all__ = ["Frame", "TTVelocity", "fit_velocity", "frame_of", "log_likelihood"]
-__all__ += ["data_pairs", "flow_pairs", "on_lines", "on_trajectories", "stratified"]
+__all__ += ["data_pairs", "flow_pairs", "on_lines", "on_trajectories", "posterior_means", "stratified"]
 
 FORMAT = "tt-velocity"
 SCALES = ("moving", "whitened", "none")
@@ -251,7 +251,7 @@ def fit_velocity(
     n_basis: int = 20,
     rank: int | Sequence[int] = 5,
     time_basis: str = "legendre",
-    n_time: int = 6,
+    n_time: int = 8,
     time_at: int | None = None,
     output_at: int | None = None,
     separate: bool = False,
@@ -262,13 +262,13 @@ def fit_velocity(
     basis_options: dict[str, Any] | None = None,
     moves: bool = False,
     ridge: float = 1e-4,
-    smooth: float = 0.1,
+    smooth: float = 0.01,
     **options: Any,
 ) -> tuple[TTVelocity, list[dict[str, Any]]]:
     """Fits a train to a draw: ``on_lines`` of ``data_pairs`` (or of ``flow_pairs``: reflow), or ``on_trajectories``.
 
     Args:
-        draw: See ``draws``; fresh in each sweep.
+        draw: See ``draws``; fresh in each sweep. The less noise its velocities have, the less ridge is needed.
         frame: See :func:`frame_of`.
         basis, n_basis: Of each coordinate; a name of ``bases.KINDS``.
         rank: Of all bonds or each; with adapt the rank to begin with.
