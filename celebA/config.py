@@ -1,7 +1,6 @@
 """CelebA: IDFF's presets at 64x64, and the Flow Image Generator's recipe at 128x128."""
 
 from dataclasses import replace
-from typing import Any
 
 from _repo import HERE
 from common.commands import Folder
@@ -56,21 +55,12 @@ SMALL = replace(
     log_step=10,
 )
 
-
-def load_network(*args: Any, **options: Any) -> Any:
-    """Any checkpoint, also the Flow Image Generator's; imported late, so that --help stays fast."""
-    from generator_unet import load_network as load
-
-    return load(*args, **options)
-
-
 FOLDER = Folder(
     here=HERE,
     presets={"default": DEFAULT, "paper": PAPER, "small": SMALL},
     data="",
     places=("celebA.zip", "img_align_celeba.zip", "img_align_celeba"),
     advice="fetch img_align_celeba.zip (1.4 GB) from mmlab.ie.cuhk.edu.hk/projects/CelebA.html and put it there whole",
-    load_network=load_network,
     weights="results/IDFF-2.0-0.2/IDFF_celeba_weights_step_final.pt",
     weights_name="{METHOD}_celeba_weights_step_final.pt",
 )

@@ -43,13 +43,12 @@ def sample_from_checkpoint(
     import torch
     from tqdm import tqdm
 
-    from common import generate
+    from common import checkpoint, generate
     from common.images import grid, save_png
     from common.runtime import pick_device
     from common.solvers import integrate, time_grid
-    from generator_unet import load_network
 
-    net, info = load_network(checkpoint_path)
+    net, info = checkpoint.load_network(checkpoint_path)
     net: Any = net.to(pick_device())
     method = info["method"]["name"]
     side = info["network"].get("image_size") or info["config"].get("image_size", 128)

@@ -10,4 +10,4 @@ from common.runtime import run_main
 from config import FOLDER
 
 if __name__ == "__main__":
-    run_main(lambda: measure_main(FOLDER, __doc__, has_test=False))
+    run_main(lambda: measure_main(FOLDER, __doc__, has_test=False, residual=True))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,16 @@ def commit() -> str:
     except OSError:
         return ""
     return described.stdout.strip()
+
+
+def without_folders(words: Sequence[str]) -> str:
+    """A command line as a card tells it: paths are cut to their names, since folders of one machine mean nothing."""
+
+    def named(word: str) -> str:
+        flag, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+        return flag + equals + (Path(value).name if "/" in value else value)
+
+    return shlex.join(map(named, words))
 
 
 def card_path(weights: Path) -> Path:

@@ -244,13 +244,14 @@ def _differences(options: dict[str, Any], network: dict[str, Any], method: str) 
         return []
     there = {
         "method": method,
-        "network": {"UNet": "unet", "ConditionalUNet": "conditional_unet"}.get(network["name"]),
         "in_channels": network["in_channels"] // (2 if method == "idff" else 1),
         "num_channel": network["channels"],
-        "channel_mult": list(network["channel_mult"]),
         "num_classes": network.get("num_classes", 0) - bool(network.get("null_class")),
-        **{key: network[key] for key in ("num_res_blocks", "image_size", "patch_size") if key in network},
     }
+    kinds = {"UNet": "unet", "ConditionalUNet": "conditional_unet"}  # the others are not trained here
+    there |= {"network": kinds[network["name"]]} if network["name"] in kinds else {}
+    there |= {"channel_mult": list(network["channel_mult"])} if "channel_mult" in network else {}
+    there |= {key: network[key] for key in ("num_res_blocks", "image_size", "patch_size") if key in network}
     given = {key: list(v) if isinstance(v, tuple) else v for key, v in options.items()}
     return [
         f"{key}: {given[key]} given, {v} in the file" for key, v in there.items() if key in given and given[key] != v

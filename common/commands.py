@@ -38,7 +38,6 @@ class Folder:
         load_data: loads the data when ``data`` needs more than ``common.data.load_images``.
         places: files and folders below data/ (or ``--data_root``) that are the images, the first that is there.
         advice: what to fetch, and where from, when none of them is there.
-        load_network: reads weights that ``common.checkpoint.load_network``, which it replaces, does not know.
         runs: the run folder, relative to ``here``; empty: results/ with a name that says method and constants.
     """
 
@@ -51,7 +50,6 @@ class Folder:
     load_data: Callable[..., Any] | None = None
     places: tuple[str, ...] = ()
     advice: str = ""
-    load_network: Callable[..., Any] | None = None
     runs: str = ""
 
     def run_folder(self, config: TrainConfig) -> Path:
@@ -214,7 +212,7 @@ def make_sampler(folder: Folder, config: SampleConfig, extra: dict[str, Any]) ->
         script = min(folder.here.glob("*train*.py"), default=folder.here / "train.py").name
         raise FileNotFoundError(f"there are no weights at {path}: train them with python {script}, or give --weights")
     else:
-        net, info = (folder.load_network or checkpoint.load_network)(path, ema=config.ema, extra=extra)
+        net, info = checkpoint.load_network(path, ema=config.ema, extra=extra)
         for line in info.get("report", ()):
             print(line)
     net: Any = net.to(device, memory_format=torch.channels_last)  # type: ignore[no-redef, call-overload]
@@ -308,10 +306,11 @@ def _invert(folder: Folder, config: GridConfig, extra: dict[str, Any]) -> Path:
     noise, again = generate.invert(sampler, image, labels)
     error = 127.5 * rms(again, image)
     ratio = 20 * math.log10(255 / error) if error else math.inf
-    print(
-        f"{config.invert}: {sampler.solver}, {config.n_steps} steps, grid {sampler.grid}, NFE {sampler.nfe} both ways"
-    )
+    told = f"{sampler.solver}, {config.n_steps} steps, grid {sampler.grid}, NFE {sampler.nfe} both ways"
+    print(f"{config.invert}: {told}")
     print(f"noise: mean {noise.mean():.3f}, spread {noise.std():.3f}; of a normal one they are 0 and 1")
+    if noise.std() > 2:
+        print("note: what these weights miss of the image is magnified on the way to the noise; train longer")
     print(f"error after both ways: RMS {error:.3f} of 255 grey levels, PSNR {ratio:.1f} dB")
     out = Path(config.out) if config.out else folder.here / "samples" / f"invert_{Path(config.invert).stem}.png"
     save_png(out, grid(torch.cat([image, noise / 3, again]), 3))
@@ -343,7 +342,7 @@ def gen_main(folder: Folder, description: str, argv: list[str] | None = None) ->
     from tqdm import tqdm
 
     from common import generate
-    from common.images import open_writer, to_uint8
+    from common.images import add_counted, open_writer, to_uint8
     from common.runtime import processes
 
     if config.smoke:
@@ -360,14 +359,18 @@ def gen_main(folder: Folder, description: str, argv: list[str] | None = None) ->
     writer = open_writer(target, config.n_samples, (c, h, w), fingerprint)
     todo = writer.missing(start, stop)[here.rank :: here.world]
     here.wait()  # all see the same images missing before the first one is written
+    evaluations = 0
     with tqdm(total=len(todo), unit="image", dynamic_ncols=True, disable=not here.is_main) as bar:
         for indices, images in generate.sample_many(sampler, todo, config.batch_size, config.label):
             for index, image in zip(indices, to_uint8(images)):
                 writer.write(index, image)
+            evaluations += sampler.nfe * len(indices)
             bar.update(len(indices))
             bar.set_postfix(nfe=sampler.nfe)
     here.wait()
     if here.is_main:
+        if todo:  # the mean of the images made here: an adaptive solver's number differs between batches
+            add_counted(target, nfe=evaluations / len(todo))
         writer.finish()
         print(f"images {start} to {stop - 1} are in {target}" + (f", NFE {sampler.nfe}" if todo else ""))
     return target

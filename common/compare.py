@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,17 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from common import cli
+from common.cards import without_folders
+from common.page import refresh
 from common.runtime import atomic_write
 
 
 def command(words: Sequence[str]) -> str:
-    """The command as a card tells it: paths are cut to their names, since folders of one machine mean nothing."""
-
-    def named(word: str) -> str:
-        flag, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
-        return flag + equals + (Path(value).name if "/" in value else value)
-
-    return shlex.join(["python", "-m", "common.evaluate", *map(named, words)])
+    """The command of an evaluation as its card tells it."""
+    return without_folders(["python", "-m", "common.evaluate", *words])
 
 
 def circumstances(device: str, told: str, started: float) -> dict[str, Any]:
@@ -44,7 +40,7 @@ def circumstances(device: str, told: str, started: float) -> dict[str, Any]:
 
 
 def write(card: dict[str, Any], out: str) -> dict[str, Any]:
-    """Print a card, or write it whole."""
+    """Print a card, or write it whole; the page of a run folder that it lies in is written again."""
     text = json.dumps(card, indent=2)
     if not out:
         print(text)
@@ -53,6 +49,7 @@ def write(card: dict[str, Any], out: str) -> dict[str, Any]:
         temporary.write_text(text + "\n")
     short = {key: value for key, value in card["metrics"].items() if isinstance(value, float)}
     print(f"{', '.join(f'{key} {value:.5g}' for key, value in short.items())}; card: {out}")
+    refresh(Path(out).parent)
     return card
 
 
@@ -81,7 +78,16 @@ _ALIKE = {
         "dequantisation": "dequantisation",
     },
 }
-_SETTINGS = ("solver", "grid", "n_steps", "nfe", "cfg", "probes", "seed")  # of the samples, shown where a card has them
+_SETTINGS = (
+    "solver",
+    "grid",
+    "landing",
+    "n_steps",
+    "nfe",
+    "cfg",
+    "probes",
+    "seed",
+)  # of the samples, shown where a card has them
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ class TrainConfig:
 
     # ---- data
     data: str = ""
-    """torchvision:NAME, a folder or zip of images, or .npy/.npz; empty: the folder's own data set"""
+    """torchvision:NAME, a folder, zip, tar or LMDB of images, or .npy/.npz; empty: the folder's own data set"""
     data_root: str = ""
     """Where the folder's own data set lies, or torchvision's is downloaded to; empty: data/ beside the script"""
     flip: bool = True
@@ -211,7 +211,7 @@ class TrueConfig:
     """Options of gen_true_*.py: the real images as numbered PNG files."""
 
     data: str = ""
-    """torchvision:NAME, a folder or zip of images, or .npy/.npz; empty: the folder's own data set"""
+    """torchvision:NAME, a folder, zip, tar or LMDB of images, or .npy/.npz; empty: the folder's own data set"""
     data_root: str = ""
     """Where the folder's own data set lies, or torchvision's is downloaded to; empty: data/ beside the script"""
     save_dir: str = ""
@@ -235,11 +235,13 @@ class MeasureConfig(SampleConfig):
     n_steps: int = 20
     """Intervals of the time grid; the NFE is counted and printed"""
     data: str = ""
-    """Real images: torchvision:NAME, a folder or zip, or .npy/.npz; empty: the folder's own data set"""
+    """Real images: torchvision:NAME, a folder, zip, tar, LMDB or .npy/.npz; empty: the folder's own data set"""
     data_root: str = ""
     """Where the folder's own data set lies, or torchvision's is downloaded to; empty: data/ beside the script"""
-    epochs: int = 4
-    """Epochs of the classifier, when it has to be trained"""
+    epochs: int = 0
+    """Epochs of the classifier, when it has to be trained; 0: 4, or 10 of a residual one"""
+    inception: str = ""
+    """Weights of FID's Inception: FID, KID, precision and recall to the training images, too; "cache": torch's cache"""
     out: str = ""
     """JSON file for the result; empty: print it only"""
     card: bool = False

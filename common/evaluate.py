@@ -18,7 +18,7 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -72,7 +72,7 @@ class EvaluateConfig:
     resamples: int = 4
     """Random halves of A's kept features that tell the spread of FID; 0: none"""
     crosscheck: bool = False
-    """FID also by torch-fidelity or clean-fid, whichever is installed (the latter may download its weights)"""
+    """FID also by torch-fidelity or clean-fid, whichever is installed, with the same weights"""
     seed: int = 0
     """Of the samples and subsets"""
 
@@ -291,17 +291,36 @@ def crosscheck_package() -> ModuleType:
 
 
 def crosscheck(config: EvaluateConfig, package: Any) -> dict[str, Any]:
-    """FID of the two folders by another package; clean-fid in the mode that follows pytorch-fid."""
+    """FID of the two folders by another package with the same weights; clean-fid in the mode of pytorch-fid."""
+    import torch
+
     from common.features import find_inception
 
     folders = [str(Path(spec).expanduser()) for spec in (config.a, config.b)]
+    weights = find_inception(config.inception)
     if hasattr(package, "calculate_metrics"):
-        weights = {"feature_extractor_weights_path": str(find_inception(config.inception))}
-        options = {"fid": True, "cuda": False, "verbose": False, "batch_size": config.batch_size}
-        found = package.calculate_metrics(input1=folders[0], input2=folders[1], **options, **weights)
+        options = {"fid": True, "cuda": False, "verbose": False, "batch_size": config.batch_size, "save_cpu_ram": True}
+        options["feature_extractor_weights_path"] = str(weights)
+        found = package.calculate_metrics(input1=folders[0], input2=folders[1], **options)
         return {"by": "torch-fidelity", "fid": float(found["frechet_inception_distance"])}
-    value = package.compute_fid(*folders, mode="legacy_pytorch", num_workers=0, use_dataparallel=False)
+    options = {"num_workers": 0, "use_dataparallel": False, "verbose": False, "batch_size": config.batch_size}
+    with _clean_fid_reads(weights):  # by default it wants a GPU, and downloads the weights
+        value = package.compute_fid(*folders, mode="legacy_pytorch", device=torch.device("cpu"), **options)
     return {"by": "clean-fid legacy_pytorch", "fid": float(value)}
+
+
+@contextlib.contextmanager
+def _clean_fid_reads(weights: Path) -> Iterator[None]:
+    """Inside the block clean-fid's network takes its weights from a file, for which it has no option."""
+    from common import checkpoint
+
+    module: Any = importlib.import_module("cleanfid.inception_pytorch")
+    kept = module.load_state_dict_from_url
+    module.load_state_dict_from_url = lambda url, progress: checkpoint.load(weights)
+    try:
+        yield
+    finally:
+        module.load_state_dict_from_url = kept
 
 
 if __name__ == "__main__":

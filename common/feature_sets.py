@@ -99,6 +99,16 @@ def open_set(spec: str, side: int = 0, split: str = "train") -> ImageSet:
     return ImageSet(source, side, side or _pixels(source, 0, 0, 0).shape[-1])
 
 
+def set_of(images: Tensor, name: str) -> ImageSet:
+    """Square uint8 images in memory, (N, 1 or 3, S, S), as a set; ``name`` is what messages call it."""
+
+    def load(index: int) -> Any:
+        raise ValueError(f"image {index} of {name} is not square")  # whole blocks are read otherwise
+
+    rows = images.cpu().numpy()
+    return ImageSet(Source(name, load, len(images), rows=rows, layout="NCHW", kind="array"), 0, images.shape[-1])
+
+
 def _silent(line: str) -> None:
     pass
 

@@ -86,6 +86,12 @@ def infer(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     if "time_embed.0.weight" in shapes and "input_blocks.0.0.weight" in shapes:
         names = {"name": "UNet", "time": "time_embed", "label": "label_emb", "first": "input_blocks.0.0", "out": "out"}
         levels = _unet_levels(shapes)
+    elif "time_emb.mlp.0.weight" in shapes and {"enc1.weight", "final_conv.weight"} <= shapes.keys():
+        stem, last, time = (shapes[f"{n}.weight"] for n in ("enc1", "final_conv", "time_emb.mlp.0"))
+        if (len(stem), len(last), len(time)) != (4, 4, 2):
+            raise ValueError("its network has the names of the Flow Image Generator's, but not its shapes")
+        known = {"name": "GeneratorUNet", "in_channels": stem[1], "out_channels": last[0], "channels": stem[0]}
+        return known | {"time_channels": time[1]}
     elif "time_mlp.0.weight" in shapes and "stem.weight" in shapes:
         names = {"name": "ConditionalUNet", "time": "time_mlp", "label": "class_embedding", "first": "stem"}
         names["out"] = "head"
@@ -93,7 +99,8 @@ def infer(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     else:
         raise ValueError(
             f"its tensors ({', '.join(list(shapes)[:3])}, ...) are not those of a network known here: UNet "
-            "(input_blocks.*, as in torchcfm, IDFF, flow-matching-pytorch) or ConditionalUNet (encoder.*)"
+            "(input_blocks.*, as in torchcfm, IDFF, flow-matching-pytorch), ConditionalUNet (encoder.*) or that of the "
+            "Flow Image Generator (enc1, time_emb.*)"
         )
     channels = shapes[f"{names['time']}.0.weight"][1]
     widths = [width for width, _, _ in levels]
@@ -163,6 +170,11 @@ def describe(found: Foreign, extra: Mapping[str, Any], file_stem: str = "") -> t
         The network's description for ``common.unet.build_network``, and {"name", "sigma", "flow_weight"}.
     """
     known = infer(found.tensors)
+    if known["name"] == "GeneratorUNet":
+        found.project = GENERATOR  # whoever wrote the file
+        if "image_size" not in extra:
+            found.notes.append("assumed: image_size 128 (the tensors do not tell; give -c with the training options)")
+        return known | {"image_size": extra.get("image_size", 128)}, _method(found, known, extra, file_stem)
     levels = known.pop("attention_levels")
     method = _method(found, known, extra, file_stem)
     rows = known["num_classes"]
@@ -244,12 +256,27 @@ def reverse_time(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     sin f(1-t) = sin f cos ft - cos f sin ft, so the first layer's matrix [C, S] on the features [cos ft, sin ft]
     becomes [C cos f + S sin f, C sin f - S cos f]; the last layer changes its sign.
     """
+    first, last, frequencies, sines_first = _time_layers(tensors)
+    matrix, half = tensors[first].double(), len(frequencies)
+    cos, sin = frequencies.double().cos(), frequencies.double().sin()
+    parts = [matrix[:, :half], matrix[:, half : 2 * half]]
+    c, s = reversed(parts) if sines_first else parts
+    turned = [c * cos + s * sin, c * sin - s * cos]
+    turned = torch.cat([*(reversed(turned) if sines_first else turned), matrix[:, 2 * half :]], dim=1)
+    negated = {f"{last}.{p}": -tensors[f"{last}.{p}"] for p in ("weight", "bias")}
+    return {**tensors, first: turned.to(tensors[first].dtype), **negated}
+
+
+def _time_layers(tensors: Mapping[str, Tensor]) -> tuple[str, str, Tensor, bool]:
+    """The layer that reads the time, the last one, the time's frequencies, and whether its sines come first."""
+    if "time_emb.mlp.0.weight" in tensors:
+        from common.generator_unet import time_frequencies
+
+        first = "time_emb.mlp.0.weight"
+        return first, "final_conv", time_frequencies(tensors[first].shape[1] // 2), True
     unet = "time_embed.0.weight" in tensors
     first, last, scale = ("time_embed.0.weight", "out.2", 1.0) if unet else ("time_mlp.0.weight", "head.2", 1000.0)
-    matrix = tensors[first].double()
-    half = matrix.shape[1] // 2
-    frequencies = torch.exp(-math.log(10_000.0) / half * torch.arange(half, dtype=torch.float32)).double()
-    cos, sin = (scale * frequencies).cos(), (scale * frequencies).sin()
-    c, s, rest = matrix[:, :half], matrix[:, half : 2 * half], matrix[:, 2 * half :]
-    turned = torch.cat([c * cos + s * sin, c * sin - s * cos, rest], dim=1).to(tensors[first].dtype)
-    return {**tensors, first: turned, **{f"{last}.{p}": -tensors[f"{last}.{p}"] for p in ("weight", "bias")}}
+    half = tensors[first].shape[1] // 2
+    # In float32 as the networks have them, and scaled in double: scale * f is exact there
+    frequencies = torch.exp(-math.log(10_000.0) / half * torch.arange(half, dtype=torch.float32))
+    return first, last, scale * frequencies.double(), False

@@ -133,11 +133,28 @@ def open_writer(
     """
     path = Path(path)
     if path.suffix == ".npz":
-        _check_fingerprint(path.with_suffix(".samples.json"), {**fingerprint, "shape": shape, "count": count}, path)
+        _check_fingerprint(facts_file(path), {**fingerprint, "shape": shape, "count": count}, path)
         return NpzWriter(path, count, shape)
     writer = PngFolder(path, count)
-    _check_fingerprint(path / "samples.json", {**fingerprint, "shape": shape}, path, begun=bool(writer.present()))
+    _check_fingerprint(facts_file(path), {**fingerprint, "shape": shape}, path, begun=bool(writer.present()))
     return writer
+
+
+COUNTED = ("nfe",)  # in samples.json, but known only once images are made
+
+
+def facts_file(path: Path) -> Path:
+    """Where it says how a set of images was made."""
+    return path.with_suffix(".samples.json") if path.suffix == ".npz" else path / "samples.json"
+
+
+def add_counted(path: str | Path, **counted: float) -> None:
+    """Add to samples.json what was counted while images were made: the mean network evaluations of one, ``nfe``."""
+    file = facts_file(Path(path))
+    whole = {key: int(value) if float(value).is_integer() else round(value, 2) for key, value in counted.items()}
+    facts = json.loads(file.read_text()) | whole
+    with atomic_write(file) as temporary:
+        temporary.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def _check_fingerprint(file: Path, fingerprint: dict[str, Any], path: Path, begun: bool = False) -> None:
@@ -153,7 +170,7 @@ def _check_fingerprint(file: Path, fingerprint: dict[str, Any], path: Path, begu
         theirs = dict(json.loads(file.read_text()))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{file} is damaged ({error}); {advice}") from error
-    differing = [key for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key)]
+    differing = [key for key in sorted({*mine, *theirs} - {*COUNTED}) if mine.get(key) != theirs.get(key)]
     if differing:
         told = ", ".join(f"{key} {theirs.get(key)} there and {mine.get(key)} now" for key in differing)
         raise ValueError(f"{path} was begun with other settings: {told}; {advice}")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
@@ -61,7 +60,6 @@ def load_inception(weights: Path) -> nn.Module:
     return net.eval()
 
 
-@torch.no_grad()
 def features(images: Tensor, weights: Path, device: torch.device | str = "cpu", batch_size: int = 50) -> Tensor:
     """Inception's features of images, (N, 2048) float32 on the CPU.
 
@@ -81,11 +79,12 @@ def features(images: Tensor, weights: Path, device: torch.device | str = "cpu", 
     """
     from tqdm import tqdm
 
+    from common.features import inception_network
+
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"Inception sees uint8 images (N, 1 or 3, H, W), not {images.dtype} {tuple(images.shape)}")
-    net, parts = load_inception(weights).to(device), []
+    network, parts = inception_network(weights, device), []
     for start in tqdm(range(0, len(images), batch_size), desc="Inception", unit="batch", dynamic_ncols=True):
-        x = images[start : start + batch_size].to(device).expand(-1, 3, -1, -1).float() / 255
-        x = F.interpolate(x, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
-        parts.append(net(2 * x - 1).cpu())
+        rows, _ = network.run(images[start : start + batch_size].expand(-1, 3, -1, -1))
+        parts.append(rows.cpu())
     return torch.cat(parts)

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 
 
 def measure_main(
-    folder: Folder, description: str, has_test: bool = True, argv: list[str] | None = None
+    folder: Folder, description: str, has_test: bool = True, argv: list[str] | None = None, residual: bool = False
 ) -> dict[str, Any]:
     """Share of class-conditional samples recognised as their class, and the feature distance to real images.
 
     Args:
         has_test: whether the data has a test split; else a part of the training images is held out.
+        residual: the classifier, when it has to be trained: ResNet-9 rather than a plain one.
     """
     config, extra = cli.parse_with_extra(MeasureConfig, description=description, argv=argv)
     import torch
@@ -34,8 +35,13 @@ def measure_main(
     from common import checkpoint, generate
     from common.cards import add_measurement, commit
     from common.images import to_uint8
+    from common.page import refresh
     from common.runtime import atomic_write
 
+    if config.inception:
+        from common.features import find_inception
+
+        inception = find_inception("" if config.inception == "cache" else config.inception)
     preset = next(iter(folder.presets.values()))
     sampler, info = make_sampler(folder, config, extra)  # first, since missing weights end it here
 
@@ -44,7 +50,8 @@ def measure_main(
 
     train, test = real_images(load, has_test and not config.smoke)
     keep = None if config.smoke else folder.here / "results" / "classifier.pt"
-    recogniser = make_recogniser(train, test, keep, config.epochs, preset.flip, config.seed)
+    options = {"residual": residual and not config.smoke, "precision": config.mixed_precision}
+    recogniser = make_recogniser(train, test, keep, config.epochs, preset.flip, config.seed, **options)
     images, labels = [], []
     with tqdm(total=config.n_samples, unit="image", desc="samples", dynamic_ncols=True) as bar:
         for indices, part in generate.sample_many(sampler, range(config.n_samples), config.batch_size, config.label):
@@ -70,14 +77,43 @@ def measure_main(
         **measured,
         "feature_distance_real": recogniser.floor,
     }
+    if config.inception:
+        known = None if config.smoke else folder.here / "data" / "statistics"
+        result |= inception_figures(torch.cat(images), train.images, inception, known)
     print(json.dumps(result, indent=2))
     if config.out:
         with atomic_write(config.out) as path:
             path.write_text(json.dumps(result, indent=2) + "\n")
     if config.card:
         del result["weights"]
-        print(f"card: {add_measurement(checkpoint.find(info['path']), result)}")
+        card = add_measurement(checkpoint.find(info["path"]), result)
+        print(f"card: {card}")
+        refresh(card.parent)
     return result
+
+
+def inception_figures(images: Tensor, real: Tensor, weights: Path, known: Path | None) -> dict[str, Any]:
+    """FID, KID, precision, recall and Inception score of uint8 images (N, C, S, S) against real ones.
+
+    Args:
+        images, real: generated and real images.
+        weights: file of FID's Inception.
+        known: folder that keeps the statistics of real images by their content; None: keep nothing.
+    """
+    from common import evaluate, feature_sets, features
+
+    network, config = features.inception_network(weights), evaluate.EvaluateConfig()
+    b = feature_sets.set_of(real, "the real images")
+    options = (config.kept, config.seed, config.batch_size, config.num_workers)
+    if known is not None:
+        reference = feature_sets.cached(b, network, known, *options)
+    else:
+        reference = feature_sets.collect(b.batches(*options[2:]), network, *options[:2], len(b))
+    a = feature_sets.set_of(images, "the generated images")
+    found = feature_sets.collect(a.batches(*options[2:]), network, *options[:2], len(a))
+    figures = evaluate.measure(found, reference, config)
+    flat = {key: value for key, value in figures.items() if isinstance(value, float)}
+    return flat | {"fid_real": reference.count, "inception": network.weights}
 
 
 def real_images(load: Callable[[str], ImageData], has_test: bool) -> tuple[ImageData, ImageData]:
@@ -127,13 +163,19 @@ class Recogniser:
 
 
 def make_recogniser(
-    train: ImageData, test: ImageData, path: Path | None, epochs: int = 4, flip: bool = False, seed: int = 0
+    train: ImageData,
+    test: ImageData,
+    path: Path | None,
+    epochs: int = 0,
+    flip: bool = False,
+    seed: int = 0,
+    **options: Any,
 ) -> Recogniser:
     """The classifier of a file; where there is none yet, one trained on the training images and kept there.
 
     Args:
         path: the file; None: train and keep nothing.
-        epochs, flip, seed: of the training.
+        epochs, flip, seed, options: of the training, see ``common.classifier.train_classifier``.
 
     Raises:
         ValueError: images without labels and no classifier yet, or a classifier of images with other channels.
@@ -143,7 +185,10 @@ def make_recogniser(
     from common.classifier import classify, feature_distance, load_classifier
     from common.runtime import generator
 
-    net, accuracy = load_classifier(path) if path and path.exists() else _trained(train, test, path, epochs, flip, seed)
+    if path and path.exists():
+        net, accuracy = load_classifier(path)
+    else:
+        net, accuracy = _trained(train, test, path, epochs=epochs, flip=flip, seed=seed, **options)
     channels = test.images.shape[1]
     if net.arguments["channels"] != channels:
         raise ValueError(f"the classifier {path} is for images of {net.arguments['channels']} channels, not {channels}")
@@ -153,13 +198,11 @@ def make_recogniser(
     return Recogniser(net, accuracy, real, feature_distance(other, real))
 
 
-def _trained(
-    train: ImageData, test: ImageData, path: Path | None, epochs: int, flip: bool, seed: int
-) -> tuple[Classifier, float]:
+def _trained(train: ImageData, test: ImageData, path: Path | None, **options: Any) -> tuple[Classifier, float]:
     """A new classifier and its accuracy, written to the file if there is to be one."""
     from common.classifier import classify, load_classifier, save_classifier, train_classifier
 
-    net = train_classifier(train, epochs, flip, seed)
+    net = train_classifier(train, **options)
     _, predicted = classify(net, test.images)
     accuracy = (predicted == test.labels).float().mean().item()
     print(f"classifier: {accuracy:.2%} of {len(test)} test images")

@@ -2,13 +2,15 @@
 
     python -m common.evaluate page RUN_FOLDER [--out page.html]
 
-Reads config.yaml, metrics.jsonl, samples/*.png and the JSON cards of a run folder. The page holds its pictures and
-asks for nothing from the network; all text from files is escaped.
+Training writes it when it ends, and evaluations whose card lies beside it write it again. It shows config.yaml,
+metrics.jsonl, samples/*.png and the JSON cards of the run folder. It holds its pictures and asks for nothing from the
+network; all text from files is escaped.
 """
 
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +22,8 @@ from typing import Any
 from common import cli
 from common.runtime import JsonLines, atomic_write
 
+NAME = "page.html"
+SHOWN_BYTES, SHOWN_SIDE = 200_000, 720  # pictures larger than this are shown as JPEG, no wider than this
 MEASURES = {
     "FID": ("fid",),
     "KID": ("kid",),
@@ -29,10 +33,12 @@ MEASURES = {
     "distance by a classifier's features": ("feature_distance", "frechet_distance"),
     "share of samples recognised as their class": ("recognised",),
 }
-_COLUMNS = ("kind", "step", "solver", "grid", "n_steps", "nfe", "cfg", "generated", "real")
+_COLUMNS = ("kind", "step", "solver", "grid", "landing", "n_steps", "nfe", "cfg", "generated", "real")
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse;font-size:13px}td,th{border:1px solid #ccc;padding:2px 7px;text-align:right}
-pre{background:#f5f5f5;padding:.7rem;overflow-x:auto}figure{display:inline-block;margin:0 1rem 1rem 0}
+table{border-collapse:collapse;font-size:13px;margin:.7rem 0}
+td,th{border:1px solid #ccc;padding:2px 7px;text-align:right}
+pre{background:#f5f5f5;padding:.7rem;white-space:pre-wrap;overflow-wrap:anywhere}
+figure{display:inline-block;margin:0 1rem 1rem 0}
 img{image-rendering:pixelated;max-width:18rem;width:100%}figcaption{font-size:13px;color:#555}.wide{overflow-x:auto}"""
 
 
@@ -59,12 +65,27 @@ def page_main(argv: Sequence[str]) -> Path:
     if config.grids < 1:
         raise ValueError(f"--grids {config.grids}: give 1 or more")
     folder = Path(config.run).expanduser()
-    out = Path(config.out).expanduser() if config.out else folder / "page.html"
-    text = page(folder, config.grids)
+    return write_page(folder, Path(config.out).expanduser() if config.out else None, config.grids)
+
+
+def write_page(folder: Path, out: Path | None = None, grids: int = 6) -> Path:
+    """Write the page of a run folder, by default as page.html in it.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`page`.
+    """
+    out = out or folder / NAME
+    text = page(folder, grids)
     with atomic_write(out) as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(f"page: {out}")
     return out
+
+
+def refresh(folder: Path) -> None:
+    """Write a folder's page again, where there is one: a card has been added."""
+    if (folder / NAME).exists():
+        write_page(folder)
 
 
 def page(folder: Path, grids: int = 6) -> str:
@@ -83,7 +104,7 @@ def page(folder: Path, grids: int = 6) -> str:
     parts = [
         ("Samples from the same noise over time", _grids(_spread(pictures, grids))),
         ("Loss", _loss(rows)),
-        ("Speed", _speed(rows)),
+        ("Speed", _speed(rows, cards)),
         ("Quality that was measured", _quality(results)),
         ("Quality against network evaluations", _against_nfe(results)),
         ("Not measured", _list(_missing(results, rows, pictures))),
@@ -146,12 +167,27 @@ def _missing(results: Sequence[Mapping[str, Any]], rows: Sequence[Any], pictures
 def _grids(files: Iterable[Path]) -> str:
     figures = []
     for file in files:
-        data = base64.b64encode(file.read_bytes()).decode()
+        kind, content = _shown(file)
+        data = base64.b64encode(content).decode()
         step = re.search(r"step_0*(\d+)", file.stem)
         label = escape(f"step {int(step[1]):,}" if step else file.stem)
-        image = f'<img src="data:image/png;base64,{data}" alt="{label}">'
+        image = f'<img src="data:image/{kind};base64,{data}" alt="{label}">'
         figures.append(f"<figure>{image}<figcaption>{label}</figcaption></figure>")
     return "\n".join(figures)
+
+
+def _shown(file: Path) -> tuple[str, bytes]:
+    """Type and bytes of a picture for the page: the file as it is when it is small, else a smaller JPEG."""
+    content = file.read_bytes()
+    if len(content) <= SHOWN_BYTES:
+        return "png", content
+    from PIL import Image
+
+    with Image.open(io.BytesIO(content)) as image:
+        smaller, buffer = image.convert("RGB"), io.BytesIO()
+    smaller.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)
+    smaller.save(buffer, "JPEG", quality=88)
+    return "jpeg", buffer.getvalue()
 
 
 def _loss(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -160,18 +196,22 @@ def _loss(rows: Sequence[Mapping[str, Any]]) -> str:
     return chart({"training": train, "validation, averaged weights": held_out}, "step", "loss")
 
 
-def _speed(rows: Sequence[Mapping[str, Any]]) -> str:
+def _speed(rows: Sequence[Mapping[str, Any]], cards: Mapping[str, Mapping[str, Any]]) -> str:
     speeds = sorted(row["images_per_s"] for row in rows if row.get("images_per_s") is not None)
     if not speeds:
         return ""
     hours = max((row.get("seconds") or 0) for row in rows) / 3600
-    return f"<p>{speeds[len(speeds) // 2]:.4g} images/s (median of {len(speeds)} windows), {hours:.3g} hours in all</p>"
+    where = {str(c["hardware"]): c.get("processes", 1) for c in cards.values() if "hours" in c and c.get("hardware")}
+    told = "".join(f"; {escape(name)}, {count} process(es)" for name, count in where.items())
+    windows = f"(median of {len(speeds)} windows)"
+    return f"<p>{speeds[len(speeds) // 2]:.4g} images/s {windows}, {hours:.3g} hours in all{told}</p>"
 
 
 def _quality(results: Sequence[Mapping[str, Any]]) -> str:
-    return html_table(
-        [{key: value for key, value in r.items() if not isinstance(value, (dict, list))} for r in results]
-    )
+    """A table for each kind of measurement."""
+    plain = [{key: value for key, value in r.items() if not isinstance(value, (dict, list))} for r in results]
+    kinds = dict.fromkeys(row.get("kind", "") for row in plain)
+    return "\n".join(html_table([row for row in plain if row.get("kind", "") == kind]) for kind in kinds)
 
 
 def _against_nfe(results: Sequence[Mapping[str, Any]]) -> str:
@@ -181,20 +221,25 @@ def _against_nfe(results: Sequence[Mapping[str, Any]]) -> str:
         lines: dict[str, list[tuple[float, float]]] = {}
         for r in results:
             if isinstance(r.get(key), (int, float)) and isinstance(r.get("nfe"), (int, float)):
-                label = " ".join(f"{name} {r[name]}" for name in ("solver", "grid", "cfg") if name in r)
+                label = " ".join(str(r[name]) for name in ("solver", "grid") if name in r)
+                label += "".join(f", {name} {r[name]:g}" for name in ("landing", "cfg") if name in r)
                 lines.setdefault(label, []).append((r["nfe"], r[key]))
         if len({x for points in lines.values() for x, _ in points}) > 1:
-            charts.append(chart({label: sorted(points) for label, points in lines.items()}, "NFE", key))
+            charts.append(
+                chart({label: sorted(points) for label, points in lines.items()}, "NFE", key.replace("_", " "))
+            )
     return "\n".join(charts)
 
 
 def _commands(folder: Path, cards: Mapping[str, Mapping[str, Any]]) -> str:
-    config = folder / "config.yaml"
-    lines = [f"-c {config.name}    # with the folder's training script: the run again"] if config.is_file() else []
-    lines += [str(card[key]) for card in cards.values() for key in ("command", "recipe") if card.get(key)]
-    text = config.read_text(encoding="utf-8") if config.is_file() else ""
-    blocks = ["\n".join(dict.fromkeys(lines)), text]
-    return "".join(f"<pre>{escape(block)}</pre>" for block in blocks if block)
+    """The commands that cards tell, and all options of the run."""
+    commands = [str(card["command"]) for card in cards.values() if card.get("command")]
+    file = folder / "config.yaml"
+    parts = [f"<pre>{escape(line)}</pre>" for line in dict.fromkeys(commands)]
+    if file.is_file():
+        parts.append("<p>All options; the folder's training script with -c config.yaml does the run again:</p>")
+        parts.append(f"<pre>{escape(file.read_text(encoding='utf-8'))}</pre>")
+    return "".join(parts)
 
 
 def _json(card: Mapping[str, Any]) -> str:
@@ -215,36 +260,37 @@ def html_table(rows: Sequence[Mapping[str, Any]]) -> str:
         text = "" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
         return f"<td>{escape(text)}</td>"
 
-    head = "".join(f"<th>{escape(key)}</th>" for key in keys)
+    head = "".join(f"<th>{escape(key.replace('_', ' '))}</th>" for key in keys)
     lines = "".join(f"<tr>{''.join(cell(row.get(key)) for key in keys)}</tr>\n" for row in rows)
     return f'<div class="wide"><table><tr>{head}</tr>\n{lines}</table></div>'
 
 
 def chart(lines: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str) -> str:
-    """A line chart as SVG: linear axes between the smallest and largest values, which are written at their ends.
+    """A line chart as SVG: linear axes over the range of the values, with five ticks each.
 
     Args:
         lines: label -> points (x, y); empty lines are left out.
+        x_label, y_label: what the axes are; the second stands above the chart.
     """
     shown = {label: points for label, points in lines.items() if points}
     if not shown:
         return ""
-    xs, ys = zip(*(point for points in shown.values() for point in points))
-    left, top, width, height = 70, 15, 560, 220
+    xs, ys = (_range(values) for values in zip(*(point for points in shown.values() for point in points)))
+    left, top, width, height = 70, 28, 560, 220
+    bottom = top + height
 
     def place(x: float, y: float) -> tuple[float, float]:
-        u = (x - min(xs)) / ((max(xs) - min(xs)) or 1)
-        v = (y - min(ys)) / ((max(ys) - min(ys)) or 1)
-        return left + u * width, top + (1 - v) * height
+        return left + (x - xs[0]) / (xs[1] - xs[0]) * width, bottom - (y - ys[0]) / (ys[1] - ys[0]) * height
 
     def text(x: float, y: float, words: str, anchor: str) -> str:
         return f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}">{escape(words)}</text>'
 
-    bottom = top + height
-    drawn = [f'<rect x="{left}" y="{top}" width="{width}" height="{height}" fill="none" stroke="#bbb"/>']
-    drawn += [text(left - 6, top + 10, f"{max(ys):.4g}", "end"), text(left - 6, bottom, f"{min(ys):.4g}", "end")]
-    drawn += [text(left, bottom + 16, f"{min(xs):g}", "start"), text(left + width, bottom + 16, f"{max(xs):g}", "end")]
-    drawn += [text(left + width / 2, bottom + 16, x_label, "middle"), text(left - 6, top + height / 2, y_label, "end")]
+    drawn = [text(left, top - 10, y_label, "start"), text(left + width / 2, bottom + 32, x_label, "middle")]
+    for k in range(5):
+        x, y = (low + k / 4 * (high - low) for low, high in (xs, ys))
+        (u, v), colour = place(x, y), "#bbb" if k in (0, 4) else "#eee"
+        drawn.append(f'<path d="M{left},{v:.1f}h{width}M{u:.1f},{top}v{height}" stroke="{colour}"/>')
+        drawn += [text(left - 6, v + 4, f"{y:.4g}", "end"), text(u, bottom + 16, f"{x:.4g}", "middle")]
     for k, (label, points) in enumerate(shown.items()):
         colour = f"hsl({(210 + 67 * k) % 360},65%,42%)"
         path = " ".join("{:.1f},{:.1f}".format(*place(*point)) for point in points)
@@ -252,5 +298,12 @@ def chart(lines: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_la
         drawn.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
         drawn.append(f'<g fill="{colour}">{dots if len(points) <= 60 else ""}</g>')
         drawn.append(f'<g fill="{colour}">{text(left + width - 8, top + 16 + 15 * k, label, "end")}</g>')
-    size = f'width="{left + width + 15}" height="{bottom + 25}"'
+    size = f'width="{left + width + 25}" height="{bottom + 40}"'
     return f'<svg {size} font-size="12" font-family="sans-serif">{"".join(drawn)}</svg>'
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    """From the least to the greatest value; around the only one, if there is one."""
+    low, high = min(values), max(values)
+    margin = 0.0 if high > low else 0.05 * abs(high) or 1.0
+    return low - margin, high + margin

@@ -144,9 +144,17 @@ class Trainer:
         return torch.stack(losses).mean().item()
 
     @torch.no_grad()
-    def sample_grid(self, count: int = 64, n_steps: int = 10) -> Tensor:
-        """Images of the averaged weights from fixed noise, (count, C, H, W) in [-1, 1]."""
+    def sample_grid(self, count: int = 0, n_steps: int = 10) -> Tensor:
+        """Images of the averaged weights from fixed noise, (count, C, H, W) in [-1, 1].
+
+        Args:
+            count: 0: 64, or 16 of more than 64 pixels a side. They are made no more at a time than a training step
+                takes, so that memory which is enough for training is enough here.
+            n_steps: intervals of the uniform time grid.
+        """
         c = self.config
+        count = count or (64 if c.image_size <= 64 else 16)
+        at_once = max(1, c.batch_size // (c.grad_accum * self.processes.world))
         shape = (c.in_channels, c.image_size, c.image_size)
         was_training = self.net.training
         self.net.eval()
@@ -154,7 +162,7 @@ class Trainer:
             sampler = Sampler(
                 self.net, c.method, shape, c.sigma, n_steps=n_steps, seed=c.seed, precision=c.mixed_precision
             )
-            images = torch.cat([part for _, part in sample_many(sampler, range(count), count)])
+            images = torch.cat([part for _, part in sample_many(sampler, range(count), at_once)])
         self.net.train(was_training)
         return images
 

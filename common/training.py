@@ -25,11 +25,12 @@ from torch import Tensor
 
 from common import checkpoint
 from common.batches import Ahead, CoupledBatches
-from common.cards import commit, write_card
+from common.cards import commit, without_folders, write_card
 from common.cli import to_yaml
 from common.config import TrainConfig
 from common.data import Batches, ImageData, StreamingImages, check_labels, split_train_val
 from common.losses import usual_coupling
+from common.page import write_page
 from common.report import Event, Report, due
 from common.runtime import JsonLines, Processes, atomic_write, run_lock
 from common.trainer import Trainer
@@ -103,6 +104,7 @@ def card_facts(trainer: Trainer, source: str, train_rows: Tensor) -> dict[str, A
         "best_validation_loss": trainer.best if math.isfinite(trainer.best) else None,
         "torch": torch.__version__,
         "commit": commit(),
+        "command": without_folders(["python", *sys.argv]),
         "recipe": "config.yaml beside the weights; train again with -c config.yaml",
     }
 
@@ -173,6 +175,7 @@ def train(
         if processes.is_main:
             write_final(final, trainer.weights(torch.float16))
             write_card(final, card_facts(trainer, data.source, train_rows))
+            write_page(out)
         processes.wait()
         return final
 

@@ -470,5 +470,9 @@ def build_network(description: dict[str, Any]) -> nn.Module:
             return ConditionalUNet(**arguments)
         case "MLP":
             return MLP(**arguments | {"activation": getattr(nn, arguments["activation"])})
+        case "GeneratorUNet":
+            from common.generator_unet import GeneratorUNet
+
+            return GeneratorUNet(**arguments)
         case name:
-            raise ValueError(f"unknown network {name!r} in the checkpoint; known: UNet, ConditionalUNet, MLP")
+            raise ValueError(f"unknown network {name!r}; known: UNet, ConditionalUNet, GeneratorUNet, MLP")

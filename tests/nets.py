@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from unittest import mock
+
 import torch
 from torch import Tensor, nn
 
@@ -24,3 +27,23 @@ def images(channels: int = 3, size: int = 16, batch: int = 2) -> tuple[Tensor, T
 def same(net: nn.Module, state: dict[str, Tensor]) -> bool:
     """Whether a network holds exactly these weights."""
     return all(torch.equal(v, state[k].to(v.dtype)) for k, v in net.state_dict().items())
+
+
+def random_inception(file: Path) -> dict[str, Tensor]:
+    """Random weights for pytorch-fid's network, of a size that keeps activations of order one; also written."""
+    from pytorch_fid import inception as fid
+
+    nothing = mock.patch.object(fid, "load_state_dict_from_url", lambda url, progress: {})
+    with nothing, mock.patch.object(nn.Module, "load_state_dict", lambda self, state: None), torch.device("meta"):
+        shapes = {name: value.shape for name, value in fid.fid_inception_v3().state_dict().items()}
+    g, state = torch.Generator().manual_seed(0), {}
+    for name, shape in shapes.items():
+        if name.endswith("num_batches_tracked"):
+            state[name] = torch.tensor(0)
+        elif name.endswith(("running_var", "bn.weight")):
+            state[name] = 0.5 + torch.rand(shape, generator=g)
+        else:
+            scale = (2 / shape[1:].numel()) ** 0.5 if len(shape) > 1 else 0.1
+            state[name] = torch.randn(shape, generator=g) * scale
+    torch.save(state, file)
+    return state

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import math
 import sys
@@ -15,7 +14,7 @@ import torch
 from PIL import Image
 
 from common import checkpoint
-from common.commands import data_spec, epochs_as_steps, grid_main, smoke_preset, train_main, true_main
+from common.commands import data_spec, epochs_as_steps, smoke_preset, train_main, true_main
 from common.config import TrainConfig, TrueConfig
 from common.data import fits_in_memory
 from common.generate import noise_for
@@ -24,7 +23,7 @@ from common.runtime import JsonLines, Processes
 from common.trainer import Trainer
 from tiny import ALONE, ROOT, folder, images, options, run, weights
 
-NAMES = ("_repo", "config", "epochs", "generator_unet", "rectified_flow_train")
+NAMES = ("_repo", "config", "epochs", "rectified_flow_train")
 CPU = ["--device", "cpu"]
 SMALL = options(
     network="conditional_unet", in_channels=3, image_size=16, num_channel=8, channel_mult=(1, 2), dropout=0.1,
@@ -233,73 +232,6 @@ def test_sample_from_checkpoint_of_idff(celeba, tmp_path):
     file = weights(tmp_path / "w.pt", options(method="idff", sigma=0.2))
     drawn = celeba["rectified_flow_train"].sample_from_checkpoint(file, tmp_path / "a.png", steps=2)
     assert drawn.shape == (1, 1, 8, 8) and drawn.isfinite().all()
-
-
-# ---- the Flow Image Generator's own checkpoints
-
-
-def theirs(celeba, channels: int = 8, time: int = 16) -> torch.nn.Module:
-    """That project's network with weights that follow a formula."""
-    net = celeba["generator_unet"].GeneratorUNet(3, 3, channels, time).eval()
-    with torch.no_grad():
-        for i, (key, value) in enumerate(net.state_dict().items()):
-            n = torch.arange(value.numel(), dtype=torch.float64)
-            scale = 1.0 if "norm" in key and "weight" in key else 0.0
-            value.copy_((0.3 * torch.cos(1.7 * n + i) + scale).reshape(value.shape).float())
-    return net
-
-
-def their_file(celeba, path: Path) -> Path:
-    """A file as that project's training script writes it, from inside DataParallel."""
-    net = torch.nn.DataParallel(theirs(celeba))
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5)
-    raw = {key: value + 1 for key, value in net.state_dict().items()}
-    state = {"epoch": 7, "ema_state": net.state_dict(), "model_state": raw, "loss": 0.25}
-    torch.save(state | {"optimizer_state": optimizer.state_dict()}, path)
-    return path
-
-
-def test_their_network_gives_their_numbers(celeba):
-    """Names and outputs were taken from that project's code with these weights; its time runs the other way."""
-    net = theirs(celeba)
-    x = torch.sin(torch.arange(2 * 3 * 16 * 16, dtype=torch.float64)).reshape(2, 3, 16, 16).float()
-    with torch.no_grad():
-        out = -net(x, 1 - torch.tensor([0.25, 1.0]))
-    first = [-0.20521678030490875, -1.0357418060302734, -0.9899109601974487]
-    second = [-1.8685004711151123, -0.5715710520744324, 1.148409128189087]
-    torch.testing.assert_close(out[:, :, 3, 5], torch.tensor([first, second]), rtol=1e-4, atol=1e-4)
-    assert out.mean().item() == pytest.approx(-0.575987, abs=1e-4)
-    names = " ".join(net.state_dict())
-    assert hashlib.sha256(names.encode()).hexdigest()[:16] == "69e94e29c77259a4" and len(net.state_dict()) == 218
-
-
-def test_their_files_are_read(celeba, tmp_path, capsys):
-    file = their_file(celeba, tmp_path / "rf_best.pth")
-    net, info = celeba["generator_unet"].load_network(file)
-    expected = theirs(celeba).state_dict()
-    assert all(torch.equal(value, expected[key]) for key, value in net.state_dict().items())
-    assert info["method"]["name"] == "rf" and info["step"] == 7 and info["network"]["image_size"] == 128
-    assert "weights of the Flow Image Generator" in info["report"][0] and "weights: ema_state" in info["report"]
-    raw, _ = celeba["generator_unet"].load_network(file, ema=False)
-    assert torch.equal(raw.enc1.bias, net.enc1.bias + 1)
-    with torch.no_grad(), pytest.raises(ValueError, match="unconditional"):
-        net(torch.zeros(1, 3, 16, 16), torch.zeros(1), torch.zeros(1, dtype=torch.long))
-    (tmp_path / "run.yaml").write_text("image_size: 16\ntotal_steps: 3\n")
-    flags = ["--weights", str(file), "-c", str(tmp_path / "run.yaml"), "--n_samples", "2", "--n_steps", "2"]
-    grid_main(celeba["config"].FOLDER, "", [*flags, *CPU, "--out", str(tmp_path / "grid.png")])
-    assert "rf weights of step 7" in capsys.readouterr().out and Image.open(tmp_path / "grid.png").size == (38, 20)
-
-
-def test_files_that_only_look_like_theirs(celeba, tmp_path):
-    state = theirs(celeba).state_dict()
-    cases = {"lacks": {k: v for k, v in state.items() if k != "enc1.weight"}, "more": state | {"x": torch.zeros(1)}}
-    for name, tensors in cases.items():
-        torch.save({"ema_state": tensors, "model_state": {}}, tmp_path / f"{name}.pth")
-        with pytest.raises(ValueError, match=f"{name}.pth: not the network of the Flow Image Generator") as error:
-            celeba["generator_unet"].load_network(tmp_path / f"{name}.pth")
-        assert "\n" not in str(error.value)
-    ours, _ = celeba["generator_unet"].load_network(weights(tmp_path / "ours.pt"))
-    assert type(ours).__name__ == "UNet"
 
 
 def test_train_main_runs_what_it_is_given(place, tmp_path):

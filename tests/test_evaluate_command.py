@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import dataclasses
 import json
 import math
 import pickle
@@ -23,7 +23,7 @@ from common.data import synthetic_images
 from common.images import open_writer, save_png
 from common.page import page
 from common.runtime import JsonLines, run_main
-from test_inception import kept
+from nets import random_inception
 from tiny import ROOT, options, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # TorchScript is on its way out of torch
@@ -250,11 +250,19 @@ def test_crosscheck(place, monkeypatch, capsys):
     with pytest.raises(ValueError, match="pip install torch-fidelity"):
         evaluate.crosscheck_package()
     seen = {}
-    clean = types.SimpleNamespace(compute_fid=lambda a, b, **options: seen.update(a=a, **options) or 3)
+    clean = types.SimpleNamespace()
     monkeypatch.setitem(sys.modules, "cleanfid", types.SimpleNamespace(fid=clean))
     monkeypatch.setitem(sys.modules, "cleanfid.fid", clean)
+    network = types.SimpleNamespace(load_state_dict_from_url=None)
+    monkeypatch.setitem(sys.modules, "cleanfid.inception_pytorch", network)
+    torch.save({"x": torch.ones(1)}, place / "weights.pth")
+    config = dataclasses.replace(config, inception=str(place / "weights.pth"))
+    clean.compute_fid = lambda a, b, **options: (
+        seen.update(a=a, state=network.load_state_dict_from_url("url", progress=False), **options) or 3
+    )
     assert evaluate.crosscheck(config, evaluate.crosscheck_package()) == {"by": "clean-fid legacy_pytorch", "fid": 3.0}
-    assert seen["a"] == str(place / "a") and seen["mode"] == "legacy_pytorch"
+    assert seen["a"] == str(place / "a") and seen["mode"] == "legacy_pytorch" and seen["device"].type == "cpu"
+    assert seen["state"]["x"] == 1 and network.load_state_dict_from_url is None  # nothing is downloaded
     theirs = types.SimpleNamespace(calculate_metrics=lambda **o: {"frechet_inception_distance": len(o["input2"])})
     monkeypatch.setitem(sys.modules, "torch_fidelity", theirs)
     assert evaluate.crosscheck(config, evaluate.crosscheck_package()) == {
@@ -459,12 +467,12 @@ def test_help_needs_no_torch():
 
 
 @pytest.fixture(scope="module")
-def random_inception(tmp_path_factory):
+def inception_file(tmp_path_factory):
     """A file of random weights where pytorch-fid looks for the true ones: below a TORCH_HOME."""
     home = tmp_path_factory.mktemp("torch")
     file = home / "hub" / "checkpoints" / inception.FILE
     file.parent.mkdir(parents=True)
-    kept(importlib.import_module("pytorch_fid.inception"), file)
+    random_inception(file)
     return home, file
 
 
@@ -475,12 +483,12 @@ def few(place, folder, name, count):
     return str(folder)
 
 
-def test_fid_is_that_of_pytorch_fid_on_written_folders(place, tmp_path, random_inception, monkeypatch):
+def test_fid_is_that_of_pytorch_fid_on_written_folders(place, tmp_path, inception_file, monkeypatch):
     """Its own reader, network and formula; in the space that the features span, where its matrix root is quick."""
     from pytorch_fid import fid_score
     from pytorch_fid import inception as fid
 
-    home, file = random_inception
+    home, file = inception_file
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(home / "hub"))
     net, ours = fid.InceptionV3().eval(), features.inception_network(file)
     theirs, found = [], []
@@ -500,8 +508,8 @@ def test_fid_is_that_of_pytorch_fid_on_written_folders(place, tmp_path, random_i
         np.testing.assert_allclose(side.cov, np.cov(x, rowvar=False), rtol=0, atol=1e-4 * x.std() ** 2)
 
 
-def test_logits_are_those_of_the_last_layer_without_its_bias(random_inception):
-    file = random_inception[1]
+def test_logits_are_those_of_the_last_layer_without_its_bias(inception_file):
+    file = inception_file[1]
     images = synthetic_images(2, 8, 3, 2, 5).images
     rows, logits = features.inception_network(file).run(images)
     torch.testing.assert_close(logits, rows @ checkpoint.load(file)["fc.weight"].T)
@@ -509,9 +517,9 @@ def test_logits_are_those_of_the_last_layer_without_its_bias(random_inception):
 
 
 @pytest.mark.slow
-def test_the_seeds_command_gives_the_same_fid(place, tmp_path, random_inception):
+def test_the_seeds_command_gives_the_same_fid(place, tmp_path, inception_file):
     """``python -m pytorch_fid A B`` as a process: its matrix root of 2048 x 2048 takes minutes on one core."""
-    home, file = random_inception
+    home, file = inception_file
     folders = [few(place, tmp_path / name, name, 12) for name in ("a", "b")]
     command = [sys.executable, "-m", "pytorch_fid", *folders, "--num-workers", "0", "--device", "cpu"]
     env = {"TORCH_HOME": str(home), "PATH": "", "OMP_NUM_THREADS": "1"}

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torchcfm.models.unet.unet import UNetModelWrapper
 
 from common import checkpoint, foreign
+from common.commands import grid_main
+from common.generator_unet import GeneratorUNet
 from common.unet import ConditionalUNet, UNet
 from nets import images, randomised, same
+from tiny import folder
 
 
 def torchcfm_net(**options) -> tuple[UNetModelWrapper, dict]:
@@ -203,3 +210,89 @@ def test_prefixes_are_stripped_only_when_present():
     tensors = {name: torch.zeros(1) for name in names}
     for prefix in PREFIXES:
         assert list(foreign.strip_prefixes({prefix + k: v for k, v in tensors.items()})) == names
+
+
+# ---- the Flow Image Generator
+
+
+def generator_net(channels: int = 8, time: int = 16) -> torch.nn.Module:
+    """That project's network with weights that follow a formula."""
+    net = GeneratorUNet(3, 3, channels, time).eval()
+    with torch.no_grad():
+        for i, (key, value) in enumerate(net.state_dict().items()):
+            n = torch.arange(value.numel(), dtype=torch.float64)
+            scale = 1.0 if "norm" in key and "weight" in key else 0.0
+            value.copy_((0.3 * torch.cos(1.7 * n + i) + scale).reshape(value.shape).float())
+    return net
+
+
+def generator_file(path: Path) -> Path:
+    """A file as that project's training script writes it, from inside DataParallel."""
+    net = nn.DataParallel(generator_net())
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5)
+    raw = {key: value + 1 for key, value in net.state_dict().items()}
+    state = {"epoch": 7, "ema_state": net.state_dict(), "model_state": raw, "loss": 0.25}
+    torch.save(state | {"optimizer_state": optimizer.state_dict()}, path)
+    return path
+
+
+def test_the_generators_network_gives_its_numbers():
+    """Names and outputs were taken from that project's code with these weights."""
+    net = generator_net()
+    x = torch.sin(torch.arange(2 * 3 * 16 * 16, dtype=torch.float64)).reshape(2, 3, 16, 16).float()
+    with torch.no_grad():
+        out = net(x, torch.tensor([0.25, 1.0]))
+    first = [-0.20521678030490875, -1.0357418060302734, -0.9899109601974487]
+    second = [-1.8685004711151123, -0.5715710520744324, 1.148409128189087]
+    torch.testing.assert_close(out[:, :, 3, 5], torch.tensor([first, second]), rtol=1e-4, atol=1e-4)
+    assert out.mean().item() == pytest.approx(-0.575987, abs=1e-4)
+    names = " ".join(net.state_dict())
+    assert hashlib.sha256(names.encode()).hexdigest()[:16] == "69e94e29c77259a4" and len(net.state_dict()) == 218
+    with pytest.raises(ValueError, match="unconditional"):
+        net(x, torch.zeros(2), torch.zeros(2, dtype=torch.long))
+
+
+def test_the_generators_checkpoints_are_read_with_time_turned(tmp_path):
+    path = generator_file(tmp_path / "rf_best.pth")
+    x, t = images()
+    net, info = checkpoint.load_network(path)
+    with torch.no_grad():
+        expected = -generator_net()(x, 1 - t)
+        torch.testing.assert_close(net(x, t), expected, rtol=1e-4, atol=1e-4)
+    assert expected.std() > 0.1
+    kept, _ = checkpoint.load_network(path, reverse_time=False)
+    assert same(kept, generator_net().state_dict())
+    raw, _ = checkpoint.load_network(path, ema=False)
+    assert torch.equal(raw.enc1.bias, kept.enc1.bias + 1)
+    assert info["method"]["name"] == "rf" and info["step"] == 7 and info["network"]["image_size"] == 128
+    assert "Flow Image Generator" in info["report"][0] and "weights: ema_state" in info["report"]
+    assert any("t = 0 is noise here" in line for line in info["report"])
+    bare = generator_net().state_dict()
+    torch.save(bare, tmp_path / "bare.pt")
+    again, info = checkpoint.load_network(tmp_path / "bare.pt", extra={"image_size": 64, "num_channel": 8})
+    assert same(again, net.state_dict()) and info["network"]["image_size"] == 64
+    with pytest.raises(ValueError, match="num_channel: 32 given, 8 in the file"):
+        checkpoint.load_network(tmp_path / "bare.pt", extra={"num_channel": 32})
+
+
+def test_the_generators_checkpoints_are_sampled_from_any_folder(tmp_path, capsys):
+    file = generator_file(tmp_path / "rf_best.pth")
+    (tmp_path / "run.yaml").write_text("image_size: 16\ntotal_steps: 3\n")
+    flags = ["--weights", str(file), "-c", str(tmp_path / "run.yaml"), "--n_samples", "2", "--n_steps", "2"]
+    grid_main(folder(tmp_path), "", [*flags, "--device", "cpu", "--out", str(tmp_path / "grid.png")])
+    assert "rf weights of step 7" in capsys.readouterr().out and Image.open(tmp_path / "grid.png").size == (38, 20)
+
+
+def test_files_that_only_look_like_the_generators(tmp_path):
+    state = generator_net().state_dict()
+    cases = {
+        "lacks": ({k: v for k, v in state.items() if k != "enc2.weight"}, "1 tensors missing, first enc2.weight"),
+        "stem": ({k: v for k, v in state.items() if k != "enc1.weight"}, "not those of a network known here"),
+        "more": (state | {"x": torch.zeros(1)}, "1 tensors unexpected, first x"),
+        "flat": (state | {"enc1.weight": torch.zeros(8)}, "but not its shapes"),
+    }
+    for name, (tensors, reason) in cases.items():
+        torch.save({"ema_state": tensors, "model_state": {}}, tmp_path / f"{name}.pth")
+        with pytest.raises(ValueError, match=f"{name}.pth: .*{reason}") as error:
+            checkpoint.load_network(tmp_path / f"{name}.pth")
+        assert "\n" not in str(error.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -275,6 +276,22 @@ def test_generation_goes_on_where_it_was_stopped(tmp_path, capsys):
     capsys.readouterr()
     generate(tmp_path, "set")  # nothing to do
     assert "NFE" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("target", ["set", "set.npz"])
+def test_samples_tell_the_evaluations_that_were_counted(tmp_path, target):
+    path = generate(tmp_path, target, "--solver", "heun", "--cfg", "2", "--range", "0:4")
+    file = path.with_suffix(".samples.json") if path.suffix else path / "samples.json"
+    first = json.loads(file.read_text())
+    assert first["nfe"] == 6 and type(first["nfe"]) is int  # two steps, Euler's last; each twice for guidance
+    generate(tmp_path, target, "--solver", "heun", "--cfg", "2")  # the count does not make it another set
+    assert json.loads(file.read_text()) == first
+    before = file.stat().st_mtime_ns
+    generate(tmp_path, target, "--solver", "heun", "--cfg", "2")  # nothing is made, nothing is counted
+    assert file.stat().st_mtime_ns == before
+    adaptive = generate(tmp_path, f"adaptive_{target}", "--solver", "dopri5", "--rtol", "1e-3", "--atol", "1e-3")
+    file = adaptive.with_suffix(".samples.json") if path.suffix else adaptive / "samples.json"
+    assert json.loads(file.read_text())["nfe"] > 6
 
 
 def test_npz_holds_the_same_images_also_from_two_writers(tmp_path):

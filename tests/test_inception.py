@@ -11,6 +11,7 @@ import torch
 from common import inception
 from common.metrics import kernel_distance
 from common.runtime import generator
+from nets import random_inception
 
 
 def randn(*shape, seed=0):
@@ -93,28 +94,9 @@ def theirs(tmp_path_factory):
 
     file = tmp_path_factory.mktemp("inception") / "weights.pth"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fid, "load_state_dict_from_url", lambda url, progress: kept(fid, file))
+        patch.setattr(fid, "load_state_dict_from_url", lambda url, progress: random_inception(file))
         net = fid.InceptionV3()
     return net.eval(), file
-
-
-def kept(fid, file):
-    """Random weights for pytorch-fid's network, of a size that keeps activations of order one; also written."""
-    with pytest.MonkeyPatch.context() as patch, torch.device("meta"):
-        patch.setattr(fid, "load_state_dict_from_url", lambda url, progress: {})
-        patch.setattr(torch.nn.Module, "load_state_dict", lambda self, state: None)
-        shapes = {name: value.shape for name, value in fid.fid_inception_v3().state_dict().items()}
-    g, state = generator(0), {}
-    for name, shape in shapes.items():
-        if name.endswith("num_batches_tracked"):
-            state[name] = torch.tensor(0)
-        elif name.endswith("running_var") or name.endswith("bn.weight"):
-            state[name] = 0.5 + torch.rand(shape, generator=g)
-        else:
-            scale = (2 / shape[1:].numel()) ** 0.5 if len(shape) > 1 else 0.1
-            state[name] = torch.randn(shape, generator=g) * scale
-    torch.save(state, file)
-    return state
 
 
 def test_features_are_those_of_pytorch_fid(theirs):

@@ -251,9 +251,9 @@ def test_python_in_documents_uses_names_that_exist(path):
 def test_requirements_name_every_package_that_the_library_imports():
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     named = {re.split(r"[<>=~!\[ #]", line)[0].lower() for line in lines if line and not line.startswith("#")}
-    module_names = {"pillow": "PIL", "pyyaml": "yaml", "pot": "ot", "pytorch-fid": "pytorch_fid"}
+    module_names = {"pillow": "PIL", "pyyaml": "yaml", "pot": "ot", "pytorch-fid": "pytorch_fid"} | {"scikit-learn": "sklearn"}
     known = {module_names.get(name, name) for name in named} | set(sys.stdlib_module_names) | {"common"}
-    optional = {"wandb"}  # asked for by --logger only, with a hint
+    optional = {"wandb", "openmm", "PeptideBuilder", "mdtraj", "Bio"}  # asked for by one option, with a hint
     own = {path.stem for path in SCRIPTS}
     used = {name for path in [*LIBRARY, *SCRIPTS] for name in imports(parsed(path))}
     assert not used - known - optional - own

@@ -75,7 +75,7 @@ def test_train(trained):
     assert f"weights: {final}" in printed and f"run folder: {out}" in printed
     assert {path.name for path in out.iterdir()} == {
         *("checkpoint_last.pt", "checkpoint_best.pt", "config.yaml", "metrics.jsonl", "run.lock", "samples"),
-        *(final.name, final.with_suffix(".json").name),
+        *(final.name, final.with_suffix(".json").name, "page.html"),
     }
     net, info = checkpoint.load_network(final)
     assert info["config"]["image_size"] == FOLDERS[name][3] and net.num_classes == 11 and info["step"] == 4
@@ -160,7 +160,7 @@ def test_help_from_the_other_place_is_quick_and_free_of_torch(script):
 SEVERAL = """
 import json, os, runpy, sys
 for folder, script, *flags in json.loads(sys.stdin.read()):
-    for name in ("_repo", "config", "epochs", "generator_unet"):
+    for name in ("_repo", "config", "epochs"):
         sys.modules.pop(name, None)
     path = os.path.join(folder, script)
     sys.argv, kept = [path, *flags], list(sys.path)

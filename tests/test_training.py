@@ -344,6 +344,7 @@ def test_no_validation_no_samples(tmp_path):
     run(tmp_path, total_steps=2, val_fraction=0.0, val_step=1, sample_step=0)
     assert {path.name for path in tmp_path.iterdir()} == {
         *("checkpoint_last.pt", "config.yaml", "metrics.jsonl", "run.lock", NAME, "weights_step_final.json"),
+        "page.html",
     }
 
 
@@ -367,7 +368,7 @@ def test_smoke_is_small_and_goes_through_everything(tmp_path):
     assert final == tmp_path / "results" / "smoke-rf" / "RF_weights_step_final.pt"
     assert {path.name for path in final.parent.iterdir()} == {
         *("checkpoint_last.pt", "checkpoint_best.pt", "config.yaml", "metrics.jsonl", "run.lock", "samples"),
-        *(final.name, "RF_weights_step_final.json"),
+        *(final.name, "RF_weights_step_final.json", "page.html"),
     }
 
 

@@ -7,16 +7,17 @@ network of the same plan. Only sampling is meant: there is no dropout.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from os import PathLike
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import checkpoint, foreign
 from common.unet import NO_LABELS, check_images
+
+
+def time_frequencies(count: int) -> Tensor:
+    """Its frequencies, from 1 to 1/10000, (count,)."""
+    return torch.exp(-math.log(10_000) / (count - 1) * torch.arange(count))
 
 
 class TimeFeatures(nn.Module):
@@ -28,8 +29,7 @@ class TimeFeatures(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, dim))
 
     def forward(self, t: Tensor) -> Tensor:
-        k = torch.arange(self.count, device=t.device)
-        angles = t[:, None] * torch.exp(-math.log(10_000) / (self.count - 1) * k)
+        angles = t[:, None] * time_frequencies(self.count).to(t.device)
         return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=1))
 
 
@@ -63,21 +63,22 @@ class Attention(nn.Module):
 
 
 class GeneratorUNet(nn.Module):
-    """Four levels, 1, 2, 4 and 8 times as wide; called ``net(x, t)`` with t = 0 noise, as everywhere here.
+    """Four levels, 1, 2, 4 and 8 times as wide: net(x, t) -> (B, out_channels, H, W), H and W multiples of 8.
 
-    There time runs from data (0) to noise (1), and the network predicts noise - data; so this is -f(x, 1 - t).
+    In that project's files time runs from data (0) to noise (1): ``common.foreign.reverse_time`` turns the weights.
 
     Args:
         in_channels, out_channels: of the images.
         channels: of the first level.
         time_channels: features of the time.
+        image_size: side of the images, for those who draw; the network takes any.
     """
 
     num_classes, null_class = 0, False
 
-    def __init__(self, in_channels: int, out_channels: int, channels: int, time_channels: int):
+    def __init__(self, in_channels: int, out_channels: int, channels: int, time_channels: int, image_size: int = 128):
         super().__init__()
-        self.in_channels, self.out_channels = in_channels, out_channels
+        self.in_channels, self.out_channels, self.image_size = in_channels, out_channels, image_size
         c1, c2, c3, c4 = (channels * k for k in (1, 2, 4, 8))
 
         def pair(before: int, after: int) -> nn.ModuleList:
@@ -104,7 +105,7 @@ class GeneratorUNet(nn.Module):
         check_images(x, self.in_channels, 8)
         if y is not None:
             raise ValueError(NO_LABELS)
-        emb = self.time_emb(1 - t)
+        emb = self.time_emb(t)
 
         def both(blocks: nn.ModuleList, h: Tensor) -> Tensor:
             for block in blocks:
@@ -121,40 +122,4 @@ class GeneratorUNet(nn.Module):
         h = self.dec3_attn(both(self.dec3_blocks, torch.cat([self.dec3_up(h), levels[2]], dim=1)))
         h = both(self.dec2_blocks, torch.cat([self.dec2_up(h), levels[1]], dim=1))
         h = both(self.dec1_blocks, torch.cat([self.dec1_up(h), levels[0]], dim=1))
-        return -self.final_conv(h)
-
-
-def load_network(path: str | PathLike[str], ema: bool = True, extra: Any = None) -> tuple[nn.Module, dict[str, Any]]:
-    """``common.checkpoint.load_network``, which also knows the Flow Image Generator's network; same arguments.
-
-    Raises:
-        FileNotFoundError, ValueError: as there.
-    """
-    path = checkpoint.find(path)
-    state = checkpoint.load(path)
-    if state.get("format") != checkpoint.FORMAT:
-        with_prefix = {"time_emb.mlp.0.weight", "module.time_emb.mlp.0.weight"}
-        parts = [state, *(state[key] for key in ("ema_state", "model_state") if isinstance(state.get(key), Mapping))]
-        if any(with_prefix & part.keys() for part in parts):
-            return _theirs(path, foreign.unpack(state, ema), extra)
-    return checkpoint.load_network(path, ema, extra)
-
-
-def _theirs(path: Any, found: foreign.Foreign, extra: Any) -> tuple[nn.Module, dict[str, Any]]:
-    """The network around weights of that project, and what is known of it."""
-    tensors, options = found.tensors, dict(extra or {})
-    try:
-        time, stem, last = (tensors[f"{n}.weight"] for n in ("time_emb.mlp.2", "enc1", "final_conv"))
-        net = GeneratorUNet(stem.shape[1], last.shape[0], stem.shape[0], time.shape[0])
-        net.load_state_dict({key: value.float() for key, value in tensors.items()})
-    except (KeyError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise ValueError(
-            f"{path}: not the network of the Flow Image Generator that its names say ({reason})"
-        ) from error
-    options.setdefault("image_size", 128)
-    network = {"name": "GeneratorUNet", "in_channels": net.in_channels, "image_size": options["image_size"]}
-    report = [f"{path.name}: weights of the Flow Image Generator, converted: t = 0 is noise here", *found.notes]
-    method = {"name": "rf", "sigma": 0.0, "flow_weight": 2.0}
-    info = {"config": options, "network": network, "method": method, "step": found.step, "report": report}
-    return net.eval(), info
+        return self.final_conv(h)
