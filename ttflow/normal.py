@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Data = Rows | Sequence[Rows]
     Draw = Callable[[int], Data]
 
-ROWS = 4096  # of a design matrix in memory at a time
+ROWS = 1024  # of a design matrix at a time: what stays in a core's cache
 CACHE = 1 << 30  # bytes of interfaces and bases that are kept between the cores of a sweep
 
 
@@ -46,19 +46,19 @@ class Block:
         return self.values[p]
 
     def groups(self, p: int) -> Iterator[tuple[int, slice, Tensor, Any]]:
-        """Runs of rows with the same functions: the first function, the run, its values (n, width), all row numbers."""
+        """Runs of rows with the same functions: the first one, the run, its values (width, n), all row numbers."""
         if p not in self.sorted:
             basis = self.train.bases[p]
             start, values = basis.local(self.x[p])
             rows = start.argsort() if basis.width < basis.n else slice(None)
             ends = start.bincount(minlength=basis.n - basis.width + 1).cumsum(0).tolist()
-            self.sorted[p] = (rows, values[rows], ends)
+            self.sorted[p] = (rows, values.T[:, rows].contiguous(), ends)
         rows, values, ends = self.sorted[p]
         begin = 0
         for first, end in enumerate(ends):
             for at in range(begin, end, ROWS):
                 run = slice(at, min(at + ROWS, end))
-                yield first, run, values[run], rows
+                yield first, run, values[:, run], rows
             begin = end
 
     def interface(self, p: int, cores: Sequence[Tensor], right: bool) -> Tensor:
@@ -138,34 +138,34 @@ def normal_equations(blocks: Blocks, cores: Sequence[Tensor], p: int) -> tuple[T
     square, rows = 0.0, 0
     for block in blocks:
         square, rows = square + block.y.square().sum().item(), rows + len(block.y)
-        left, right = (block.interface(p, cores, side).expand(len(block.y), -1, -1) for side in (False, True))
+        n = len(block.y)
+        left, right = (block.interface(p, cores, side).expand(n, -1, -1).permute(1, 2, 0) for side in (False, True))
         for first, run, values, order in block.groups(p):
             at = run if isinstance(order, slice) else order[run]
-            ll, rr, y = left[at], right[at], block.y[at]
-            weighted = _weighted(ll, rr, y, o)
-            rhs[first : first + values.shape[1]].addmm_(values.T, weighted.reshape(len(y), -1))
-            pairs = [(v[..., i] * v[..., j]).sum(1) for v, i, j in ((ll, ia, ja), (rr, ib, jb))]
-            halves[first] += _triple(values[:, iw] * values[:, jw], *pairs)
+            ll, rr, y = left[:, :, at], right[:, :, at], block.y.T[:, at]
+            rhs[first : first + len(values)].addmm_(values, _weighted(ll, rr, y, o).flatten(0, -2).T)
+            pairs = [(v[:, i] * v[:, j]).sum(0) for v, i, j in ((ll, ia, ja), (rr, ib, jb))]
+            halves[first] += _triple(values[iw] * values[jw], *pairs)
     matrix = _unfold(halves, (int(m), a, b), int(w))
     return matrix, rhs.view(m, a, o, b).permute(1, 0, 3, 2).reshape(a * m * b, o), square, rows
 
 
 def _weighted(left: Tensor, right: Tensor, y: Tensor, outputs: int) -> Tensor:
-    """left (x) y (x) right, (N, a, o, b), summed over the outputs unless the core has them."""
+    """left (x) y (x) right, (a, o, b, N), summed over the outputs unless the core has them; left, right: (o, r, N)."""
     if outputs > 1:
-        return left[:, 0, :, None, None] * y[:, None, :, None] * right[:, 0, None, None, :]
-    if left.shape[1] > 1:
-        return (left * y[..., None]).sum(1)[:, :, None, None] * right[:, 0, None, None, :]
-    return left[:, 0, :, None, None] * (right * y[..., None]).sum(1)[:, None, None, :]
+        return left[0, :, None, None] * y[None, :, None] * right[0, None, None]
+    if len(left) > 1:
+        return (left * y[:, None]).sum(0)[:, None, None] * right[0, None, None]
+    return left[0, :, None, None] * (right * y[:, None]).sum(0)[None, None]
 
 
 def _triple(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    """sum_n x[n, i] y[n, j] z[n, k]: the two narrow factors are multiplied out, the widest is a matrix product."""
-    parts = sorted(((x, 0), (y, 1), (z, 2)), key=lambda part: part[0].shape[1])
+    """sum_n x[i, n] y[j, n] z[k, n]: the two narrow factors are multiplied out, the widest is a matrix product."""
+    parts = sorted(((x, 0), (y, 1), (z, 2)), key=lambda part: len(part[0]))
     (u, _), (v, _), (wide, _) = parts
-    total = (u[:, :, None] * v[:, None, :]).flatten(1).T @ wide
+    total = (u[:, None] * v[None]).flatten(0, 1) @ wide.T
     places = [place for _, place in parts]
-    return total.view(u.shape[1], v.shape[1], wide.shape[1]).permute(*(places.index(k) for k in range(3)))
+    return total.view(len(u), len(v), len(wide)).permute(*(places.index(k) for k in range(3)))
 
 
 def _unfold(halves: Tensor, sizes: tuple[int, int, int], w: int) -> Tensor:

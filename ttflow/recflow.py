@@ -5,8 +5,9 @@ are the mean and the standard deviations of the points of the paths at time t. F
 the flow: the velocity is R (s' z) + m'. The train is fitted to what the velocities u have besides, R^T (u - m') - s' z,
 so it has to learn only what is not Gaussian; and z fills the same box at all times.
 
-The best fit is a mean of such targets, so each output is kept within their range: a flow cannot explode, even where
-there were no data to say what the train should be.
+The best fit is a mean of such velocities, so the end of a path that it points to, x + (1 - t) v, lies among those that
+the velocities u point to: it is kept within their range, or if x is outside, no further out than x. A flow cannot
+explode, even where there were no data to say what the train should be.
 
 What it is fitted to comes from a draw, see ``draws``.
 
@@ -38,6 +39,8 @@ __all__ += ["data_pairs", "flow_pairs", "on_lines", "on_trajectories", "posterio
 FORMAT = "tt-velocity"
 SCALES = ("moving", "whitened", "none")
 LEAST = 1e-4  # least variance in the frame, in parts of the mean variance
+MARGIN = 0.1  # of the range of the ends, on either side
+LAST = 0.01  # of the path: from here on its end is no nearer
 
 
 # --------------------------------------------------------------------------------------------------------------- frame
@@ -121,7 +124,7 @@ class TTVelocity(nn.Module):
     Args:
         frame: See the module.
         train: Inputs z_1, ..., z_d, t; outputs the part of the velocity that the frame does not have.
-        bound: Largest absolute value of each output, (d,).
+        bound: Least and largest R^T (x + (1 - t) v), (2, d).
         options: Primitives to keep with it, how it was made for instance.
     """
 
@@ -149,29 +152,38 @@ class TTVelocity(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """The velocity (B, d)."""
-        z, t, (_, _, slope) = self._place(x, t)
-        return self._back(z, self.train_.at([*z.T.contiguous(), t]), slope).to(x.dtype)
+        turned, z, t, slope, _ = self._place(x, t)
+        return (self._kept(turned, z, t, slope, self.train_.at([*z.T.contiguous(), t]))[0] @ self.frame.rotation.T).to(
+            x
+        )
 
     def with_divergence(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The velocity (B, d) and its exact divergence (B,), at about three times the cost."""
-        z, t, (_, scale, slope) = self._place(x, t)
+        turned, z, t, slope, scale = self._place(x, t)
         value, diagonal = self.train_.value_and_diagonal([*z.T.contiguous(), t])
-        divergence = ((diagonal * (value.abs() <= self.bound) + slope) / scale).sum(1)
-        return self._back(z, value, slope).to(x.dtype), divergence.to(x.dtype)
+        velocity, free = self._kept(turned, z, t, slope, value)
+        inside = (turned >= self.bound[0]) & (turned <= self.bound[1])  # else what is kept is x itself, and v is 0
+        held = torch.where(inside, -1 / _left(t)[:, None], 0.0)
+        divergence = torch.where(free, (diagonal + slope) / scale, held).sum(1)
+        return (velocity @ self.frame.rotation.T).to(x), divergence.to(x)
 
-    def _place(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """z, t and the frame at t; a time that all rows share is kept once."""
+    def _place(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """R^T x, z, t, s'(t), s(t); a time that all rows share is kept once."""
         dtype = self.frame.means.dtype
         t = t.to(dtype).reshape(-1)
         if len(t) > 1 and t.device.type == "cpu" and bool((t == t[0]).all()):  # on a GPU the test would wait for it
             t = t[:1]
-        placed = self.frame.at(t)
-        return (x.to(dtype) - placed[0]) @ self.frame.rotation / placed[1], t, placed
+        mean, scale, slope = self.frame.at(t)
+        turned = x.to(dtype) @ self.frame.rotation
+        return turned, (turned - mean @ self.frame.rotation) / scale, t, slope, scale
 
-    def _back(self, z: Tensor, value: Tensor, slope: Tensor) -> Tensor:
-        """The velocity of x."""
-        value = value.clamp(-self.bound, self.bound)
-        return (value + z * slope) @ self.frame.rotation.T + (self.frame.means[1] - self.frame.means[0])
+    def _kept(self, turned: Tensor, z: Tensor, t: Tensor, slope: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """R^T v, and where the end that it points to is within the bounds by itself."""
+        left = _left(t)[:, None]
+        velocity = torch.addcmul(value, z, slope) + (self.frame.means[1] - self.frame.means[0]) @ self.frame.rotation
+        end = torch.addcmul(turned, velocity, left)
+        kept = end.clamp(turned.minimum(self.bound[0]), turned.maximum(self.bound[1]))
+        return torch.where(kept == end, velocity, (kept - turned) / left), kept == end
 
     def state(self) -> dict[str, Any]:
         """Tensors and primitives; see :meth:`from_state`."""
@@ -212,6 +224,18 @@ class TTVelocity(nn.Module):
         return cls.from_state(state)
 
 
+def _left(t: Tensor) -> Tensor:
+    """1 - t, of at least LAST."""
+    return (1 - t).clamp(min=LAST)
+
+
+def _ends(frame: Frame, x: Tensor, t: Tensor, u: Tensor) -> Tensor:
+    """Least and largest R^T (x + (1 - t) u), (2, d), with a margin for what a draw has not seen."""
+    ends = (x + _left(t)[:, None] * u).to(frame.rotation) @ frame.rotation
+    low, high = ends.aminmax(dim=0)
+    return torch.stack([low - MARGIN * (high - low), high + MARGIN * (high - low)])
+
+
 @torch.no_grad()
 def log_likelihood(
     velocity: TTVelocity,
@@ -239,7 +263,7 @@ def log_likelihood(
     start = torch.cat([x, x.new_zeros(len(x), 1)], dim=1)
     end = integrate(slope, start, time_grid(n_steps).flip(0), method)
     x0 = end[:, :-1]
-    source = log_source(x0) if log_source else -x0.square().sum(1) / 2 - velocity.dim / 2 * math.log(2 * math.pi)
+    source = log_source(x0) if log_source else -x0.square().sum(1) / 2 - x.shape[1] / 2 * math.log(2 * math.pi)
     return source + end[:, -1]
 
 
@@ -292,8 +316,10 @@ def fit_velocity(
         ValueError: what ``bases``, ``tt`` or ``als`` refuse.
     """
     frame = Frame(*(value.to(torch.float64, copy=True) for value in frame.buffers()))
+    draw = _remembered(draw)
     rows = _remembered(lambda k: frame.rows(*draw(k)))
-    inputs, targets = rows(0)
+    inputs, _ = rows(0)
+    bound = _ends(frame, *draw(0))
     if start is not None:
         train = from_state(start.train_.state()).double()
     else:
@@ -307,7 +333,7 @@ def fit_velocity(
         {"tolerance": 1e-5} | options | {"moves": moves, "ridge": ridge, "smooth": smooth}
     )  # most of the error stays
     fitted, history = solve(train, rows, validation=held_out, **options)
-    return TTVelocity(frame, fitted, targets.abs().amax(0)).float(), history
+    return TTVelocity(frame, fitted, bound).float(), history
 
 
 def _random_start(

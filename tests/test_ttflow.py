@@ -1,0 +1,272 @@
+"""The experiment of ttflow: data sets, the network, the search, scores, and the scripts from the command line."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from tiny import ROOT
+
+FOLDER = ROOT / "ttflow"
+sys.path.insert(0, str(FOLDER))
+try:
+    import datasets
+    import hopt
+    import network
+    import recflow as rf
+    import score
+    import tables
+    import train_eval_linear_recflow as script
+    from experiment import Fitting, choices
+finally:
+    sys.path.remove(str(FOLDER))
+
+SEED_CALL = (
+    "--seed 42 --dataset-name swissroll-3d-sklearn --bases rbf --odesolve-method-nn euler --odesolve-method-tt rk4 "
+    "--verbose 2 --device cpu --dtype float64 --hopt --hopt-max-eval 20"
+)
+
+
+def python(*words, cwd=FOLDER, code=0):
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *map(str, words)], cwd=cwd, env=env, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr[-2000:]
+    return done.stdout if code == 0 else done.stderr.strip()
+
+
+# ---------------------------------------------------------------------------------------------------------- data sets
+def test_the_twelve_names_are_those_of_ttrecflow():
+    named = "moons circles swissroll-2d swissroll-3d s-curve-2d s-curve-3d blobs".split()
+    assert set(datasets.TWELVE) == {f"{name}-sklearn" for name in named} | {
+        *"swissroll moons circles gaussian-mixture uniform-sphere".split()
+    }
+
+
+@pytest.mark.parametrize("name", datasets.TWELVE)
+def test_a_set_is_repeatable_and_its_parts_are_disjoint(name):
+    data, same = (datasets.load(name, 300, 100, seed=3) for _ in range(2))
+    assert torch.equal(data.train, same.train) and torch.equal(data.again, same.again)
+    assert data.dim == (3 if "3d" in name else 2) and data.train.shape == (300, data.dim) and len(data.few) == 2000
+    parts = torch.cat([data.train, data.validation, data.test, data.again]).double()
+    assert parts.isfinite().all() and not torch.equal(data.test, data.again)
+    # the sets have one centre: those that are equally spaced lie at the same points but for the noise
+    assert (data.few.mean(0) - data.few_again.mean(0)).abs().max() < 0.12 * parts.std(0).max()
+    assert not torch.equal(datasets.load(name, 300, 100, seed=4).train, data.train)
+
+
+@pytest.mark.parametrize(
+    ("name", "radii", "tolerance"),
+    [("uniform-sphere", [8], 1e-5), ("circles-sklearn", [1.5, 5], 0.15), ("circles", [4, 8], 0.6)],
+)
+def test_circles_have_their_radii(name, radii, tolerance):
+    radius = datasets.load(name, 2000, 10).train.norm(dim=1)
+    gap = (radius[:, None] - torch.tensor(radii)).abs()
+    assert gap.amin(1).max() < tolerance
+    assert all(0.4 < share < 0.6 for share in gap.argmin(1).bincount().div(2000).tolist()) or len(radii) == 1
+
+
+def test_gaussian_mixture_and_blobs_have_their_centres():
+    x = datasets.load("gaussian-mixture", 8000, 10).train
+    angles = torch.arange(8) * (math.tau / 8)
+    centres = 8 * torch.stack([angles.cos(), angles.sin()], 1)
+    nearest = torch.cdist(x, centres).argmin(1)
+    assert nearest.bincount(minlength=8).min() > 800
+    assert (x - centres[nearest]).square().mean().item() == pytest.approx(0.3, rel=0.05)
+    x = datasets.load("blobs-sklearn", 3000, 10).train
+    nearest = torch.cdist(x, torch.tensor(datasets.CENTRES)).argmin(1)
+    means = torch.stack([x[nearest == k].mean(0) for k in range(3)])
+    assert (means - torch.tensor(datasets.CENTRES)).abs().max() < 0.15
+
+
+def test_tables_are_principal_components_and_are_split():
+    data = datasets.load("digits-16", seed=1)
+    parts = [data.train, data.validation, data.test, data.again]
+    assert [len(part) for part in parts] == [1797 - 3 * 179, 179, 179, 179] and data.dim == 16
+    cov = torch.cat(parts).double().T.cov()
+    off = cov - cov.diag().diag()
+    assert cov[0, 0].item() == pytest.approx(1, rel=1e-2) and off.abs().max() < 1e-5
+    assert (cov.diag().diff() <= 0).all()
+
+
+def test_csv_files_with_and_without_names(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(50, 3))
+    for header in ("", "a,b,c"):
+        path = tmp_path / f"x{len(header)}.csv"
+        np.savetxt(path, rows, delimiter=",", header=header, comments="")
+        data = datasets.load(str(path))
+        parts = torch.cat([data.train, data.validation, data.test, data.again])
+        assert torch.allclose(parts.sort(0).values, torch.from_numpy(rows).float().sort(0).values)
+
+
+def _csv(path, text):
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: "swisroll", "did you mean swissroll"),
+        (lambda p: "digits-99", "digits has 64 columns"),
+        (lambda p: "none.csv", "no file none.csv"),
+        (lambda p: _csv(p / "a.csv", "1,2\n" * 30), "column 1 is constant"),
+        (lambda p: _csv(p / "b.csv", "1,nan\n2,3\n" * 30), "row 1 holds NaN"),
+        (lambda p: _csv(p / "c.csv", "1,2\n3,4\n"), "has 2 rows"),
+        (lambda p: _csv(p / "d.csv", "x,y\n1,two\n"), "not a table of numbers"),
+    ],
+)
+def test_bad_data_gets_one_line(make, message, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+        datasets.load(make(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------------------ network
+@pytest.mark.parametrize(("dim", "n"), [(2, 10_702), (3, 10_903)])
+def test_the_network_has_ttrecflows_size(dim, n):
+    velocity, _ = network.train(torch.randn(50, dim), "seed", n_steps=1)
+    assert velocity.n_parameters == n == sum(p.numel() for p in velocity.parameters())
+
+
+def test_a_network_learns_the_velocity_of_a_gaussian():
+    x1 = 3 * torch.randn(5000, 1, generator=torch.Generator().manual_seed(0))
+    velocity, seconds = network.train(x1, width=32, n_steps=2500)
+    x, t = torch.linspace(-2, 2, 9)[:, None], torch.full((9,), 0.5)
+    exact = x * (0.5 * 9 - 0.5) / (0.25 + 0.25 * 9)  # (t 9 - (1 - t)) / ((1 - t)^2 + 9 t^2) x
+    with torch.no_grad():
+        assert (velocity(x, t) - exact).abs().max() < 0.35 and seconds > 0
+    with pytest.raises(ValueError, match="unknown recipe"):
+        network.train(x1, "best")
+
+
+def test_the_seeds_recipe_keeps_the_noise_of_a_point():
+    """Else it would see more data than ttrecflow's network did."""
+    x1 = torch.arange(40.0)[:, None]
+    for name, kept in (("seed", True), ("better", False)):
+        draw = network._pairs(x1, network.RECIPES[name], 0)
+        seen = {}
+        for k in range(2):
+            x0, ends, _ = draw(k)
+            for a, b in zip(x0[:, 0].tolist(), ends[:, 0].tolist()):
+                seen.setdefault(b, set()).add(a)
+        assert (max(map(len, seen.values())) == 1) == kept
+
+
+# -------------------------------------------------------------------------------------------------------------- score
+def test_likelihood_of_a_network_is_that_of_its_flow():
+    """v = a x: x1 = exp(a) x0, so log p(x) = log N(x exp(-a)) - d a."""
+    x = torch.randn(20, 2, dtype=torch.float64)
+    got = score.negative_log_likelihood(lambda x, t: 0.7 * x, x, 20)
+    start = torch.distributions.Normal(0, 1).log_prob(x * math.exp(-0.7)).sum(1) - 2 * 0.7
+    assert got == pytest.approx(-start.mean().item(), abs=1e-5)
+
+
+def test_samples_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match="not finite"):
+        score.sample(lambda x, t: x * 1e300, torch.ones(3, 2), "euler", 4)
+
+
+# ------------------------------------------------------------------------------------------------------------- search
+def quadratic(choices):
+    return (choices["rank"] - 5) ** 2 + abs(math.log10(choices["ridge"]) + 4)
+
+
+def test_a_search_goes_on_and_keeps_to_the_budget(tmp_path):
+    seen = []
+
+    def fit(choices):
+        seen.append(choices)
+        return quadratic(choices)
+
+    options = {"seed": 0, "budget": 200}
+    path = tmp_path / "study.db"
+    hopt.search(fit, lambda c: c["rank"] * c["n_basis"], "bsplines", 6, path, **options)
+    first = len(seen)
+    best, error = hopt.search(fit, lambda c: c["rank"] * c["n_basis"], "bsplines", 14, path, **options)
+    assert first == 6 and len(seen) == 14
+    assert all(c["rank"] * c["n_basis"] <= 200 for c in seen)
+    assert error == min(map(quadratic, seen)) and quadratic(best) == error and "length" not in best
+    with pytest.raises(ValueError, match="no trial of 2"):
+        hopt.search(fit, lambda c: 1000, "rbf", 2, path, **options)
+    with pytest.raises(ValueError, match="at least 1"):
+        hopt.search(fit, lambda c: 1, "rbf", 0, path)
+
+
+@pytest.mark.parametrize("bases", ["bsplines", "rbf"])
+def test_the_predicted_size_is_that_of_the_fit(bases):
+    options = script.Options("moons", bases=bases, n_train=500, n_pairs=800, sweeps=1, rank=3, verbose=0)
+    data = datasets.load("moons", 500, 10)
+    fitting = Fitting(options, data)
+    for rank in (1, 3, 40):
+        chosen = choices(options, 2) | {"rank": rank, "n_basis": 7, "n_time": 5}
+        assert fitting.size(chosen) == fitting.fit(chosen)[0].n_parameters
+
+
+def test_ranks_adapt_within_the_budget():
+    options = script.Options("moons", n_train=2000, n_pairs=4000, sweeps=6, budget=700, verbose=0)
+    velocity, rows = Fitting(options, datasets.load("moons", 2000, 10)).fit(choices(options, 2))
+    assert velocity.n_parameters <= 700 and rows[-1]["validation"] < 0.7 * rows[0]["validation"]
+
+
+# ------------------------------------------------------------------------------------------------------------ scripts
+def test_the_seeds_command_runs_verbatim_and_its_best_model_is_used_again(tmp_path):
+    out = tmp_path / "run"
+    said = python(script.__file__, *shlex.split(SEED_CALL), "--smoke", "--out", out)
+    assert {path.name for path in out.iterdir()} == {
+        *"figure.png results.json tt.pt network.pt best_model.pt study.db".split()
+    }
+    results = json.loads((out / "results.json").read_text())
+    assert results["tt"]["parameters"] < results["network"]["parameters"] == 10_903 and "floor" in said
+    assert results["tt"]["nfe"] == 4 * results["tt"]["n_steps"] and results["network"]["solver"] == "euler"
+    for who in ("floor", "tt", "network"):
+        assert all(math.isfinite(results[who][key]) for key in ("sinkhorn", "w2", "mmd"))
+    assert results["compression"] == pytest.approx(10_903 / results["tt"]["parameters"])
+    assert rf.TTVelocity.load(out / "tt.pt").n_parameters == results["tt"]["parameters"]
+    again = ["--dataset-name", "swissroll-3d-sklearn", "--use-best-model", "--tt-only", "--smoke", "--out", out]
+    python(script.__file__, *again)
+    found = json.loads((out / "results.json").read_text())
+    assert found["tt"]["parameters"] == results["tt"]["parameters"] and "network" not in found
+
+
+def test_tables_of_sixteen_columns_have_a_likelihood(tmp_path):
+    python("train_eval_linear_recflow.py", "--dataset-name", "digits-16", "--smoke", "--out", tmp_path / "d")
+    results = json.loads((tmp_path / "d" / "results.json").read_text())
+    assert all(math.isfinite(results[who]["nll"]) for who in ("tt", "network"))
+    assert results["floor"]["w2"] > 0
+
+
+def test_frontier_and_table_run_and_go_on(tmp_path):
+    words = ["--dataset-name", "moons", "--budgets", "400", "--widths", "8", "--smoke", "--out", tmp_path / "f"]
+    said = python("frontier.py", *words)
+    assert said.count("kind ") == 3 and (tmp_path / "f" / "frontier.png").stat().st_size > 10_000
+    assert python("frontier.py", *words).count("kind ") == 0
+    said = python("tables.py", "--names", "moons", "--seeds", "1", "--smoke", "--out", tmp_path / "t")
+    assert "| moons | 1 |" in said and "no worse than the network on" in said
+    assert tables.table(tmp_path / "t").count("\n") >= 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--use-best-model --tt-only", "run once with --hopt"),
+        ("--rank -1", "--rank"),
+        ("--sweeps 0", "--sweeps is 0"),
+        ("--dataset-name swiss", "unknown data set"),
+        ("--n-train 1", "1 training"),
+        ("--hopt --use-best-model", "give one of them"),
+        ("--bases wavelets", "wavelets"),
+        ("--n-pairs 1 --tt-only --n-train 50 --n-test 50", "at least 2 rows"),
+        ("--rank 9 --tt-only --n-train 900 --n-test 50", "parameters for 900 points"),
+    ],
+)
+def test_mistakes_get_one_line(words, message, tmp_path):
+    said = python("train_eval_linear_recflow.py", *words.split(), "--verbose", "0", "--out", tmp_path / "x", code=2)
+    assert message in said and "\n" not in said and "Traceback" not in said

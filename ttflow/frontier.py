@@ -1,0 +1,142 @@
+"""Quality against size and against time, for trains of several ranks and networks of several widths.
+
+    python frontier.py --dataset-name swissroll-3d-sklearn        # about 15 minutes on one core
+    python frontier.py --dataset-name circles-sklearn --budgets 400 1600 --widths 25 100
+
+Writes results/frontier/NAME/: frontier.png, frontier.json. Finished points are kept, an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from _repo import HERE
+from common import cli
+from common.runtime import run_main
+from train_eval_linear_recflow import Options as Experiment
+
+if TYPE_CHECKING:
+    from datasets import Data
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the picture."""
+
+    dataset_name: str = "swissroll-3d-sklearn"
+    """Data: as for train_eval_linear_recflow.py"""
+    budgets: tuple[int, ...] = (450, 900, 1800, 3600, 7200)
+    """Most parameters of the trains, whose ranks adapt"""
+    widths: tuple[int, ...] = (25, 50, 100, 200)
+    """Of the two hidden layers of the networks"""
+    seed: int = 42
+    """Seed of data, fits and test noise"""
+    n_test: int = 5000
+    """Test points"""
+    smoke: bool = False
+    """Seconds: shows only that it runs"""
+    out: str = ""
+    """Folder; empty: results/frontier/NAME"""
+
+
+def main() -> None:
+    """Fit what is missing, draw."""
+    options = cli.parse(Options, description=__doc__ or "")
+    out = Path(options.out) if options.out else HERE / "results" / "frontier" / Path(options.dataset_name).stem
+    rows = points(options, out / "frontier.json")
+    draw(rows, options.dataset_name, out / "frontier.png")
+    print(f"wrote {out / 'frontier.png'}")
+
+
+def points(options: Options, path: Path) -> list[dict[str, Any]]:
+    """The floor, then each train and network, as rows of frontier.json."""
+    from datasets import load
+    from experiment import SMOKE, Fitting
+
+    experiment = Experiment(options.dataset_name, options.seed, n_test=options.n_test, verbose=0)
+    if options.smoke:
+        experiment = replace(experiment, **SMOKE)  # type: ignore[arg-type]
+    data = load(options.dataset_name, experiment.n_train, experiment.n_test, options.seed)
+    rows = json.loads(path.read_text()) if path.is_file() else []
+    fitting: list[Fitting] = []
+    for kind, size in [
+        ("floor", 0),
+        *(("train", n) for n in options.budgets),
+        *(("network", n) for n in options.widths),
+    ]:
+        if any(row["kind"] == kind and row["size"] == size for row in rows):
+            continue
+        if kind == "train" and not fitting:
+            fitting.append(Fitting(experiment, data))
+        rows.append({"kind": kind, "size": size} | _point(kind, size, experiment, data, fitting))
+        print(
+            " ".join(
+                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+                for key, value in rows[-1].items()
+            )
+        )
+        _write(path, rows)
+    return rows
+
+
+def _point(kind: str, size: int, experiment: Experiment, data: Data, fitting: list[Any]) -> dict[str, Any]:
+    """Half the squared W2, bytes, parameters and seconds of one fit."""
+    from time import perf_counter
+
+    import network
+    from common.metrics import wasserstein2
+    from experiment import _noise, choices
+    from score import sample
+
+    if kind == "floor":
+        return {"distance": wasserstein2(data.again, data.test) ** 2 / 2}
+    if kind == "train":
+        begin = perf_counter()
+        flow: Any = fitting[0].fit(choices(replace(experiment, budget=size), data.dim) | {"rank": 2})[0]
+        seconds, n_bytes = perf_counter() - begin, flow.n_bytes
+    else:
+        flow, seconds = network.train(data.train, width=size, n_steps=experiment.nn_steps, seed=experiment.seed)
+        n_bytes = 4 * flow.n_parameters
+    made, sampling, nfe = sample(flow, _noise(data.test, experiment, "test"), "rk4", experiment.n_steps)
+    facts = {"parameters": flow.n_parameters, "bytes": n_bytes, "fit_seconds": seconds, "sampling_seconds": sampling}
+    return facts | {"nfe": nfe, "distance": wasserstein2(made, data.test) ** 2 / 2}
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    """All rows, whole or not at all."""
+    from common.runtime import atomic_write
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def draw(rows: list[dict[str, Any]], name: str, path: Path) -> None:
+    """Distance against bytes and against seconds of the fit, with the floor."""
+    from common.plots import _pyplot
+    from common.plots2d import save
+    from pictures import COLOURS
+
+    figure, axes = _pyplot().subplots(1, 2, figsize=(9.5, 4.0), sharey=True, layout="constrained")
+    floor = next(row["distance"] for row in rows if row["kind"] == "floor")
+    for axis, key, label in zip(axes, ("bytes", "fit_seconds"), ("size in bytes", "seconds to fit")):
+        for kind, colour, mark in (("train", COLOURS["tt"], "o"), ("network", COLOURS["network"], "s")):
+            found = sorted((row for row in rows if row["kind"] == kind), key=lambda row: row[key])
+            x, y = [row[key] for row in found], [row["distance"] for row in found]
+            axis.plot(x, y, mark + "-", color=colour, label=f"tensor {kind}" if kind == "train" else kind)
+            for row, a, b in zip(found, x, y):
+                axis.annotate(f"{row['parameters']:,}", (a, b), (3, 5), textcoords="offset points", fontsize=7)
+        axis.axhline(floor, color="0.5", linestyle=":", label="two samples of the data")
+        axis.set(xscale="log", yscale="log", xlabel=label)
+        axis.grid(alpha=0.25, which="both")
+    axes[0].set_ylabel(r"$W_2^2/2$ to the data")
+    axes[0].legend(fontsize=8)
+    figure.suptitle(f"{name}: numbers are parameters", fontsize=10)
+    save(figure, path)
+
+
+if __name__ == "__main__":
+    run_main(main)
