@@ -1,0 +1,234 @@
+"""What is known before a network is trained: seasonal cycle, scales, persistence, spectrum; all of the training years.
+
+A network sees and forecasts anomalies: temperature less the seasonal cycle, divided by the standard deviation of each
+cell. No trend is removed. A trend fitted to ten years would mostly be one El Nino, and what is left of the warming when
+the test years come is in the state that a forecast starts from.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.series import frames_at, windows
+from data import Fields, Region
+from synthetic import filtered, mean_power, season
+
+FLOOR = 0.25  # least standard deviation, as a share of the median one: cells under ice hardly change
+RIDGE = 0.02  # of the persistence's regression, as a share of the variance
+LEAST_OCEAN = 0.2  # share of ocean that a box needs
+SHORE = 2  # cells; over twice as many the spectrum's weights rise from a coast
+
+
+@dataclass(frozen=True)
+class Split:
+    """First frames of the validation and of the test years, and the number of frames."""
+
+    val: int
+    test: int
+    end: int
+
+
+def split(fields: Fields, val_years: float, test_years: float) -> Split:
+    """Where the validation and test years begin, by the calendar.
+
+    Raises:
+        ValueError: nothing, or less than two years, is left to train on.
+    """
+    step = int(np.median(np.diff(fields.times).astype(int)))
+    last = fields.times[-1]
+    end = _years_before(last, -1 / 12) if 28 <= step <= 31 else last + np.timedelta64(step, "D")
+    test = int(np.searchsorted(fields.times, _years_before(end, test_years)))
+    val = int(np.searchsorted(fields.times, _years_before(end, test_years + val_years)))
+    if val < 1.95 * fields.per_year or not val < test < len(fields.times):
+        years = len(fields.times) / fields.per_year
+        raise ValueError(
+            f"{fields.name} has {len(fields.times)} frames, {years:.1f} years: {val} frames "
+            f"are left before --val_years {val_years:g} and --test_years {test_years:g}; training needs two years"
+        )
+    return Split(val, test, len(fields.times))
+
+
+def _years_before(end: np.datetime64, years: float) -> np.datetime64:
+    """The date so many years before another."""
+    month = end.astype("datetime64[M]")
+    day = end - month.astype("datetime64[D]")
+    return (month - np.timedelta64(round(12 * years), "M")).astype("datetime64[D]") + day
+
+
+def seasonal_basis(times: np.ndarray, harmonics: int) -> Tensor:
+    """1, and cosine and sine of the first harmonics of the year, float64, shape (T, 1 + 2 harmonics)."""
+    angle = 2 * math.pi * torch.from_numpy(season(times))[:, None] * torch.arange(1, harmonics + 1)
+    return torch.cat([torch.ones(len(times), 1, dtype=torch.float64), angle.cos(), angle.sin()], 1)
+
+
+@dataclass(frozen=True)
+class Climate:
+    """Anomalies of a region, and the maps that belong to them.
+
+    Args:
+        region: the region.
+        anomalies: (T, H, W), float32, in standard deviations; 0 on land.
+        ocean: (H, W), 1 on water, 0 on land.
+        area: (H, W), ocean times the cosine of the latitude: the weights of all scores.
+        cycle: seasonal cycle, (T, H, W), deg C.
+        std: (H, W), deg C; 1 on land.
+        damping: regression of the anomaly h frames later on the present one, (horizon, H, W).
+        residual: standard deviation of what that leaves, (horizon, H, W), in standard deviations; 1 on land.
+    """
+
+    region: Region
+    anomalies: Tensor
+    ocean: Tensor
+    area: Tensor
+    cycle: Tensor
+    std: Tensor
+    damping: Tensor
+    residual: Tensor
+
+    def crop(self, rows: Tensor, columns: Tensor) -> Climate:
+        """The same of some rows and columns, which may go around the globe."""
+
+        def cut(x: Tensor) -> Tensor:
+            return x[..., rows, :][..., columns]
+
+        r, i, j = self.region, rows.numpy(), columns.numpy()
+        part = Region(r.name, r.values[:, i][:, :, j], r.ocean[i][:, j], r.lat[i], r.lon[j], False)
+        maps = (self.anomalies, self.ocean, self.area, self.cycle, self.std, self.damping, self.residual)
+        return Climate(part, *map(cut, maps))
+
+
+def fit(region: Region, times: np.ndarray, n_train: int, harmonics: int, horizon: int) -> Climate:
+    """Estimate a region's climate from its first ``n_train`` frames.
+
+    Raises:
+        ValueError: the field does not change in time.
+    """
+    values = torch.from_numpy(region.values).double()
+    basis, ocean = seasonal_basis(times, harmonics), torch.from_numpy(region.ocean)
+    found = torch.linalg.lstsq(basis[:n_train], values[:n_train].flatten(1)).solution
+    cycle = (basis @ found).reshape(values.shape)
+    raw = torch.where(ocean, values - cycle, 0.0)
+    std = raw[:n_train].square().mean(0).sqrt()
+    typical = std[ocean].median()
+    if not typical > 1e-6:
+        raise ValueError(f"{region.name} does not change in the training years: is it the right variable?")
+    std = torch.where(ocean, std.clamp(min=FLOOR * typical.item()), 1.0)
+    anomalies = raw / std
+    damping, residual = persistence(anomalies[:n_train], horizon)
+    residual = torch.where(ocean, residual, 1.0)
+    area = ocean * torch.from_numpy(np.cos(np.deg2rad(region.lat)))[:, None].clamp(min=0)
+    maps = (anomalies, ocean, area, cycle, std, damping, residual)
+    return Climate(region, *(x.float() for x in maps))
+
+
+def persistence(anomalies: Tensor, horizon: int) -> tuple[Tensor, Tensor]:
+    """Damping and residual standard deviation at leads 1 to ``horizon``, each (horizon, H, W), from (T, H, W)."""
+    damping, residual = [], []
+    for lead in range(1, horizon + 1):
+        now, later = anomalies[:-lead], anomalies[lead:]
+        power = now.square().mean(0)
+        factor = (now * later).mean(0) / (power * (1 + RIDGE)).clamp(min=1e-12)
+        damping.append(factor.clamp(-1, 1))
+        residual.append((later - damping[-1] * now).square().mean(0).sqrt().clamp(min=0.05))
+    return torch.stack(damping), torch.stack(residual)
+
+
+def boxes(climate: Climate, side: int) -> list[Climate]:
+    """Fixed boxes for evaluation: side by side around the globe, in the rows nearest to the equator.
+
+    Raises:
+        ValueError: the region is smaller than a box, or all land.
+    """
+    height, width = climate.ocean.shape
+    if min(height, width) < side:
+        raise ValueError(
+            f"{climate.region.name} has {height} x {width} cells: --box {side} is larger; give a smaller one"
+        )
+    if (height, width) == (side, side):
+        return [climate]
+    middle = [abs(float(climate.region.lat[k : k + side].mean())) for k in range(height - side + 1)]
+    rows = torch.arange(side) + int(np.argmin(middle))
+    parts = [climate.crop(rows, torch.arange(side) + k * side) for k in range(width // side)]
+    kept = [part for part in parts if part.ocean.mean() >= LEAST_OCEAN]
+    if not kept:
+        raise ValueError(
+            f"{climate.region.name}: no box of {side} x {side} cells is a fifth ocean: give a smaller --box"
+        )
+    return kept
+
+
+def window(ocean: Tensor, torus: bool) -> Tensor:
+    """Weights (H, W) through which a box is seen when its spectrum is estimated.
+
+    On a torus they are the ocean. Elsewhere opposite edges do not fit, and a jump, there or at a coast, has power at
+    all wavenumbers, most along the axes: so the weights fall to zero towards the edges (Hann) and the coasts.
+    """
+    if torus:
+        return ocean.double()
+    edges = [torch.sin(math.pi * (torch.arange(n, dtype=torch.float64) + 0.5) / n).square() for n in ocean.shape]
+    land = 1 - ocean.double()[None]
+    open_sea = 1 - F.max_pool2d(land, 2 * SHORE + 1, 1, SHORE)
+    smooth = F.avg_pool2d(open_sea, 2 * SHORE + 1, 1, SHORE)[0]
+    return edges[0][:, None] * edges[1] * (smooth if open_sea.any() else ocean)
+
+
+def spectrum(climates: list[Climate], n_train: int, side: int, colour: bool, torus: bool) -> Tensor:
+    """Amplitude of the filter that makes noise like the one-step innovations; shape (side, side // 2 + 1), variance 1.
+
+    Innovations are (a' - damping a) / residual of the training frames, on boxes. Without ``colour`` it is 1: white.
+    """
+    if not colour:
+        return torch.ones(side, side // 2 + 1)
+    power, seen = torch.zeros(side, side // 2 + 1, dtype=torch.float64), 0.0
+    for climate in climates:
+        for box in boxes(climate, side):
+            a, weight = box.anomalies[:n_train], window(box.ocean, torus)
+            innovation = (a[1:] - box.damping[0] * a[:-1]) / box.residual[0] * weight
+            power += torch.fft.rfft2(innovation).abs().square().mean(0)
+            seen += weight.square().sum().item()
+    # Power over what the weights let through adds up to the innovations' variance, about 1; noise is given exactly 1.
+    return (power / seen / mean_power(power / seen, side)).sqrt().float()
+
+
+def coloured(amplitude: Tensor, shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
+    """Noise of that amplitude, unit variance, (..., side, side)."""
+    return filtered(amplitude, torch.randn(shape, generator=draw))
+
+
+def static_maps(climate: Climate) -> Tensor:
+    """What a network sees of the place, (6, H, W): ocean, latitude, longitude (twice), damping, residual."""
+    lat, lon = (torch.from_numpy(np.deg2rad(x)).float() for x in (climate.region.lat, climate.region.lon))
+    one = torch.ones_like(climate.ocean)
+    places = [lat.sin()[:, None] * one, lon.cos()[None] * one, lon.sin()[None] * one]
+    return torch.stack([climate.ocean, *places, climate.damping[0], climate.residual[0]])
+
+
+def season_of(times: np.ndarray) -> Tensor:
+    """Cosine and sine of the time of year, float32, (T, 2)."""
+    angle = 2 * math.pi * torch.from_numpy(season(times))
+    return torch.stack([angle.cos(), angle.sin()], 1).float()
+
+
+def month_of(times: np.ndarray) -> Tensor:
+    """Months 0 to 11, (T,)."""
+    return torch.from_numpy(times.astype("datetime64[M]").astype(int) % 12)
+
+
+def starts(first: int, end: int, past: int, horizon: int, count: int) -> Tensor:
+    """Frames from which forecasts start whose targets lie in [first, end); ``count`` of them, evenly spread; 0: all.
+
+    Raises:
+        ValueError: the years are shorter than a forecast.
+    """
+    begin = max(0, first - past)
+    index = windows([torch.arange(end - begin)], past, horizon)
+    frames = frames_at([torch.arange(begin, end)], index, past, 0)[0][:, -1]
+    if not count or count >= len(frames):
+        return frames
+    return frames[torch.linspace(0, len(frames) - 1, count).round().long()]

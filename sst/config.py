@@ -1,0 +1,203 @@
+"""Options of the sea surface temperature forecaster, and its presets. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from _repo import HERE
+
+WEIGHTS = "results/CFM-synthetic/CFM_sst_weights_step_final.pt"  # what simple_gen_test.py draws from
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of sst_forecaster.py."""
+
+    # ---- what to do
+    mode: Literal["all", "train", "evaluate"] = "all"
+    """all: train, then forecast and evaluate; evaluate: with the weights that are there"""
+    weights: str = ""
+    """evaluate: checkpoint file or run folder; empty: the run folder"""
+
+    # ---- data
+    data: str = ""
+    """NetCDF file, folder of sst.day.mean.box*.nc, or .npz; empty: the synthetic field"""
+    variable: str = ""
+    """Variable of a NetCDF file; empty: sst, or the only one over time, latitude and longitude"""
+    gaps: Literal["error", "land"] = "error"
+    """Cells that are missing at some times only: an error, or taken as land"""
+    box: int = 60
+    """Side of the square boxes, in cells; larger fields are cut at random in training, at fixed places in evaluation"""
+    test_years: float = 1.0
+    """Years at the end that are forecast and scored"""
+    val_years: float = 1.0
+    """Years before them: validation loss, choice of the weights, spread factors"""
+    harmonics: int = 2
+    """Harmonics of the seasonal cycle, which is fitted to the training years and removed"""
+
+    # ---- what is learnt
+    method: Literal["cfm", "idff"] = "cfm"
+    """cfm: the velocity; idff: data and score heads on a Brownian bridge"""
+    source: Literal["noise", "state"] = "noise"
+    """What the flow starts from: noise, or the present field (data to data)"""
+    sigma: float = 0.0
+    """Noise of the path, in standard deviations of the innovation; above 0 for idff and for --source state"""
+    flow_weight: float = 2.0
+    """idff: weight of the data head's loss against the score head's"""
+    colour: bool = True
+    """Noise with the innovations' power spectrum; --no-colour: white noise"""
+    label_by: Literal["none", "season", "lead"] = "none"
+    """Class label: month of the target; or lead, and each lead is then drawn directly from the start, not rolled out"""
+    past: int = 1
+    """Frames that the network sees"""
+    horizon: int = 7
+    """Leads to forecast"""
+
+    # ---- network
+    num_channel: int = 32
+    """Channels of the first level"""
+    channel_mult: tuple[int, ...] = (1, 2)
+    """Channel multiplier of each level, finest first"""
+    num_res_blocks: int = 1
+    """Residual blocks of each level"""
+    patch_size: int = 2
+    """Space-to-depth factor: the first level works on cells of so many grid points"""
+    dropout: float = 0.0
+    """Dropout inside residual blocks"""
+
+    # ---- optimisation
+    total_steps: int = 400
+    """Optimizer steps of the whole run"""
+    batch_size: int = 12
+    """Boxes in a step"""
+    lr: float = 2e-3
+    """Peak learning rate of AdamW; it decays to zero as a cosine"""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of AdamW"""
+    warmup: int = 50
+    """Steps of linear learning-rate warm-up"""
+    grad_clip: float = 1.0
+    """Gradient norm at which gradients are clipped; 0: off"""
+    ema_decay: float = 0.998
+    """Decay of the averaged weights"""
+    val_step: int = 100
+    """Steps between validation losses; the best weights are used in the end"""
+    save_step: int = 200
+    """Steps between checkpoints of the whole state"""
+    log_step: int = 20
+    """Steps between rows of metrics.jsonl"""
+    logger: Literal["none", "tensorboard", "wandb"] = "none"
+    """A logger beside metrics.jsonl"""
+
+    # ---- forecast
+    members: int = 50
+    """Members of an ensemble"""
+    starts: int = 12
+    """Forecasts in the evaluation, evenly spread over the test years; 0: from every frame"""
+    solver: Literal["euler", "midpoint", "heun"] = "midpoint"
+    """Of the flow's ODE; idff from a state solves its SDE by Euler-Maruyama"""
+    n_steps: int = 1
+    """Steps of the solver for each lead; the NFE is counted and printed"""
+    spread: Literal["none", "validation"] = "none"
+    """validation: scale the spread at each lead by a factor fitted to forecasts of the validation years"""
+    chunk: int = 100
+    """Fields given to the network at a time; changes speed and memory only"""
+
+    # ---- running
+    out: str = ""
+    """Run folder; empty: results/METHOD-DATA beside the script"""
+    resume: Literal["no", "auto"] = "no"
+    """auto: continue from the run folder's last checkpoint, if there is one"""
+    seed: int = 0
+    """One seed for everything"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps"""
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    """Precision of the network's arithmetic"""
+    smoke: bool = False
+    """Seconds on a CPU: few frames and steps of the synthetic field; writes to results/smoke"""
+
+
+@dataclass(frozen=True)
+class DrawOptions:
+    """Options of simple_gen_test.py."""
+
+    weights: str = ""
+    """Checkpoint file or run folder; empty: the shipped weights"""
+    data: str = ""
+    """The data that the weights were trained on; empty: the synthetic field"""
+    members: int = 50
+    """Members of the ensemble"""
+    start: int = 0
+    """Which of the forecasts that fit into the test years"""
+    solver_steps: int = 0
+    """Steps of the solver for each lead; 0: as in the weights' options"""
+    out: str = ""
+    """Picture to write; empty: samples/forecast_DATA.png beside the script"""
+    seed: int = 0
+    """Seed of the ensemble"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps"""
+    smoke: bool = False
+    """Few members, and an untrained network when there are no weights"""
+
+
+DEFAULT = Options()
+
+# ERSST v5, monthly, 2 degrees: few months, so a network that is held back.
+ERSST = replace(
+    DEFAULT,
+    test_years=2.0,
+    val_years=2.0,
+    dropout=0.1,
+    weight_decay=0.05,
+    lr=1e-3,
+    total_steps=300,
+    batch_size=16,
+    val_step=25,
+    starts=0,
+    spread="validation",
+)
+
+# OISST v2 boxes as in DYffusion: training to 2018, validation 2019, test 2020.
+OISST = replace(DEFAULT, harmonics=3, num_channel=64, channel_mult=(1, 2, 4), total_steps=20_000, warmup=500)
+OISST = replace(OISST, ema_decay=0.999, batch_size=64, val_step=1000, save_step=1000, starts=100)
+
+PRESETS = {"default": DEFAULT, "ersst": ERSST, "oisst": OISST}
+
+
+def smoke(options: Options) -> Options:
+    """A run of seconds that goes through every part."""
+    small = {"box": 20, "num_channel": 32, "channel_mult": (1, 1), "patch_size": 2, "batch_size": 4, "warmup": 2}
+    often = {"total_steps": min(options.total_steps, 4), "val_step": 2, "save_step": 2, "log_step": 1}
+    return replace(options, **small, **often, members=4, starts=2, horizon=min(options.horizon, 3), smoke=True)
+
+
+def run_folder(options: Options) -> Path:
+    """Where a run goes."""
+    if options.out:
+        return Path(options.out)
+    name = Path(options.data).name.split(".nc")[0] if options.data else "synthetic"
+    return HERE / "results" / ("smoke" if options.smoke else f"{options.method.upper()}-{name}")
+
+
+def stored(options: Options) -> dict[str, Any]:
+    """The options as primitives for a checkpoint, without this machine's paths."""
+    plain = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(options).items()}
+    return plain | {"out": "", "weights": "", "data": Path(options.data).name, "resume": "no"}
+
+
+def restored(plain: dict[str, Any], **changes: Any) -> Options:
+    """The options that a checkpoint holds, with some of them changed.
+
+    Raises:
+        ValueError: they are not a forecaster's.
+    """
+    known = {field.name for field in fields(Options)}
+    if "horizon" not in plain or (unknown := sorted(set(plain) - known)):
+        what = unknown[0] if "horizon" in plain else "no horizon"
+        raise ValueError(f"these weights are not of a forecaster ({what}): train them with sst_forecaster.py")
+    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in plain.items()}
+    return Options(**(values | changes))

@@ -1,0 +1,345 @@
+"""The flow of one time step: a network that turns noise, or the present field, into the next field.
+
+In the coordinates d = (a' - damping a) / residual the next anomaly a' is a number of variance about one whose mean,
+without knowing better, is 0: damped persistence. The flow runs from x0 to x1 = d, given the frames a:
+
+* source noise: x0 is noise;
+* source state: x0 = 0, that is the damped present field, so the flow goes from data to data. The path's own noise
+  (sigma) makes the ensemble: for cfm it starts from x0 + sigma e, for idff the bridge is solved as an SDE with
+  diffusion sigma, which from a point draws from p(x1 | a) exactly if the drift is exact (a Foellmer process).
+
+Each pair (x0, x1) belongs to its own a. A transport plan over a batch would exchange x0 between different a, and change
+p(x1 | a): the coupling stays independent. Noise has the innovations' power spectrum, so little is left to transport.
+Source: Tong et al. 2302.00482; Rezaei et al. 2409.14599 for IDFF; Chen et al. 2403.13724 for forecasts by flows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from climate import Climate, coloured, month_of, season_of, static_maps
+from common.batches import Ahead
+from common.config import TrainConfig
+from common.losses import network_heads
+from common.paths import expand, path_of
+from common.runtime import Processes, generator
+from common.series import windows
+from common.solvers import euler_maruyama, integrate, time_grid
+from common.trainer import Trainer
+from common.unet import build_network
+from config import Options, stored
+from data import Fields
+
+WRAP = 4  # cells of the other side that the network sees beyond each edge of a torus
+STATIC = 8  # channels of a condition besides the frames: static maps and season
+
+
+# ---------------------------------------------------------------------------------------------------- network
+def description(options: Options) -> dict[str, Any]:
+    """Constructor arguments of the network."""
+    heads = network_heads(options.method)
+    return {
+        "name": "UNet",
+        "image_size": options.box,
+        "in_channels": 1 + options.past + STATIC,
+        "out_channels": heads,
+        "channels": options.num_channel,
+        "channel_mult": list(options.channel_mult),
+        "num_res_blocks": options.num_res_blocks,
+        "attention_resolutions": [],
+        "num_heads": 4,
+        "head_channels": -1,
+        "dropout": options.dropout,
+        "num_classes": {"none": 0, "season": 12, "lead": options.horizon}[options.label_by],
+        "patch_size": options.patch_size,
+    }
+
+
+def check(options: Options, torus: bool) -> None:
+    """Raise ValueError where the options do not fit together, before anything is loaded."""
+    if options.sigma == 0 and (options.method == "idff" or options.source == "state"):
+        what = f"--method {options.method} --source {options.source}"
+        raise ValueError(f"--sigma 0: {what} draws its ensemble from the path's noise, give a sigma above 0, e.g. 0.8")
+    if min(options.past, options.horizon, options.n_steps, options.chunk) < 1 or options.members < 2:
+        raise ValueError("--past, --horizon, --n_steps and --chunk must be at least 1, --members at least 2")
+    if options.starts < 0 or options.harmonics < 1 or min(options.val_years, options.test_years) <= 0:
+        raise ValueError("--starts must be at least 0, --harmonics at least 1, --val_years and --test_years above 0")
+    multiple, side = options.patch_size * 2 ** (len(options.channel_mult) - 1), options.box + (2 * WRAP if torus else 0)
+    if options.box < 1 or side % multiple:
+        edges = f" and {WRAP} cells at each edge" if torus else ""
+        raise ValueError(f"--box {options.box}{edges} must be divisible by {multiple} (patch_size times 2 a level)")
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is regressed and how a sample is drawn.
+
+    Args:
+        name: cfm or idff.
+        source: noise or state.
+        sigma: noise of the path.
+    """
+
+    name: str
+    source: str
+    sigma: float
+
+    def gains(self, t: Tensor) -> Tensor:
+        """Slopes of the best outputs that are linear in x_t, for x1 of variance one; shape (B, heads).
+
+        The network learns the rest. x_t = (1 - t) x0 + t x1 + s e, Cov(u, x_t) / Var(x_t) for each output u.
+        """
+        source = 1.0 if self.source == "noise" else 0.0
+        s = path_of(self.name, self.sigma).spread(t)
+        variance = (1 - t).square() * source + t.square() + s.square() + 1e-6
+        if self.name == "cfm":
+            return ((t - (1 - t) * source) / variance)[:, None]
+        return torch.stack([t / variance, -(self.sigma**2) / 2 / variance], 1)  # x1, and sigma^2 / 2 times the score
+
+
+class Conditioned:
+    """The network seen by a loss or a solver: it gets x_t and t only, and returns outputs that are zero on land.
+
+    Args:
+        call: the network, call(x, t, y).
+        method: see :class:`Method`.
+        condition: frames and maps, (B, past + STATIC, H, W).
+        ocean: (B, 1, H, W).
+        y: class labels, (B,) or None.
+        torus: whether the network sees beyond the edges.
+    """
+
+    def __init__(
+        self,
+        call: Callable[..., Tensor],
+        method: Method,
+        condition: Tensor,
+        ocean: Tensor,
+        y: Tensor | None,
+        torus: bool,
+    ):
+        self.call, self.method, self.condition, self.ocean, self.y, self.torus = (
+            call,
+            method,
+            condition,
+            ocean,
+            y,
+            torus,
+        )
+
+    def __call__(self, x: Tensor, t: Tensor, y: Any = None) -> Tensor:
+        """Outputs at x_t, (B, heads, H, W); of IDFF's doubled input the first half is used, they are equal."""
+        x = x[:, :1]
+        seen = torch.cat([x, self.condition], 1)
+        if self.torus:
+            seen = F.pad(seen, (WRAP,) * 4, mode="circular")
+        out = self.call(seen, t) if self.y is None else self.call(seen, t, self.y)
+        if self.torus:
+            out = out[..., WRAP:-WRAP, WRAP:-WRAP]
+        return (out.float() + self.method.gains(t)[..., None, None] * x) * self.ocean
+
+
+def draw_innovation(
+    network: Callable[..., Tensor], method: Method, noise: Callable[[int], Tensor], n_steps: int, solver: str
+) -> Tensor:
+    """Draw x1 = d. Evaluations: n_steps for euler and for the SDE, twice as many for midpoint and heun.
+
+    Args:
+        network: see :class:`Conditioned`.
+        method: see :class:`Method`.
+        noise: noise(0) for the start, noise(1), noise(2), ... for the steps of an SDE; each (B, 1, H, W).
+        n_steps: steps from t = 0 to t = 1.
+        solver: euler, midpoint or heun, for the ODE.
+    """
+    times = time_grid(n_steps)
+    if method.name == "cfm":
+        start = noise(0) * (1.0 if method.source == "noise" else method.sigma)
+        return integrate(network, start, times, solver)
+
+    def rate(t: Tensor) -> Tensor:
+        return 1 / (1 - t).clamp(min=1e-3)  # heun evaluates at t = 1
+
+    if method.source == "noise":
+
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            x1_hat, st = network(x, t).chunk(2, 1)
+            return expand(rate(t), x) * (x1_hat - x) - st
+
+        return integrate(velocity, noise(0), times, solver)
+
+    def drift(x: Tensor, t: Tensor) -> Tensor:
+        return expand(rate(t), x) * (network(x, t)[:, :1] - x)
+
+    start = torch.zeros_like(noise(0))
+    return euler_maruyama(drift, method.sigma, start, times, lambda i, x: noise(i + 1))
+
+
+# ---------------------------------------------------------------------------------------------------- batches
+@dataclass
+class FieldBatch:
+    """Pairs of frames in the flow's coordinates, with all that the network is told."""
+
+    x0: Tensor
+    x1: Tensor
+    t: Tensor
+    noise: Tensor
+    condition: Tensor
+    ocean: Tensor
+    y: Tensor | None
+    seconds: float = 0.0
+
+
+class FieldBatches(Ahead):
+    """Boxes at random places and times of some frames, a function of (seed, step).
+
+    Args:
+        climates: regions.
+        fields: what they are of.
+        amplitude: of the noise, see ``climate.spectrum``.
+        options: the options.
+        first, end: frames; targets lie in [first, end).
+        processes: this process among its peers.
+        name: of the random numbers: other names, other batches.
+    """
+
+    def __init__(
+        self,
+        climates: list[Climate],
+        fields: Fields,
+        amplitude: Tensor,
+        options: Options,
+        first: int,
+        end: int,
+        processes: Processes,
+        name: str = "step",
+    ):
+        super().__init__(processes.device, ahead=name == "step")
+        self.device = processes.device
+        self.climates, self.amplitude, self.options, self.processes, self.name = (
+            climates, amplitude, options, processes, name,
+        )  # fmt: skip
+        self.maps, self.season, self.month = (
+            [static_maps(c) for c in climates],
+            season_of(fields.times),
+            month_of(fields.times),
+        )
+        self.leads = options.horizon if options.label_by == "lead" else 1
+        self.first = max(0, first - options.past)
+        stretch = torch.zeros(end - self.first)
+        self.index = windows([stretch] * len(climates), options.past, self.leads)
+
+    def make(self, step: int) -> FieldBatch:
+        """This process's boxes of a step, on its device."""
+        o, draw = self.options, generator(self.options.seed, self.name, step)
+        rows = [self._row(draw) for _ in range(o.batch_size)]
+        x1, condition, ocean, y = (torch.stack(part) for part in zip(*rows, strict=True))
+        e, other = (coloured(self.amplitude, tuple(x1.shape), draw) * ocean for _ in range(2))
+        x0 = other if o.source == "noise" else torch.zeros_like(x1)
+        t = (torch.arange(len(x1)) + torch.rand(len(x1), generator=draw)) / len(x1)  # stratified
+        mine = slice(self.processes.rank, None, self.processes.world)
+        x0, x1, t, e, condition, ocean, y = (p[mine].to(self.device) for p in (x0, x1, t, e, condition, ocean, y))
+        return FieldBatch(x0, x1, t, e, condition, ocean, None if o.label_by == "none" else y)
+
+    def _row(self, draw: torch.Generator) -> tuple[Tensor, ...]:
+        """One box: innovation, condition, ocean, label."""
+
+        def below(n: int) -> int:
+            return int(torch.randint(n, (), generator=draw))
+
+        o = self.options
+        k, begin = self.index[below(len(self.index))].tolist()
+        now, lead = self.first + begin + o.past - 1, 1 + below(self.leads)
+        climate, maps = self.climates[k], self.maps[k]
+        height, width = climate.ocean.shape
+        i = torch.arange(o.box) + below(height - o.box + 1)
+        j = torch.arange(o.box) + below(width if climate.region.cyclic else width - o.box + 1)
+
+        def cut(x: Tensor) -> Tensor:
+            return x[..., i, :][..., j % width]
+
+        frames = cut(climate.anomalies[now - o.past + 1 : now + 1])
+        later, damping, residual = (
+            cut(x)[None] for x in (climate.anomalies[now + lead], climate.damping[lead - 1], climate.residual[lead - 1])
+        )
+        x1, ocean = (later - damping * frames[-1:]) / residual, cut(climate.ocean)[None]
+        label = self.month[now + lead] if o.label_by == "season" else torch.tensor(lead - 1)
+        return x1 * ocean, condition_of(frames, cut(maps), self.season[now]), ocean, label
+
+
+def condition_of(frames: Tensor, maps: Tensor, season: Tensor) -> Tensor:
+    """Channels that the network sees besides x_t: frames (past, H, W), static maps (6, H, W), season (2,)."""
+    return torch.cat([frames, maps, season[:, None, None].expand(2, *frames.shape[-2:])])
+
+
+# ---------------------------------------------------------------------------------------------------- training
+class FieldTrainer(Trainer):
+    """Trains the flow.
+
+    Args:
+        options: of the run.
+        torus: whether the boxes are periodic.
+        processes: this process among its peers.
+    """
+
+    def __init__(self, options: Options, torus: bool, processes: Processes):
+        self.forecaster, self.torus = options, torus
+        self.method = method_of(options)
+        super().__init__(train_config(options), processes)
+
+    def build(self) -> tuple[nn.Module, dict[str, Any]]:
+        """The network and its description."""
+        return build_network(description(self.forecaster)), description(self.forecaster)
+
+    def losses(self, network: Callable[..., Tensor], batch: FieldBatch) -> Tensor:
+        """The method's losses, (B,); land has target and output 0, so its weight is 0."""
+        from common.losses import make_loss
+
+        seen = Conditioned(network, self.method, batch.condition, batch.ocean, batch.y, self.torus)
+        loss = make_loss(self.method.name, self.method.sigma, self.config.flow_weight)
+        return loss(seen, batch.x0, batch.x1, batch.t, batch.noise, None)
+
+    def weights_method(self) -> dict[str, Any]:
+        """Name and constants of the method."""
+        return super().weights_method() | {"source": self.forecaster.source, "torus": self.torus}
+
+    def options(self) -> dict[str, Any]:
+        """The options without paths."""
+        return stored(self.forecaster)
+
+
+def method_of(options: Options) -> Method:
+    """The method that the options name."""
+    return Method(options.method, options.source, options.sigma)
+
+
+def train_config(options: Options) -> TrainConfig:
+    """The options in the words of the common training loop."""
+    shared = (
+        "method",
+        "sigma",
+        "flow_weight",
+        "total_steps",
+        "batch_size",
+        "lr",
+        "weight_decay",
+        "warmup",
+        "grad_clip",
+    )
+    shared += (
+        "ema_decay",
+        "val_step",
+        "save_step",
+        "log_step",
+        "logger",
+        "seed",
+        "device",
+        "mixed_precision",
+        "resume",
+    )
+    return TrainConfig(**{key: getattr(options, key) for key in shared}, lr_decay="cosine", image_size=options.box)

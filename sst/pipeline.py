@@ -1,0 +1,205 @@
+"""The steps of sst_forecaster.py: train, fit the spread, forecast, score, draw."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import maps
+import skill
+from _repo import HERE
+from common import checkpoint
+from common.cards import commit, write_card
+from common.cli import to_yaml
+from common.report import Report
+from common.runtime import Processes, atomic_write, pick_device, processes, run_lock
+from common.training import begin, hardware, in_words, loop, write_final
+from common.unet import build_network
+from config import DEFAULT, WEIGHTS, DrawOptions, Options, run_folder, smoke
+from flow import FieldBatches, FieldTrainer, check, description
+from forecast import Ensemble, Forecaster, World, fit_spread, forecast, load_forecaster, world
+
+VALIDATION_BATCHES = 8
+
+
+def weights_name(options: Options) -> str:
+    """File name of a run's final weights."""
+    return f"{options.method.upper()}_sst_weights_step_final.pt"
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Do what ``--mode`` says; returns the scores, empty after ``--mode train``."""
+    here = processes(options.device)
+    out = run_folder(options)
+    if options.smoke and not options.out and options.resume == "no" and options.mode != "evaluate":
+        shutil.rmtree(out, ignore_errors=True)
+    check(options, torus=not options.data)
+    data = world(options)
+    final = Path(options.weights) if options.weights else out / weights_name(options)
+    if options.mode != "evaluate":
+        final = train(options, data, out, here)
+    return {} if options.mode == "train" else evaluate(options, data, final, out)
+
+
+def train(options: Options, data: World, out: Path, here: Processes) -> Path:
+    """Train a flow and leave in ``out`` its weights (the best of the validation years), state, metrics and options.
+
+    Raises:
+        ValueError: a folder that holds another run, or a loss that was not finite 20 steps in a row.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
+    """
+    with run_lock(out) if here.is_main else contextlib.nullcontext():
+        trainer = FieldTrainer(options, data.fields.torus, here)
+        log = begin(trainer, out, to_yaml(options))
+        print(f"{options.method} from {options.source}, {data.parts.val} training frames, {in_words(trainer)}")
+        print(f"run folder: {out}" + (f", continuing at step {trainer.step}" if trainer.step else ""))
+        parts = data.parts
+        source = FieldBatches(data.climates, data.fields, data.amplitude, options, 0, parts.val, here)
+        held_out = FieldBatches(
+            data.climates, data.fields, data.amplitude, options, parts.val, parts.test, here, "held out"
+        )
+        report = Report(trainer.config, out, log, trainer, here)
+        events = [
+            (options.val_step, lambda: report.validate(held_out, VALIDATION_BATCHES)),
+            (options.save_step, report.save),
+        ]
+        loop(trainer, source, report, events, "the same command with --resume auto")
+        final = out / weights_name(options)
+        finish(trainer, options, data, final)
+    return final
+
+
+def finish(trainer: FieldTrainer, options: Options, data: World, final: Path) -> None:
+    """Write the best weights in float16, with the factors of the spread, and their card."""
+    best = checkpoint.load(final.parent / "checkpoint_best.pt")
+    best["ema_model"] = {key: x.half() if x.is_floating_point() else x for key, x in best["ema_model"].items()}
+    write_final(final, best)
+    if options.spread == "validation":
+        model = load_forecaster(final, trainer.device, members=options.members)
+        best["spread"] = list(fit_spread(model, data, options.members))
+        checkpoint.save(final, best)
+    facts = {
+        "method": trainer.weights_method(),
+        "data": data.fields.name,
+        "training_frames": data.parts.val,
+        "parameters": sum(p.numel() for p in trainer.net.parameters()),
+        "steps": trainer.step,
+        "best_step": best["step"],
+        "batch_size": options.batch_size,
+        "minutes": round(trainer.seconds / 60, 1),
+        "hardware": hardware(trainer.device),
+        "seed": options.seed,
+        "spread": best.get("spread", []),
+        "torch": torch.__version__,
+        "commit": commit(),
+        "recipe": "config.yaml beside the weights; train again with -c config.yaml",
+    }
+    write_card(final, facts)
+
+
+def evaluate(options: Options, data: World, weights: Path, out: Path) -> dict[str, Any]:
+    """Forecast the test years, print and write the scores (scores.json) and the figures into ``out``."""
+    given = ("members", "starts", "n_steps", "solver", "chunk", "seed", "spread", "mixed_precision", "data", "smoke")
+    changes = {key: getattr(options, key) for key in given}
+    model = load_forecaster(weights, pick_device(options.device), **changes)
+    same = ("box", "past", "horizon", "harmonics", "colour", "test_years", "val_years", "variable", "gaps")
+    if different := [key for key in same if getattr(model.options, key) != getattr(options, key)]:
+        there = ", ".join(f"--{key} {getattr(model.options, key)}" for key in different)
+        raise ValueError(f"{weights} was trained with {there}: give the same, or -c with the config.yaml beside it")
+    starts = data.starts(options)
+    drawn = forecast(model, data, starts, options.members, options.seed)
+    validation = data.starts(options, validation=True) if options.spread == "validation" else None
+    result = skill.evaluate(data, drawn, options.seed, validation)
+    result |= facts_of(model.options, data, drawn, weights, model.step)
+    for unit in ("normalised", "deg_C"):
+        print("\n".join(["", *skill.lines(result, unit)]))
+    print_verdict(result)
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_write(out / "scores.json") as path:
+        path.write_text(json.dumps(result, indent=1) + "\n")
+    maps.forecast_maps(out / "forecast.png", data, drawn, index=len(drawn.box) // 2)
+    maps.skill_curves(out / "skill.png", result)
+    maps.ranks(out / "ranks.png", result)
+    print(f"figures: {out}/forecast.png, skill.png, ranks.png")
+    return result
+
+
+def facts_of(options: Options, data: World, drawn: Ensemble, weights: Path, step: int) -> dict[str, Any]:
+    """What the scores belong to."""
+    days = data.fields.times[drawn.frame[[0, -1]].numpy()]
+    return {
+        "weights": weights.name,
+        "step": step,
+        "data": data.fields.name,
+        "boxes": len(data.boxes),
+        "forecasts": len(drawn.box),
+        "starts": [str(day) for day in days],
+        "members": drawn.members.shape[1],
+        "nfe": drawn.nfe,
+        "solver": options.solver,
+        "n_steps": options.n_steps,
+        "seconds": round(drawn.seconds, 1),
+        "seed": options.seed,
+    }
+
+
+def print_verdict(result: dict[str, Any]) -> None:
+    """Say in words how the forecasts compare."""
+    there = [name for name in result["units"]["normalised"] if name not in ("flow", skill.EXACT)]
+    verdict = skill.below_everywhere(result, there)
+    better = [name for name, below in verdict.items() if below]
+    print(f"\nCRPS below, at every lead: {'; '.join(better) or 'none of the baselines'}")
+    if "exact_ratio" in result:
+        ratios = ", ".join(f"{r:.2f}" for r in result["exact_ratio"])
+        print(f"CRPS / CRPS of the exact forecast: {result['exact_ratio_mean']:.3f} (by lead {ratios})")
+    count = result["forecasts"] * result["members"]
+    print(f"{count} members, NFE {result['nfe']:g} a lead, {result['seconds']:.1f} s")
+
+
+def draw(options: DrawOptions) -> Path:
+    """One ensemble forecast of the test years: its scores on the terminal, its maps as a picture.
+
+    Raises:
+        FileNotFoundError: there are no weights, or no data; the line says what to type.
+        ValueError: weights of other data, or no such start.
+    """
+    model = _model_to_draw(options, pick_device(options.device))
+    if model.options.data and not options.data:
+        raise ValueError(f"these weights were trained on {model.options.data}: give it with --data")
+    data = world(replace(model.options, data=options.data))
+    frames = data.starts(replace(model.options, starts=0))
+    if not 0 <= options.start < len(frames):
+        raise ValueError(
+            f"--start {options.start}: {len(frames)} forecasts fit into the test years, 0 to {len(frames) - 1}"
+        )
+    if options.members < 2 or options.solver_steps < 0:
+        raise ValueError("--members must be at least 2, --solver_steps at least 0")
+    members = min(options.members, 4) if options.smoke else options.members
+    drawn = forecast(model, data, frames[options.start : options.start + 1], members, options.seed)
+    print("\n".join(skill.lines(skill.evaluate(data, drawn, options.seed), "deg_C")))
+    print(f"{members} members, step {model.step}, NFE {drawn.nfe:g} a lead, seed {options.seed}, {drawn.seconds:.1f} s")
+    out = Path(options.out) if options.out else HERE / "samples" / f"forecast_{data.fields.name}.png"
+    maps.forecast_maps(out, data, drawn, index=len(drawn.box) // 2)
+    print(f"picture: {out}")
+    return out
+
+
+def _model_to_draw(options: DrawOptions, device: torch.device) -> Forecaster:
+    """The weights that are asked for; an untrained network for ``--smoke`` where there are none."""
+    path = Path(options.weights) if options.weights else HERE / WEIGHTS
+    if options.smoke and not options.weights and not path.exists():
+        small = smoke(DEFAULT)
+        torch.manual_seed(0)
+        return Forecaster(build_network(description(small)).eval().to(device), small)
+    if not options.weights and not path.exists():
+        raise FileNotFoundError(
+            f"there are no weights at {path}: train them with python sst_forecaster.py, or give --weights"
+        )
+    changes = {"n_steps": options.solver_steps} if options.solver_steps else {}
+    return load_forecaster(path, device, mixed_precision="no", **changes)

@@ -1,0 +1,117 @@
+"""A folder's images measured by its classifier, or by Inception; the page of a run is written when it ends."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common import classifier, feature_sets, features, measure
+from common.data import ImageData
+from common.images import save_png
+from common.metrics import frechet_distance, gaussian_statistics
+from common.page import SHOWN_SIDE, page
+from common.runtime import generator
+from tiny import NAME, ROOT, folder, images, run
+
+# ---- classifier
+
+
+def test_shifts_move_images_by_whole_pixels():
+    x = torch.arange(2 * 3 * 4 * 5, dtype=torch.float32).reshape(2, 3, 4, 5)
+    draw = generator(3)
+    dy, dx = torch.randint(0, 3, (2, 2), generator=generator(3)).tolist()
+    moved = classifier.shifted(x, 1, draw)
+    padded = torch.nn.functional.pad(x, (1, 1, 1, 1), value=-1.0)
+    for k in range(2):
+        assert torch.equal(moved[k], padded[k, :, dy[k] : dy[k] + 4, dx[k] : dx[k] + 5])
+    assert torch.equal(classifier.shifted(x, 0, draw), x)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_classifier_learns_and_is_the_same_from_its_file(tmp_path, residual):
+    y = torch.arange(120) % 3
+    noise = torch.randn(120, 3, 16, 16, generator=generator(0))
+    x = (noise + torch.eye(3)[y][:, :, None, None] * 2).mul(30).add(100).clamp(0, 255).to(torch.uint8)
+    data = ImageData(x, y, ("red", "green", "blue"), "colours")
+    net = classifier.train_classifier(data, 10, True, batch_size=30, width=8, residual=residual, precision="bf16")
+    rows, classes = classifier.classify(net, x)
+    assert (classes == y).float().mean() > 0.95 and rows.shape == (120, 56 if residual else 32)
+    classifier.save_classifier(tmp_path / "c.pt", net, 0.75, "colours")
+    again, accuracy = classifier.load_classifier(tmp_path / "c.pt")
+    assert accuracy == 0.75 and again.arguments == net.arguments
+    torch.testing.assert_close(classifier.classify(again, x)[0], rows, rtol=1e-2, atol=1e-2 * rows.std().item())
+
+
+def test_shipped_classifiers_are_as_good_as_they_say():
+    for name, channels, least in (("mnist", 1, 0.98), ("cifar10", 3, 0.75)):
+        net, accuracy = classifier.load_classifier(ROOT / name / "results" / "classifier.pt")
+        assert accuracy > least and net.arguments["channels"] == channels
+        assert net(torch.zeros(2, channels, 32, 32)).shape == (2, 10)
+
+
+# ---- Inception
+
+
+def test_figures_of_inception_are_those_of_its_features(tmp_path, monkeypatch):
+    """A small network stands for Inception: a distance in 2048 dimensions takes seconds."""
+    matrix = torch.randn(3 * 64, 4, generator=generator(0))
+
+    def rows(x):
+        return x.flatten(1).float() @ matrix / 255
+
+    network = features.FeatureNetwork(lambda x: (rows(x), rows(x)), features.INCEPTION, "hash", "none")
+    monkeypatch.setattr(features, "inception_network", lambda weights: network)
+    real, fake = (images(n, 8, 3).images for n in (12, 8))
+    found = measure.inception_figures(fake, real, tmp_path / "weights.pth", tmp_path / "known")
+    a, b = (gaussian_statistics(rows(x)) for x in (fake, real))
+    assert found["fid"] == pytest.approx(frechet_distance(*a, *b), rel=1e-9)
+    assert {"kid", "precision", "recall", "inception_score"} <= found.keys() and found["fid_real"] == 12
+    kept = list((tmp_path / "known").glob("*.npz"))
+    assert len(kept) == 1 and feature_sets.load_statistics(kept[0], network).count == 12
+    again = measure.inception_figures(fake, real, tmp_path / "weights.pth", tmp_path / "known")
+    assert again == found and list((tmp_path / "known").glob("*.npz")) == kept
+    grey = feature_sets.set_of(fake[:, :1], "grey images")
+    assert next(iter(grey.batches(8))).equal(fake[:, :1].expand(-1, 3, -1, -1))
+
+
+def test_measuring_with_inception_needs_its_weights_before_all_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    for given in ("cache", "gone.pth"):
+        with pytest.raises(FileNotFoundError, match="nception weights.*download https"):
+            measure.measure_main(folder(tmp_path), "", False, ["--inception", given, "--device", "cpu"])
+
+
+# ---- the page of a run
+
+
+def test_a_run_ends_with_a_page_that_says_how_it_was_made(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/somewhere/train_it.py", "--data", "/home/me/images.zip", "--preset", "small"])
+    final = run(tmp_path / "run", total_steps=3, sample_step=1, val_step=1, image_size=8)
+    text = (tmp_path / "run" / "page.html").read_text()
+    assert text.count("data:image/png;base64,") == 3 and text.count("<svg") == 1
+    assert "python train_it.py --data images.zip --preset small" in text and "total_steps: 3" in text
+    assert "<li>FID</li>" in text and "images/s (median of" in text and "CPU, 1 threads, 1 process(es)" in text
+    assert json.loads((tmp_path / "run" / NAME).with_suffix(".json").read_text())["command"].startswith("python train")
+    made = images()
+    np.savez(tmp_path / "images.npz", images=made.images.numpy(), labels=np.arange(len(made)) % 3)
+    flags = ["--weights", str(final), "--n_steps", "1", "--n_samples", "6"]
+    result = measure.measure_main(folder(tmp_path), "", False, [*flags, "--epochs", "1", "--card", "--device", "cpu"])
+    text = (tmp_path / "run" / "page.html").read_text()
+    assert "distance by a classifier" not in text.split("Not measured")[1].split("</ul>")[0]
+    assert f"{result['feature_distance']:.5g}" in text
+
+
+def test_large_pictures_are_small_on_the_page(tmp_path):
+    noise = torch.randint(0, 256, (900, 600, 3), generator=generator(0), dtype=torch.uint8)
+    save_png(tmp_path / "samples" / "step_0000010.png", noise)
+    text = page(tmp_path)
+    (data,) = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', text)
+    shown = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert shown.size == (SHOWN_SIDE * 2 // 3, SHOWN_SIDE)

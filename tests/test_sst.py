@@ -1,0 +1,574 @@
+"""The sea surface temperature forecaster: synthetic field, climate, the flow's formulas, scores, scripts."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from common import checkpoint
+from common.metrics import crps_gaussian
+from common.runtime import generator
+from common.series import spread_skill_ratio
+from tiny import ALONE, ROOT
+
+SST = ROOT / "sst"
+sys.path.insert(0, str(SST))
+NAMES = ("_repo", "config")  # names that other folders have, too
+for name in NAMES:
+    sys.modules.pop(name, None)
+import climate as C  # noqa: E402
+import config as O  # noqa: E402, N812
+import data as D  # noqa: E402
+import flow as F  # noqa: E402
+import forecast as P  # noqa: E402
+import maps  # noqa: E402
+import pipeline  # noqa: E402
+import skill  # noqa: E402
+import synthetic as S  # noqa: E402
+
+sys.path.remove(str(SST))
+for name in NAMES:
+    sys.modules.pop(name, None)
+
+OCEAN = S.Ocean(side=20, years=8)
+TINY = replace(O.smoke(O.DEFAULT), device="cpu", starts=6)
+MADE = S.make(OCEAN)
+
+
+@pytest.fixture(scope="module")
+def world() -> P.World:
+    """The data of a smoke run."""
+    return P.world(TINY)
+
+
+class Silent(nn.Module):
+    """A network that says 0: what is left are the best linear outputs, so each step is an AR(1) process."""
+
+    def __init__(self, heads: int = 1):
+        super().__init__()
+        self.heads, self.unused = heads, nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return x.new_zeros(len(x), self.heads, *x.shape[2:])
+
+
+# ---- the synthetic field
+
+
+def test_the_fields_spread_and_forecast_errors_are_those_of_the_formulas():
+    anomaly = torch.from_numpy(MADE.regions[0].values).double() - OCEAN.climatology(MADE.times)
+    assert anomaly.std().item() == pytest.approx(OCEAN.std, rel=0.05)
+    for leads in (1, 3, 7):
+        error = anomaly[leads:] - OCEAN.forecast_mean(anomaly[:-leads], leads)
+        assert error.square().mean().sqrt().item() == pytest.approx(OCEAN.forecast_std(leads), rel=0.03)
+        assert abs((error * anomaly[:-leads]).mean().item()) < 0.02  # what is left knows nothing of the start
+    assert OCEAN.forecast_std(1) < OCEAN.forecast_std(7) < OCEAN.forecast_std(10_000)
+    assert OCEAN.forecast_std(10_000) == pytest.approx(OCEAN.std)
+
+
+def test_forecast_means_compose_and_a_current_moves_a_wave():
+    a = torch.randn(20, 20, generator=generator(0), dtype=torch.float64)
+    assert torch.allclose(OCEAN.forecast_mean(OCEAN.forecast_mean(a, 2), 3), OCEAN.forecast_mean(a, 5))
+    still = replace(OCEAN, current=(2.0, 1.0), diffusion=0.0, damping=0.0)
+    wave = torch.cos(2 * math.pi * torch.arange(20) / 20)[:, None].expand(20, 20)
+    assert torch.allclose(still.forecast_mean(wave, 3), wave.roll(6, 0).double(), atol=1e-6)
+
+
+def test_the_field_is_a_function_of_its_seed():
+    short = replace(OCEAN, years=2)
+    assert np.array_equal(S.make(short).regions[0].values, S.make(short).regions[0].values)
+    assert not np.array_equal(S.make(short).regions[0].values, S.make(replace(short, seed=1)).regions[0].values)
+
+
+# ---- climate
+
+
+def region(values: np.ndarray, ocean: np.ndarray | None = None, cyclic: bool = False) -> D.Region:
+    _, h, w = values.shape
+    water = np.ones((h, w), bool) if ocean is None else ocean
+    return D.Region("made", values.astype(np.float32), water, np.linspace(-60, 60, h), np.arange(w) * 2.0, cyclic)
+
+
+def test_climate_of_a_known_cycle_and_a_known_ar1_process():
+    rng, n, phi = np.random.default_rng(0), 4000, np.linspace(0.2, 0.9, 12).reshape(1, 3, 4)
+    times = np.datetime64("1980-01-01") + 3 * np.arange(n)
+    a = np.zeros((n, 3, 4))
+    for k in range(1, n):
+        a[k] = phi[0] * a[k - 1] + np.sqrt(1 - phi[0] ** 2) * rng.standard_normal((3, 4))
+    wave = 5 * np.cos(2 * math.pi * S.season(times) - 1)[:, None, None]
+    found = C.fit(region(10 + wave + 2 * a), times, n, 2, 4)
+    assert (found.cycle.numpy() - 10 - wave).std() < 0.25 and torch.allclose(found.std, torch.tensor(2.0), rtol=0.12)
+    for lead in (1, 2, 4):
+        assert np.abs(found.damping[lead - 1].numpy() - phi[0] ** lead).max() < 0.09
+        assert np.abs(found.residual[lead - 1].numpy() - np.sqrt(1 - phi[0] ** (2 * lead))).max() < 0.09
+
+
+def test_the_climate_sees_the_training_years_only_and_no_land():
+    n, ocean = 300, np.ones((4, 4), bool)
+    ocean[1, 2] = False
+    values = np.random.default_rng(0).standard_normal((n, 4, 4)) * ocean
+    times = np.datetime64("2000-01-01") + 5 * np.arange(n)
+    first = C.fit(region(values, ocean), times, 200, 2, 3)
+    values[200:] = 1e3 * ocean
+    second = C.fit(region(values, ocean), times, 200, 2, 3)
+    for key in ("cycle", "std", "damping", "residual"):
+        assert torch.equal(getattr(first, key), getattr(second, key))
+    assert (first.anomalies[:, 1, 2] == 0).all() and first.area[1, 2] == 0 and first.std[1, 2] == 1
+    assert first.anomalies[:200].square().mean((0, 1, 2)).max() < 1.2
+    with pytest.raises(ValueError, match="does not change"):
+        C.fit(region(np.ones((n, 4, 4))), times, 200, 2, 3)
+
+
+def test_boxes_go_around_the_globe_near_the_equator():
+    ocean = np.ones((9, 12), bool)
+    ocean[:, 8:] = False
+    values = np.random.default_rng(0).standard_normal((100, 9, 12)) * ocean
+    times = np.datetime64("2000-01-01") + 5 * np.arange(100)
+    climate = C.fit(region(values, ocean, cyclic=True), times, 100, 1, 1)
+    found = C.boxes(climate, 4)
+    assert [box.region.lon[0] for box in found] == [0, 8]  # the third is land
+    assert all(abs(box.region.lat.mean()) <= 8 for box in found)
+    rows = found[0].region.lat
+    assert torch.equal(found[1].anomalies, climate.anomalies[:, np.searchsorted(climate.region.lat, rows)][:, :, 4:8])
+    with pytest.raises(ValueError, match="--box 10 is larger"):
+        C.boxes(climate, 10)
+
+
+def test_coloured_noise_has_the_innovations_spectrum(world):
+    """On a torus the estimate is the plain mean of |modes|^2, and near the known spectrum of the weather."""
+    a, box = world.boxes[0].anomalies[: world.parts.val], world.boxes[0]
+    innovation = ((a[1:] - box.damping[0] * a[:-1]) / box.residual[0]).double()
+    power = torch.fft.rfft2(innovation).abs().square().mean(0)
+    power = power / S.mean_power(power, 20)
+    assert torch.allclose(world.amplitude.double().square(), power, rtol=1e-5)
+    # A regression on the present cell knows nothing of the current: what it leaves is added to the weather.
+    ratio = world.amplitude.double()[1:4, 5:] / OCEAN.innovation(1)[1:4, 5:] * OCEAN.forecast_std(1)
+    assert ratio.std() / ratio.mean() < 0.2
+    noise = C.coloured(world.amplitude, (400, 20, 20), generator(1))
+    assert noise.var().item() == pytest.approx(1, rel=0.03)
+    drawn = torch.fft.rfft2(noise).abs().square().mean(0) / 20**2
+    for mode in ((0, 1), (1, 0), (2, 3)):
+        assert drawn[mode].item() == pytest.approx(power[mode].item(), rel=0.25)
+    white = C.coloured(C.spectrum(world.climates, 10, 20, False, True), (100, 20, 20), generator(2))
+    assert (white[..., 1:] * white[..., :-1]).mean().abs() < 0.02
+
+
+def open_sea(land: bool) -> tuple[C.Climate, Tensor]:
+    """A box with edges: 20 cells out of 60 of an isotropic field that is new in every frame; the field's spectrum."""
+    wide = S.Ocean(side=60, scale=9.0, slope=3.0)
+    white = torch.randn(300, 60, 60, generator=generator(3), dtype=torch.float64)
+    values = 5 * S.filtered(wide.amplitude(), white)[:, 20:40, 20:40].numpy()
+    ocean = np.ones((20, 20), bool)
+    ocean[:9, :6] = not land
+    times = np.datetime64("2000-01-01") + 5 * np.arange(300)
+    return C.fit(region(values * ocean, ocean), times, 300, 1, 1), wide.amplitude().square()[::3, ::3]
+
+
+@pytest.mark.parametrize("land", [False, True], ids=["sea", "coast"])
+def test_the_spectrum_of_a_box_with_edges_is_that_of_the_field(land):
+    """The same in all directions, at the known level; by the torus's estimate the axes have ten times too much."""
+    climate, truth = open_sea(land)
+    found = C.spectrum([climate], 300, 20, True, False).square()
+    naive = C.spectrum([climate], 300, 20, True, True).square()
+    assert S.mean_power(found.double(), 20) == pytest.approx(1, rel=1e-5)
+    rings = (((3, 0), (0, 3)), ((5, 0), (0, 5), (3, 4), (4, 3)), ((10, 0), (0, 10), (6, 8), (8, 6)))
+    for ring in rings:  # modes of the same wavelength
+        seen, known = (torch.stack([x[mode] for mode in ring]) for x in (found, truth))
+        assert torch.allclose(known, known[0].expand_as(known))
+        assert (seen / known).min() > 0.9 and (seen / known).max() < (1.6 if land else 1.35)
+    assert min((naive / truth)[10, 0], (naive / truth)[0, 10]) > 5  # what the jumps between edges make of the axes
+
+
+# ---- the flow
+
+METHODS = [F.Method("cfm", "noise", 0.0), F.Method("cfm", "state", 0.8)]
+METHODS += [F.Method("idff", "noise", 0.3), F.Method("idff", "state", 0.8)]
+M, SPREAD = 0.7, 0.5
+
+
+def ends(method: F.Method, t: Tensor, scale: float, mean: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    """x_t and the two regression targets of many pairs, x1 ~ N(mean, scale^2)."""
+    n, draw = len(t), generator(0)
+    x0, e, z = (torch.randn(n, generator=draw, dtype=torch.float64) for _ in range(3))
+    x0, x1 = (x0 if method.source == "noise" else 0 * x0), mean + scale * z
+    s = F.path_of(method.name, method.sigma).spread(t)
+    target = x1 - x0 if method.name == "cfm" else x1
+    return (1 - t) * x0 + t * x1 + s * e, target, -(method.sigma**2) / (2 * s).clamp(min=1e-9) * e
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: f"{m.name}-{m.source}")
+def test_gains_are_the_slopes_of_regression(method):
+    for time in (0.15, 0.5, 0.9):
+        t = torch.full((200_000,), time, dtype=torch.float64)
+        x, *targets = ends(method, t, 1.0)
+        gains = method.gains(t[:1])[0]
+        assert len(gains) == (2 if method.name == "idff" else 1)
+        for gain, target in zip(gains, targets):
+            assert gain.item() == pytest.approx(((target * x).mean() / x.square().mean()).item(), abs=0.02)
+
+
+def exact_network(method: F.Method):
+    """The outputs that a perfect network has for x1 ~ N(M, SPREAD^2)."""
+    v0 = 1.0 if method.source == "noise" else 0.0
+
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        time = t[:, None, None, None]
+        s = F.path_of(method.name, method.sigma).spread(t)[:, None, None, None]
+        variance = (1 - time) ** 2 * v0 + time**2 * SPREAD**2 + s**2 + 1e-12
+        off = (x - time * M) / variance
+        if method.name == "cfm":
+            return M + (time * SPREAD**2 - (1 - time) * v0) * off
+        return torch.cat([M + time * SPREAD**2 * off, -(method.sigma**2) / 2 * off], 1)
+
+    return net
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: f"{m.name}-{m.source}")
+def test_a_perfect_network_draws_the_right_distribution(method):
+    """N(M, SPREAD^2), but for cfm from the state, whose path ends with its noise on top."""
+    noise = [torch.randn(20_000, 1, 1, 1, generator=generator(k)) for k in range(101)]
+    drawn = F.draw_innovation(exact_network(method), method, lambda i: noise[i], 100, "midpoint")
+    extra = method.sigma if (method.name, method.source) == ("cfm", "state") else 0.0
+    assert drawn.mean().item() == pytest.approx(M, abs=0.02)
+    assert drawn.std().item() == pytest.approx(math.hypot(SPREAD, extra), rel=0.03)
+
+
+@pytest.mark.parametrize(("method", "evaluations"), [(METHODS[0], 2), (METHODS[3], 1)])
+def test_one_step_suffices_where_the_network_has_nothing_to_add(method, evaluations):
+    """The midpoint rule for x1 of variance one; the SDE for a diffusion as large as x1's spread."""
+    calls = []
+    net = replace(method, sigma=1.0) if method.source == "state" else method
+
+    def call(x: Tensor, t: Tensor) -> Tensor:
+        calls.append(1)
+        return net.gains(t)[..., None, None] * x
+
+    noise = [torch.randn(20_000, 1, 1, 1, generator=generator(k)) for k in range(2)]
+    drawn = F.draw_innovation(call, net, lambda i: noise[i], 1, "midpoint")
+    assert drawn.std().item() == pytest.approx(1, rel=0.02) and len(calls) == evaluations
+
+
+def masked_world(**changes) -> tuple[P.World, O.Options]:
+    """A field with land at a corner and cyclic columns, cut into boxes of 20 from 24 x 40."""
+    options = replace(TINY, **changes)
+    ocean = np.ones((24, 40), bool)
+    ocean[:14, :13] = False
+    made = [S.make(replace(OCEAN, years=5, seed=k)) for k in range(4)]
+    top, bottom = (np.concatenate([x.regions[0].values for x in pair], 2) for pair in (made[:2], made[2:]))
+    values = np.concatenate([top, bottom], 1)[:, :24]
+    fields = D.Fields("masked", [region(values * ocean, ocean, cyclic=True)], made[0].times)
+    parts = C.split(fields, 1, 1)
+    climates = [C.fit(fields.regions[0], fields.times, parts.val, 2, options.horizon)]
+    amplitude = C.spectrum(climates, parts.val, 20, True, False)
+    return P.World(fields, parts, climates, C.boxes(climates[0], 20), amplitude), options
+
+
+@pytest.mark.parametrize("label", ["none", "season", "lead"])
+def test_batches_are_pairs_of_frames_of_one_place(label):
+    """Each cell's anomaly says its time, row and column, so that pairs can be read off."""
+    data, options = masked_world(label_by=label, past=2)
+    t, i, j = torch.meshgrid(torch.arange(200), torch.arange(24), torch.arange(40), indexing="ij")
+    named = (t * 10_000 + i * 100 + j).float()
+    flat = {"damping": torch.full((3, 24, 40), 0.5), "residual": torch.full((3, 24, 40), 2.0)}
+    climate = replace(data.climates[0], anomalies=named, **flat)
+    source = F.FieldBatches([climate], data.fields, data.amplitude, options, 100, 140, ALONE, "held out")
+    leads, columns = set(), set()
+    for step in range(10):
+        batch = source.make(step)
+        for k in range(options.batch_size):
+            before, now = batch.condition[k, :2]
+            ocean = batch.ocean[k, 0].bool()
+            later = 2 * batch.x1[k, 0] + 0.5 * now
+            lead = int(batch.y[k]) + 1 if label == "lead" else 1
+            time, row, column = int(now[0, 0]) // 10_000, int(now[0, 0]) // 100 % 100, int(now[0, 0]) % 100
+            assert torch.equal(now - before, torch.full((20, 20), 10_000.0))
+            assert torch.equal((later - now)[ocean], torch.full((20, 20), lead * 10_000.0)[ocean])
+            assert 100 <= time + lead < 140
+            assert torch.equal(now[0] % 100, (column + torch.arange(20.0)) % 40)  # around the globe
+            assert torch.equal(ocean, climate.ocean.roll(-column, 1)[row : row + 20, :20].bool())
+            for field in (batch.x0, batch.x1, batch.noise):
+                assert (field[k, 0][~ocean] == 0).all()
+            if label == "season":
+                assert int(batch.y[k]) == int(data.fields.times[time + 1].astype("datetime64[M]").astype(int) % 12)
+            leads.add(lead)
+            columns.add(column)
+    assert leads == ({1, 2, 3} if label == "lead" else {1}) and max(columns) > 20
+    again = source.make(9)
+    assert torch.equal(again.x1, batch.x1) and torch.equal(again.noise, batch.noise)
+    assert not torch.equal(source.make(8).noise, batch.noise)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: f"{m.name}-{m.source}")
+def test_land_has_no_weight_in_the_loss(method):
+    data, options = masked_world(method=method.name, source=method.source, sigma=method.sigma)
+    source = F.FieldBatches(data.climates, data.fields, data.amplitude, options, 0, 100, ALONE, "held out")
+    trainer = F.FieldTrainer(options, False, ALONE)
+    batch = source.make(0)
+    assert 0 < batch.ocean.mean() < 1
+    wild = lambda x, t, y=None: 100 * (1 - batch.ocean).expand(-1, trainer.description["out_channels"], -1, -1)  # noqa: E731
+    assert torch.equal(trainer.losses(wild, batch), trainer.losses(Silent(trainer.description["out_channels"]), batch))
+    assert not torch.equal(trainer.losses(wild, batch), trainer.losses(lambda x, t, y=None: 1 + wild(x, t), batch))
+
+
+def test_a_torus_has_no_edges():
+    """What the network sees beyond an edge is the other side, so a shift of all inputs shifts the output."""
+    net = nn.Conv2d(2, 1, 5, padding=2)
+    x, condition, ocean = torch.randn(1, 1, 12, 12), torch.randn(1, 1, 12, 12), torch.ones(1, 1, 12, 12)
+
+    def out(shift: int, torus: bool) -> Tensor:
+        moved = [f.roll((shift, shift), (2, 3)) for f in (x, condition)]
+        seen = F.Conditioned(lambda z, t: net(z), METHODS[0], moved[1], ocean, None, torus)
+        return seen(moved[0], torch.full((1,), 0.5)).roll((-shift, -shift), (2, 3))
+
+    assert torch.allclose(out(0, True), out(5, True), atol=1e-5) and not torch.allclose(out(0, False), out(5, False))
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"method": "idff"}, "--sigma 0: --method idff"),
+        ({"source": "state"}, "--sigma 0"),
+        ({"members": 1}, "--members at least 2"),
+        ({"box": 22}, "--box 22 and 4 cells at each edge must be divisible by 4"),
+        ({"starts": -1}, "--starts must be at least 0"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(changes, line):
+    with pytest.raises(ValueError, match=line):
+        F.check(replace(TINY, **changes), torus=True)
+
+
+def test_training_lowers_the_validation_loss(world, tmp_path):
+    options = replace(TINY, total_steps=25, val_step=25, save_step=25, lr=3e-3, batch_size=8, out=str(tmp_path))
+    trainer = F.FieldTrainer(options, True, ALONE)
+    parts = world.parts
+    held_out = F.FieldBatches(world.climates, world.fields, world.amplitude, options, parts.val, parts.test, ALONE, "v")
+    source = F.FieldBatches(world.climates, world.fields, world.amplitude, options, 0, parts.val, ALONE, "s")
+    before = trainer.validation_loss(held_out, 6)
+    for step in range(25):
+        trainer.update(source.make(step))
+    assert trainer.validation_loss(held_out, 6) < 0.99 * before
+
+
+# ---- forecasts
+
+
+def test_a_silent_network_forecasts_damped_persistence_with_its_spread(world):
+    model = P.Forecaster(Silent(), replace(TINY, horizon=3))
+    drawn = P.forecast(model, world, world.starts(TINY)[:3], 400, seed=0, progress="")
+    damping, residual = world.boxes[0].damping[0], world.boxes[0].residual[0]
+    assert drawn.members.shape == (3, 400, 3, 20, 20) and drawn.nfe == 2
+    for lead in (1, 2, 3):
+        mean, spread = drawn.members[lead - 1].mean(0), drawn.members[lead - 1].std(0)
+        assert (mean - damping**lead * drawn.start).abs().mean() < 0.05
+        wanted = residual * sum(damping ** (2 * k) for k in range(lead)) ** 0.5
+        assert (spread / wanted - 1).abs().mean() < 0.05
+    later = world.boxes[0].anomalies[drawn.frame + 3]
+    assert torch.equal(drawn.target[2], later)
+
+
+def test_a_member_does_not_depend_on_what_else_is_forecast(world):
+    torch.manual_seed(0)
+    net = F.build_network(F.description(TINY)).eval()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    starts = world.starts(TINY)
+    many = P.forecast(P.Forecaster(net, replace(TINY, chunk=7)), world, starts, 4, seed=1, progress="")
+    few = P.forecast(P.Forecaster(net, TINY), world, starts[2:3], 2, seed=1, progress="")
+    assert torch.allclose(many.members[:, :2, 2:3], few.members, atol=1e-4)
+    assert not torch.allclose(many.members[:, 0], many.members[:, 1], atol=1e-2)
+    assert not torch.allclose(P.forecast(P.Forecaster(net, TINY), world, starts[2:3], 2, 2, "").members, few.members)
+
+
+def test_leads_can_be_drawn_directly(world):
+    model = P.Forecaster(Silent(), replace(TINY, label_by="lead"))
+    drawn = P.forecast(model, world, world.starts(TINY)[:2], 300, seed=0, progress="")
+    box = world.boxes[0]
+    for k in range(3):
+        assert (drawn.members[k].mean(0) - box.damping[k] * drawn.start).abs().mean() < 0.06
+        assert (drawn.members[k].std(0) / box.residual[k] - 1).abs().mean() < 0.06
+
+
+def test_the_spread_is_fitted_to_the_validation_years(world):
+    model = P.Forecaster(Silent(), replace(TINY, starts=0))
+    narrow = replace(model, options=replace(model.options, method="cfm", source="state", sigma=0.4))
+    factors = P.fit_spread(narrow, world, 10)
+    assert len(factors) == TINY.horizon and min(factors) > 1.05
+    starts = world.starts(narrow.options, validation=True)
+    fitted = P.forecast(replace(narrow, spread=factors), world, starts, 10, 0, "")
+    ratio = spread_skill_ratio(fitted.members[1], fitted.target[1])
+    assert ratio == pytest.approx(1, abs=0.1)
+    plain = P.forecast(narrow, world, starts, 10, 0, "")
+    assert torch.allclose(plain.members.mean(1), fitted.members.mean(1), atol=1e-5)
+
+
+# ---- scores
+
+
+def test_members_of_the_exact_forecast_score_like_it(world):
+    starts = world.starts(replace(TINY, starts=0))
+    drawn = P.forecast(P.Forecaster(Silent(), TINY), world, starts, 2, 0, "")
+    mean, std = skill.exact(world, drawn)
+    noise = [C.coloured(OCEAN.innovation(k).float(), (40, len(starts), 20, 20), generator(k)) for k in (1, 2, 3)]
+    members = torch.stack([m + e / world.boxes[0].std for m, e in zip(mean, noise)], 0).float()
+    result = skill.evaluate(world, replace(drawn, members=members))
+    assert result["exact_ratio_mean"] == pytest.approx(1 + 1 / 40, abs=0.02)
+    assert result["ssr_mean"] == pytest.approx(1, abs=0.08)
+    table = result["units"]["normalised"]
+    assert table["exact"]["crps_mean"] < min(table[name]["crps_mean"] for name in skill.POINT + skill.GAUSSIAN)
+    assert np.abs(np.array(result["ranks"]) * 41 - 1).mean() < 0.25
+    fair = np.mean(table["flow"]["crps_fair"])
+    assert fair == pytest.approx(table["exact"]["crps_mean"], rel=0.02)
+    assert skill.below_everywhere(result, ["persistence"]) == {"persistence": True}
+
+
+def test_baselines_by_hand():
+    data, options = masked_world()
+    drawn = P.forecast(P.Forecaster(Silent(), options), data, data.starts(options)[:2], 3, 0, "")
+    result, area = skill.evaluate(data, drawn), skill.area_of(data, drawn.box)
+    assert 0 < area.mean() < 1 and len(drawn.box) == 2 * len(data.boxes)
+    box, lead = data.boxes[0], 2
+    weights = area / area.sum()
+    table, units = result["units"]["normalised"], result["units"]["deg_C"]
+    error = (drawn.start - drawn.target[lead - 1]).abs()
+    assert table["persistence"]["crps"][lead - 1] == pytest.approx((error * weights).sum().item(), rel=1e-5)
+    std = skill.std_of(data, drawn.box)
+    assert units["persistence"]["crps"][lead - 1] == pytest.approx((error * std * weights).sum().item(), rel=1e-5)
+    assert units["climatology"]["mse"][0] == pytest.approx(
+        ((drawn.target[0] * std) ** 2 * weights).sum().item(), rel=1e-5
+    )
+    damped = torch.stack([data.boxes[k].damping[lead - 1] for k in drawn.box.tolist()]) * drawn.start
+    spread = torch.stack([data.boxes[k].residual[lead - 1] for k in drawn.box.tolist()])
+    wanted = (crps_gaussian(damped, spread, drawn.target[lead - 1]) * weights).sum().item()
+    assert table["damped persistence, Gaussian"]["crps"][lead - 1] == pytest.approx(wanted, rel=1e-5)
+    assert "exact" not in table and (drawn.members[..., :, :] * (1 - box.ocean)).abs().max() >= 0
+    land = torch.stack([data.boxes[k].ocean for k in drawn.box.tolist()]) == 0
+    assert land.any() and (drawn.members[:, :, land] == 0).all()
+
+
+def test_damped_persistence_can_have_its_spread_fitted(world):
+    frames = torch.arange(world.parts.val - 3)
+    factors = skill.fitted_spread(world, frames, 3)
+    assert torch.allclose(factors, torch.ones(3), atol=0.01)  # the training years' own spread
+    wild = [replace(box, anomalies=2 * box.anomalies) for box in world.boxes]
+    assert torch.allclose(skill.fitted_spread(replace(world, boxes=wild), frames, 3), 2 * factors)
+    drawn = P.forecast(P.Forecaster(Silent(), TINY), world, frames[:2], 2, 0, "")
+    found = skill.baselines(world, drawn, frames)
+    mean, std = found[skill.FITTED]
+    assert torch.equal(mean, found["damped persistence"][0]) and skill.FITTED not in skill.baselines(world, drawn)
+    assert torch.allclose(std[1], factors[1] * world.boxes[0].residual[1].expand_as(std[1]))
+
+
+# ---- scripts
+
+
+def start(*words: object, cwd=SST) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, *map(str, words)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, dict]:
+    """A smoke run's folder, and its scores."""
+    out = tmp_path_factory.mktemp("sst") / "run"
+    return out, pipeline.run(replace(TINY, out=str(out)))
+
+
+def test_the_forecaster_trains_scores_and_draws(trained):
+    out, result = trained
+    final = "CFM_sst_weights_step_final.pt"
+    files = {"forecast.png", "skill.png", "ranks.png", "scores.json", "config.yaml", "metrics.jsonl", "run.lock", final}
+    files |= {"checkpoint_best.pt", "checkpoint_last.pt", final.replace(".pt", ".json")}
+    assert {path.name for path in out.iterdir()} == files
+    scores = json.loads((out / "scores.json").read_text())
+    assert scores == result and scores["nfe"] == 2 and scores["members"] == 4 and len(scores["ssr"]) == 3
+    assert scores["exact_ratio_mean"] == pytest.approx(np.mean(scores["exact_ratio"]), rel=0.1)
+    _, info = checkpoint.load_network(out / final)
+    assert info["config"]["box"] == 20 and info["method"]["source"] == "noise"
+
+
+def test_weights_are_used_again(trained, tmp_path, monkeypatch, capsys):
+    out, _ = trained
+    picture = tmp_path / "a.png"
+    pipeline.draw(O.DrawOptions(weights=str(out), out=str(picture), start=3, smoke=True))
+    printed = capsys.readouterr().out
+    assert picture.exists() and f"picture: {picture}" in printed and "NFE 2 a lead" in printed
+    drawn = []
+    for name in ("forecast_maps", "skill_curves", "ranks"):
+        monkeypatch.setattr(maps, name, lambda path, *_, **__: drawn.append(path.name))
+    options = replace(TINY, mode="evaluate", weights=str(out), out=str(tmp_path), members=3, n_steps=2)
+    assert pipeline.run(options)["nfe"] == 4 and drawn == ["forecast.png", "skill.png", "ranks.png"]
+    printed = capsys.readouterr().out
+    assert "CRPS / CRPS of the exact forecast" in printed and "spread-skill ratio" in printed
+    with pytest.raises(ValueError, match="was trained with --box 20"):
+        pipeline.run(replace(options, box=24))
+    with pytest.raises(ValueError, match="--start 400: "):
+        pipeline.draw(O.DrawOptions(weights=str(out), start=400, smoke=True))
+
+
+def test_a_file_with_land_from_training_to_figures(tmp_path):
+    changes = {"method": "idff", "source": "state", "sigma": 0.9, "label_by": "season", "past": 2}
+    xarray = pytest.importorskip("xarray")
+    data, _ = masked_world()
+    r = data.fields.regions[0]
+    field = np.where(r.ocean, r.values, np.nan)
+    coords = {"time": data.fields.times.astype("datetime64[ns]"), "lat": r.lat[::-1], "lon": r.lon * 4.5}
+    array = xarray.DataArray(field, dims=("time", "lat", "lon"), coords=coords)
+    array.to_dataset(name="sst").to_netcdf(tmp_path / "sst.nc")
+    options = replace(TINY, data=str(tmp_path / "sst.nc"), out=str(tmp_path / "run"), spread="validation", **changes)
+    result = pipeline.run(options)
+    assert result["boxes"] == 2 and math.isfinite(result["ssr_mean"]) and "exact_ratio" not in result
+    assert skill.FITTED in result["units"]["deg_C"]
+    state = checkpoint.load(tmp_path / "run" / "IDFF_sst_weights_step_final.pt")
+    assert len(state["spread"]) == 3 and min(state["spread"]) > 0 and state["config"]["data"] == "sst.nc"
+    assert (tmp_path / "run" / "forecast.png").stat().st_size > 5000
+    with pytest.raises(ValueError, match="trained on sst.nc: give it with --data"):
+        pipeline.draw(O.DrawOptions(weights=str(tmp_path / "run"), smoke=True))
+
+
+def test_a_run_goes_on_where_it_was(tmp_path):
+    def go(folder: str, steps: int, resume: str = "no") -> dict:
+        options = replace(TINY, mode="train", out=str(tmp_path / folder), total_steps=4, warmup=1, resume=resume)
+        if steps < 4:
+            data, trainer = P.world(options), F.FieldTrainer(options, True, ALONE)
+            source = F.FieldBatches(
+                data.climates, data.fields, data.amplitude, options, 0, data.parts.val, ALONE, "step"
+            )
+            for k in range(steps):
+                trainer.update(source.make(k))
+            source.close()
+            checkpoint.save(tmp_path / folder / "checkpoint_last.pt", trainer.state())
+        else:
+            pipeline.run(options)
+        return checkpoint.load(tmp_path / folder / "checkpoint_last.pt")
+
+    whole = go("whole", 4)
+    go("parts", 2)
+    resumed = go("parts", 4, "auto")
+    assert all(torch.equal(whole["net_model"][key], resumed["net_model"][key]) for key in whole["net_model"])
+    with pytest.raises(ValueError, match="holds a run"):
+        go("whole", 4)
+
+
+def test_mistakes_end_with_one_line():
+    done = start("sst_forecaster.py", "--data", "none.nc")
+    assert done.returncode == 2 and done.stderr.startswith("error: no data at none.nc")
+    assert done.stderr.strip().count("\n") == 0
+    with pytest.raises(ValueError, match="config.py is not NetCDF"):
+        pipeline.run(replace(TINY, data=str(SST / "config.py")))
+    with pytest.raises(FileNotFoundError, match="no weights at nowhere.pt"):
+        pipeline.draw(O.DrawOptions(weights="nowhere.pt"))
+    with pytest.raises(ValueError, match="not of a forecaster"):
+        O.restored({"method": "rf"})
