@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """matplotlib.pyplot with a backend that needs no screen."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -18,13 +19,13 @@ def _pyplot() -> Any:
     return plt
 
 
-def _save(figure: Any, path: str | Path) -> None:
+def save(figure: Any, path: str | Path) -> None:
     """Write a figure whole, at 150 dots per inch, and free it."""
     from common.runtime import atomic_write
 
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format=Path(path).suffix[1:] or "png", dpi=150, bbox_inches="tight")
-    _pyplot().close(figure)
+    pyplot().close(figure)
 
 
 def image_rows(rows: Mapping[str, Tensor], path: str | Path, scale: float = 0.6) -> None:
@@ -37,7 +38,7 @@ def image_rows(rows: Mapping[str, Tensor], path: str | Path, scale: float = 0.6)
     """
     from common.images import grid
 
-    plt = _pyplot()
+    plt = pyplot()
     count = len(next(iter(rows.values())))
     figure, axes = plt.subplots(len(rows), 1, figsize=(scale * count, scale * len(rows)), squeeze=False)
     for axis, (label, images) in zip(axes[:, 0], rows.items()):
@@ -48,7 +49,7 @@ def image_rows(rows: Mapping[str, Tensor], path: str | Path, scale: float = 0.6)
         for side in axis.spines.values():
             side.set_visible(False)
     figure.subplots_adjust(hspace=0.03)
-    _save(figure, path)
+    save(figure, path)
 
 
 def image_grids(grids: Mapping[str, Tensor], path: str | Path, columns: int = 8, scale: float = 3.0) -> None:
@@ -61,13 +62,13 @@ def image_grids(grids: Mapping[str, Tensor], path: str | Path, columns: int = 8,
     """
     from common.images import grid
 
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(1, len(grids), figsize=(scale * len(grids), scale + 0.3), squeeze=False)
     for axis, (title, images) in zip(axes[0], grids.items()):
         axis.imshow(grid(images, n_columns=columns).numpy(), interpolation="nearest", cmap="gray")
         axis.set_title(title, fontsize=9)
         axis.axis("off")
-    _save(figure, path)
+    save(figure, path)
 
 
 def loss_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path) -> None:
@@ -77,7 +78,7 @@ def loss_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Pat
         runs: label -> rows of a run's metrics.jsonl.
         path: picture to write.
     """
-    plt = _pyplot()
+    plt = pyplot()
     figure, axis = plt.subplots(figsize=(5, 3))
     for label, rows in runs.items():
         steps = {row["step"]: row["images_seen"] for row in rows if "images_seen" in row}
@@ -91,7 +92,7 @@ def loss_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Pat
     axis.set_xscale("log")
     axis.legend(frameon=False, fontsize=8)
     axis.grid(alpha=0.3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def curves(
@@ -112,7 +113,7 @@ def curves(
     """
     from matplotlib.ticker import LogLocator
 
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 3.2), squeeze=False)
     labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
     style = {label: (f"C{i}", "osv^DPX*"[i % 8]) for i, label in enumerate(labels)}
@@ -137,4 +138,4 @@ def curves(
     handles = {line.get_label(): line for axis in axes[0] for line in axis.get_lines()}
     figure.legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.tight_layout()
-    _save(figure, path)
+    save(figure, path)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from common.plots import _pyplot, _save
+from common.plots import pyplot, save
 
 if TYPE_CHECKING:
     from forecast import Ensemble, World
@@ -51,7 +51,7 @@ def forecast_maps(path: str | Path, data: World, drawn: Ensemble, index: int = 0
     ocean = box.ocean.bool()
     top = round(float(torch.quantile(target[:, ocean].abs(), 0.99)), 1)
     widest = round(float(torch.quantile(rows["ensemble spread"][:, ocean], 0.99)), 2)
-    plt = _pyplot()
+    plt = pyplot()
     size = (1.75 * len(leads) + 1.5, 1.75 * len(rows) + 0.8)
     figure, axes = plt.subplots(len(rows), len(leads), figsize=size, squeeze=False, layout="constrained")
     images: dict[str, Any] = {}
@@ -71,7 +71,7 @@ def forecast_maps(path: str | Path, data: World, drawn: Ensemble, index: int = 0
     figure.colorbar(images["ensemble spread"], ax=axes[-1:], label="spread (deg C)", extend="max")
     start = data.fields.times[int(drawn.frame[index])]
     figure.suptitle(f"{data.fields.name}: {members.shape[1]} members from {start}", fontsize=10)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _one_map(axis: Any, field: torch.Tensor, ocean: torch.Tensor, region: Any, scale: dict[str, Any]) -> Any:
@@ -105,7 +105,7 @@ def _degrees(value: float, positive: str, negative: str) -> str:
 
 def skill_curves(path: str | Path, result: dict[str, Any]) -> None:
     """CRPS, RMSE of the mean and spread-skill ratio against lead, with the baselines."""
-    plt = _pyplot()
+    plt = pyplot()
     table, leads = result["units"]["deg_C"], range(1, len(result["ssr"]) + 1)
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.3), layout="constrained")
     for name, scores in table.items():
@@ -126,12 +126,12 @@ def skill_curves(path: str | Path, result: dict[str, Any]) -> None:
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
     figure.legend(loc="outside right center", frameon=False, fontsize=8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def ranks(path: str | Path, result: dict[str, Any]) -> None:
     """Rank histogram over all leads; flat is reliable."""
-    plt = _pyplot()
+    plt = pyplot()
     shares = np.array(result["ranks"])
     figure, axis = plt.subplots(figsize=(5, 2.8), layout="constrained")
     axis.bar(range(len(shares)), shares * len(shares), width=1.0, color="#0072b2", edgecolor="white", lw=0.3)
@@ -141,4 +141,4 @@ def ranks(path: str | Path, result: dict[str, Any]) -> None:
     axis.legend(frameon=False, fontsize=8)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
-    _save(figure, path)
+    save(figure, path)

@@ -474,7 +474,7 @@ def test_a_comparison_of_nothing(tmp_path):
 
 def test_a_floor_is_a_dashed_line_of_its_panel(monkeypatch):
     figures = []
-    monkeypatch.setattr("common.plots._save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr("common.plots.save", lambda figure, path: figures.append(figure))
     lines = {"a": [(1, 0.5), (4, 0.2)]}
     plots.curves({"left": lines, "right": lines}, "x.png", "NFE", "W2", floors={"right": 0.1})
     dashed = [[line.get_ydata()[0] for line in axis.lines if line.get_linestyle() == "--"] for axis in figures[0].axes]

@@ -251,7 +251,8 @@ def test_python_in_documents_uses_names_that_exist(path):
 def test_requirements_name_every_package_that_the_library_imports():
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     named = {re.split(r"[<>=~!\[ #]", line)[0].lower() for line in lines if line and not line.startswith("#")}
-    module_names = {"pillow": "PIL", "pyyaml": "yaml", "pot": "ot", "pytorch-fid": "pytorch_fid"} | {"scikit-learn": "sklearn"}
+    module_names = {"pillow": "PIL", "pyyaml": "yaml", "pot": "ot", "scikit-learn": "sklearn"}
+    module_names |= {"pytorch-fid": "pytorch_fid"}
     known = {module_names.get(name, name) for name in named} | set(sys.stdlib_module_names) | {"common"}
     optional = {"wandb", "openmm", "PeptideBuilder", "mdtraj", "Bio"}  # asked for by one option, with a hint
     own = {path.stem for path in SCRIPTS}

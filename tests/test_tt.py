@@ -448,3 +448,23 @@ def test_mistakes_are_named_in_one_line(call, said):
     with pytest.raises(ValueError, match=said) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+# ----------------------------------------------------------------------------------------------------- against teneva
+def test_the_fit_agrees_with_tenevas():
+    """One output, polynomials of the same degree, the same rows with noise: the least squares solution is one."""
+    teneva = pytest.importorskip("teneva")
+    import numpy as np
+
+    truth = tt.random_train(legendre(3, 4), 2, 1, seeded(4))
+    x = cube(3000, 3, k=1)
+    y = truth(x)
+    y = y + 0.05 * y.std() * torch.randn(y.shape, generator=seeded(2), dtype=torch.float64)
+    start = tt.random_train(legendre(3, 4), 2, 1, seeded(5))
+    ours, _ = als.fit(start, fixed(x, y), sweeps=60, ridge=1e-12, tolerance=0.0)
+    np.random.seed(0)
+    cores = teneva.als_func(x.numpy(), y[:, 0].numpy(), teneva.rand([4, 4, 4], 2), -1.0, 1.0, nswp=60, lamb=1e-9)
+    at = cube(500, 3, k=3)
+    theirs = torch.from_numpy(teneva.func_get(at.numpy(), cores, -1.0, 1.0))
+    assert (ours(at)[:, 0] - theirs).square().mean().sqrt() < 1e-3 * theirs.std()
+    assert (ours(at)[:, 0] - truth(at)[:, 0]).square().mean().sqrt() < 0.02 * y.std()

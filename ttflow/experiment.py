@@ -61,13 +61,13 @@ def run(options: Options, here: Path) -> dict[str, Any]:
 
 def _check(options: Options) -> None:
     """Raises ValueError for numbers out of range."""
-    for name in ("sweeps", "n_steps", "n_pairs", "budget"):
+    for name in ("sweeps", "n_steps", "budget"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(options, name)}: give at least 1")
-    if options.n_pairs < 2:
+    if options.n_pairs == 1:
         raise ValueError("--n-pairs is 1: a fit needs at least 2 rows; try 60000")
-    if options.rank < 0 or options.n_centers < 0 or options.nn_steps < 0:
-        raise ValueError("--rank, --n-centers and --nn-steps are 0 (chosen for you) or positive")
+    if min(options.rank, options.n_centers, options.nn_steps, options.n_pairs) < 0:
+        raise ValueError("--rank, --n-centers, --nn-steps and --n-pairs are 0 (chosen for you) or positive")
     if options.hopt and options.use_best_model:
         raise ValueError("--hopt searches for the best model, --use-best-model takes an earlier one: give one of them")
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -114,13 +114,15 @@ def _counted(velocity: TTVelocity, extra: dict[str, Any]) -> tuple[TTVelocity, d
 
 def choices(options: Options, dim: int) -> dict[str, Any]:
     """Keywords of ``recflow.fit_velocity`` for options; what they leave open depends on the dimension."""
-    n_basis = options.n_centers or (36 if dim < 3 else 20 if dim == 3 else 10)
+    n_basis = options.n_centers or (36 if dim < 3 else 20 if dim == 3 else 8)
     chosen: dict[str, Any] = {"n_basis": n_basis, "n_time": 14 if dim < 3 else 8, "ridge": options.reg_coeff}
     if options.length_scale and options.bases == "rbf":
         chosen["length"] = options.length_scale
+    if dim > 8:  # else the parts beside a core carry all outputs, which costs dim times as much
+        chosen["moves"] = True
     if options.rank:
         return chosen | {"rank": options.rank}
-    return chosen | {"rank": 4, "adapt": True, "max_rank": 16, "budget": budget(options, dim)}
+    return chosen | {"rank": 4, "adapt": True, "max_rank": 16 if dim < 4 else 8, "budget": budget(options, dim)}
 
 
 def budget(options: Options, dim: int) -> int:
@@ -133,11 +135,12 @@ class Fitting:
 
     def __init__(self, options: Options, data: Data) -> None:
         self.options, self.dim = options, data.dim
-        pairs = data_pairs(data.train, min(options.n_pairs, 20_000), options.coupling, options.seed)
+        n = options.n_pairs or (60_000 if data.dim < 4 else 20_000)
+        pairs = data_pairs(data.train, min(n, 20_000), options.coupling, options.seed)
         self.frame = frame_of(*pairs(0))
-        self.draw = self._draw(data.train, options.n_pairs, options.seed, 512)
+        self.draw = self._draw(data.train, n, options.seed, 512)
         # the same held-out rows for every train, with means over as many data as there are
-        self.held_out = self._draw(data.validation, min(20_000, options.n_pairs), options.seed + 1, 5000)(0)
+        self.held_out = self._draw(data.validation, min(20_000, n), options.seed + 1, 5000)(0)
 
     def _draw(self, x1: Tensor, n: int, seed: int, block: int):
         """Straight paths, their velocities with as little noise as the coupling allows."""

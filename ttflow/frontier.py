@@ -116,11 +116,10 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def draw(rows: list[dict[str, Any]], name: str, path: Path) -> None:
     """Distance against bytes and against seconds of the fit, with the floor."""
-    from common.plots import _pyplot
-    from common.plots2d import save
+    from common.plots import pyplot, save
     from pictures import COLOURS
 
-    figure, axes = _pyplot().subplots(1, 2, figsize=(9.5, 4.0), sharey=True, layout="constrained")
+    figure, axes = pyplot().subplots(1, 2, figsize=(9.5, 4.0), sharey=True, layout="constrained")
     floor = next(row["distance"] for row in rows if row["kind"] == "floor")
     for axis, key, label in zip(axes, ("bytes", "fit_seconds"), ("size in bytes", "seconds to fit")):
         for kind, colour, mark in (("train", COLOURS["tt"], "o"), ("network", COLOURS["network"], "s")):

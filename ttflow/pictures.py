@@ -16,13 +16,12 @@ SHOWN = 4000
 
 def comparison(data: Data, made: dict[str, Tensor], results: dict[str, Any], path: Path) -> None:
     """One panel each for the data, the train and the network; the first three columns at most are drawn."""
-    from common.plots import _pyplot
-    from common.plots2d import save
+    from common.plots import pyplot, save
 
     sets = {"data": data.test, **{name: made[name] for name in ("network", "tt") if name in made}}
     spatial = data.dim == 3
     columns = 3 if spatial else min(2, data.dim)
-    figure = _pyplot().figure(figsize=(4.4 * len(sets), 4.8))
+    figure = pyplot().figure(figsize=(4.4 * len(sets), 4.8))
     figure.subplots_adjust(left=0.03 if spatial else 0.06, right=0.96 if spatial else 0.99, top=0.84, wspace=0.16)
     low, high = _limits(data.test[:, :columns])
     for k, (name, points) in enumerate(sets.items()):
@@ -51,6 +50,7 @@ def _draw(axis: Any, points: Tensor, colour: str, low: Tensor, high: Tensor) -> 
     axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xlabel="$x_1$", ylabel="$x_2$")
     if columns == 3:
         axis.set(zlim=(low[2], high[2]), zlabel="$x_3$")
+        axis.locator_params(axis="y", nbins=4)  # seen along it: numbers would overlap
         axis.view_init(elev=8, azim=-78)
         axis.set_box_aspect(tuple((high - low).tolist()))
     else:

@@ -36,7 +36,7 @@ class Options:
     reg_coeff: float = 1e-4
     """Ridge"""
     n_centers: int = 0
-    """Functions of each coordinate; 0: 36 in up to two dimensions, 20 in three, 10 in more"""
+    """Functions of each coordinate; 0: 36 in up to two dimensions, 20 in three, 8 in more"""
     length_scale: float = 0.0
     """Length of radial functions, in standard deviations of the data; 0: the distance of two centres"""
     budget: int = 3600
@@ -65,8 +65,8 @@ class Options:
     """Steps of both solvers; ttrecflow has 2000"""
     n_train: int = 50_000
     """Training points"""
-    n_pairs: int = 60_000
-    """Pairs of a sweep, fresh in each"""
+    n_pairs: int = 0
+    """Pairs of a sweep, fresh in each; 0: 60,000 in up to three dimensions, 20,000 in more"""
     n_test: int = 10_000
     """Test points of W2"""
     device: Literal["cpu", "cuda"] = "cpu"
