@@ -1,0 +1,258 @@
+"""Chaotic systems, their measures, and the propagator that learns them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from math import log
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import jensenshannon
+
+from tiny import ROOT
+
+FOLDER = ROOT / "timeseries_examples"
+sys.path.insert(1, str(FOLDER))
+
+import Lorenz_simulation  # noqa: E402
+import measures  # noqa: E402
+import propagator as flows  # noqa: E402
+import systems  # noqa: E402
+from common.series import roll_out  # noqa: E402
+
+LORENZ, ROSSLER = systems.SYSTEMS["lorenz"], systems.SYSTEMS["rossler"]
+
+
+def run(script, *flags, code=0):
+    """Run a script of the folder from the root; its output, errors included."""
+    command = [sys.executable, f"timeseries_examples/{script}.py", *map(str, flags)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, env=environment)
+    assert done.returncode == code, done.stderr[-2000:]
+    return done.stdout + done.stderr
+
+
+# ---- systems
+
+
+@pytest.mark.parametrize("system", [LORENZ, ROSSLER], ids=lambda s: s.name)
+def test_equations_at_their_fixed_points(system):
+    if system.name == "lorenz":
+        c = np.sqrt(8 / 3 * 27)
+        point = np.array([c, c, 27.0])
+    else:
+        root = (5.7 - np.sqrt(5.7**2 - 4 * 0.2 * 0.2)) / 2
+        point = np.array([root, -root / 0.2, root / 0.2])
+    assert np.abs(system.rate(point)).max() < 1e-12
+
+
+def test_trajectories_are_accurate_and_chaotic():
+    """Tenfold tighter tolerances change nothing at first, and the distance then grows at the Lyapunov exponent."""
+    a = systems.trajectories(LORENZ, 4, 200, seed=0, settle=2)
+    again = systems.trajectories(LORENZ, 4, 200, seed=0, settle=2)
+    assert np.array_equal(a, again) and a.shape == (4, 200, 3)
+    assert not np.array_equal(a[0], a[1])
+    tight = systems.trajectories(LORENZ, 4, 60, seed=0, settle=2, rtol=1e-12)
+    assert np.abs(a[:, :60] - tight).max() < 1e-4
+
+
+@pytest.mark.parametrize("system, most", [(LORENZ, 0.08), (ROSSLER, 0.015)], ids=["lorenz", "rossler"])
+def test_exponent_by_the_growth_of_tangents(system, most):
+    """Benettin's method: the mean logarithmic growth of a small difference, renormalised at every frame."""
+    from scipy.integrate import solve_ivp
+
+    x = systems.trajectories(system, 16, 2, seed=3)[:, 0].T
+    y, growth, small = x + 1e-6 / np.sqrt(3), [], 1e-6
+    step = 10 * system.frame
+    for _ in range(60):
+        both = np.concatenate([x, y], axis=1)
+        solved = solve_ivp(
+            lambda _, s: system.rate(s.reshape(3, 32)).ravel(), (0, step), both.ravel(), "DOP853", rtol=1e-9, atol=1e-11
+        )
+        x, y = np.split(solved.y[:, -1].reshape(3, 32), 2, axis=1)
+        distance = np.linalg.norm(y - x, axis=0)
+        growth.append(np.log(distance / small).mean() / step)
+        y = x + (y - x) / distance * small
+    assert np.mean(growth[10:]) == pytest.approx(system.exponent, abs=most)
+
+
+def test_valid_time_of_a_known_error():
+    """An error that grows as 1e-3 exp(lambda t) passes 0.4 after log(400) Lyapunov times."""
+    step, exponent = 0.01, 0.9
+    t = step * np.arange(1, 1001)
+    truth = np.zeros((1000, 2, 3))
+    forecast = truth + (1e-3 * np.exp(exponent * t))[:, None, None] * [2.0, 5.0, 9.0]
+    spread = np.array([2.0, 5.0, 9.0])
+    found = systems.valid_time(forecast, truth, spread, step, exponent)
+    assert found == pytest.approx(log(400), abs=2 * step)
+    forecast[5] = np.nan
+    assert systems.valid_time(forecast, truth, spread, step, exponent)[0] == pytest.approx(5 * step * exponent)
+    assert systems.valid_time(truth, truth, spread, step, exponent)[0] == pytest.approx(1000 * step * exponent)
+
+
+def test_maxima_of_a_sine_of_growing_height():
+    t = np.arange(0, 60, 0.3)
+    pairs = systems.maxima((10 + t) * np.sin(t))
+    tops = 10 + np.pi / 2 + 2 * np.pi * np.arange(len(pairs) + 1)
+    assert pairs[:, 0] == pytest.approx(tops[:-1], abs=0.06) and pairs[:, 1] == pytest.approx(tops[1:], abs=0.06)
+
+
+# ---- measures
+
+
+def test_js_distance_is_scipys_and_knows_its_ends():
+    rng = np.random.default_rng(0)
+    p, q = rng.integers(0, 20, 50), rng.integers(0, 20, 50)
+    assert measures.js_distance(p, 3 * q) == pytest.approx(jensenshannon(p, q, base=2))
+    assert measures.js_distance(p, 7 * p) == 0 and measures.js_distance([1, 0], [0, 2]) == 1
+    with pytest.raises(ValueError, match="need the same bins"):
+        measures.js_distance([1, 2], [0, 0])
+
+
+def test_w1_of_a_shift_and_the_floor_of_equal_sets():
+    x = np.random.default_rng(0).normal(size=(6, 500))
+    assert measures.w1(x[0], x[0] + 2.5) == pytest.approx(2.5)
+    made, floor = measures.against_floor(x[:3], x[3:], measures.w1)
+    assert 0.5 < made / floor < 2 and floor > 0
+    assert measures.against_floor(x[:3] + 1, x[3:], measures.w1)[0] == pytest.approx(1, abs=0.2)
+
+
+def test_cells_hold_every_point():
+    points = np.array([[0.1, 0.1], [0.9, 0.1], [0.95, 0.05], [7.0, -3.0]])
+    counts = measures.cells(points, [0, 0], [1, 1], 2)
+    assert counts.tolist() == [[1, 0], [3, 0]]
+
+
+def test_autocorrelation_of_an_autoregression():
+    """x_{k+1} = a x_k + noise has rho(l) = a^l and an integrated time of 1/2 + a / (1 - a)."""
+    rng, a = np.random.default_rng(0), 0.9
+    noise, x = rng.normal(size=200_000), np.zeros(200_000)
+    for k in range(1, len(x)):
+        x[k] = a * x[k - 1] + noise[k]
+    rho = measures.autocorrelation(x, 200)
+    assert rho[:6] == pytest.approx(a ** np.arange(6), abs=0.01)
+    assert measures.correlation_time(rho) == pytest.approx(0.5 + a / (1 - a), rel=0.06)
+    direct = x - x.mean()
+    assert rho[3] == pytest.approx(np.mean(direct[3:] * direct[:-3]) / np.mean(direct**2))
+    with pytest.raises(ValueError, match="constant"):
+        measures.autocorrelation(np.ones(9), 3)
+
+
+# ---- propagator
+
+
+def linear(frames=400, count=4, turn=0.3):
+    """Trajectories of a rotation in the plane, x_{k+1} = R x_k: a step that a network must find to be linear."""
+    rotation = torch.tensor([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]], dtype=torch.float32)
+    x = [torch.randn(count, 2, generator=torch.Generator().manual_seed(0))]
+    for _ in range(frames - 1):
+        x.append(x[-1] @ rotation.T)
+    return list(torch.stack(x, dim=1)), rotation
+
+
+@pytest.mark.parametrize("method, source", [("cfm", "frame"), ("cfm", "noise"), ("idff", "frame"), ("idff", "noise")])
+def test_propagator_learns_a_rotation(method, source):
+    series, rotation = linear()
+    sigma = 0.0 if method == "cfm" else 0.05
+    recipe = flows.Recipe(method, source, "ode", sigma, n_steps=1 if source == "frame" else 8)
+    p = flows.build(flows.Space.of("line", series), recipe, 32, 2, seed=0)
+    losses = flows.train(p, series, 600, 128, 5e-3, seed=0)
+    assert np.mean(losses[-50:]) < 0.7 * np.mean(losses[:20])
+    x = torch.stack(series)[:, :50].reshape(-1, 2)
+    drawn = p.step_from(torch.zeros(len(x)), seed=0)(x[:, None], 0)[:, 0]
+    error = (drawn - x @ rotation.T).square().mean().sqrt() / (x @ rotation.T - x).square().mean().sqrt()
+    assert error < (0.15 if source == "frame" else 0.3)
+
+
+def test_bridge_from_the_frame_has_the_right_spread():
+    """x_{k+1} = 0.8 x_k + 0.6 noise: stationary variance 1, autocorrelation 0.8^l; only noise on the way keeps it."""
+    g = torch.Generator().manual_seed(0)
+    x = [torch.randn(64, 1, generator=g)]
+    for _ in range(199):
+        x.append(0.8 * x[-1] + 0.6 * torch.randn(64, 1, generator=g))
+    series = list(torch.stack(x, dim=1))
+    recipe = flows.Recipe("idff", "frame", "sde", sigma=1.0, n_steps=12)
+    p = flows.build(flows.Space.of("line", series), recipe, 32, 2, seed=0)
+    flows.train(p, series, 1500, 256, 3e-3, seed=0)
+    rolled = roll_out(p.step_from(torch.zeros(256), 0), torch.randn(256, 1, 1, generator=g), 60)[20:, :, 0, 0]
+    assert rolled.var() == pytest.approx(1, abs=0.15)
+    assert (rolled[1:] * rolled[:-1]).mean() / rolled.var() == pytest.approx(0.8, abs=0.06)
+
+
+def test_draws_are_a_function_of_the_seed():
+    series, _ = linear(20)
+    p = flows.build(flows.Space.of("line", series), flows.Recipe("cfm", "noise", "ode", 0.0, past=2), 8, 1, seed=0)
+    state = torch.stack([x[:2] for x in series])
+    a, b, c = (roll_out(p.step_from(torch.zeros(4), seed), state, 5) for seed in (0, 0, 1))
+    assert torch.equal(a, b) and not torch.equal(a, c) and a.shape == (5, 4, 2, 2)
+    assert torch.equal(a[:-1, :, 1], a[1:, :, 0])  # the newest frame becomes the one before
+
+
+def test_recipes_that_cannot_work():
+    for changes, line in {
+        ("cfm", "frame", "sde", 0.2): "needs --method idff --source frame",
+        ("idff", "frame", "ode", 0.0): "idff's bridge needs one above 0",
+    }.items():
+        with pytest.raises(ValueError, match=line):
+            flows.Recipe(*changes).check()
+    with pytest.raises(ValueError, match="--past 0: must be at least 1"):
+        flows.Recipe(past=0).check()
+    with pytest.raises(ValueError, match="coordinate 1 of the series never changes"):
+        flows.Space.of("line", [torch.tensor([[0.0, 1.0], [1.0, 1.0], [3.0, 1.0]])])
+
+
+def test_checkpoint_comes_back(tmp_path):
+    from common import checkpoint
+
+    series, _ = linear(20)
+    p = flows.build(flows.Space.of("line", series), flows.Recipe("cfm", "frame", "ode", 0.0, n_steps=1), 8, 1, seed=0)
+    checkpoint.save(tmp_path / "a.pt", flows.state_of(p, {"seed": 3}, 7, None))
+    again, config = flows.load(tmp_path / "a.pt")
+    x = torch.stack([s[:1] for s in series])
+    assert torch.equal(p.step_from(torch.zeros(4), 0)(x, 0), again.step_from(torch.zeros(4), 0)(x, 0))
+    assert config == {"seed": 3} and again.recipe == p.recipe and again.space == p.space
+
+
+# ---- the script
+
+
+def test_script(tmp_path):
+    printed = run("Lorenz_simulation", "--smoke", "--out", tmp_path)
+    assert "valid prediction time" in printed
+    found = json.loads((tmp_path / "lorenz.json").read_text())
+    assert found["system"] == "lorenz" and found["nfe"] == 1 and np.isfinite(found["valid_time_mean"])
+    assert (tmp_path / "lorenz_attractor.png").stat().st_size > 5000
+    again = run("Lorenz_simulation", "--smoke", "--weights", tmp_path / "CFM_lorenz_v1.pt", "--out", tmp_path / "b")
+    assert "steps of" not in again  # nothing was trained
+    assert json.loads((tmp_path / "b" / "lorenz.json").read_text())["valid_time_mean"] == found["valid_time_mean"]
+
+
+def start(monkeypatch, *flags):
+    """The script in this process."""
+    monkeypatch.setattr(sys, "argv", ["Lorenz_simulation.py", "--smoke", *map(str, flags)])
+    Lorenz_simulation.main()
+
+
+def test_script_with_the_other_system_and_method(tmp_path, monkeypatch):
+    start(monkeypatch, "--system", "rossler", "--method", "idff", "--sigma", 0.05, "--out", tmp_path)
+    found = json.loads((tmp_path / "rossler.json").read_text())
+    assert found["method"] == "idff" and (tmp_path / "IDFF_rossler_v1.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, line",
+    [
+        (("--system", "duffing"), "choose one of lorenz, rossler"),
+        (("--frames", 1), "--frames 1"),
+        (("--weights", "none.pt"), "no weights at none.pt"),
+        (("--sigma", 0, "--method", "idff"), "--sigma 0"),
+    ],
+)
+def test_mistakes_get_one_line(flags, line, monkeypatch):
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        start(monkeypatch, *flags)
+    assert line in str(caught.value) and "\n" not in str(caught.value)

@@ -1,0 +1,224 @@
+"""Propagators of dihedrals: spaces on the circle, measures of angles, splits, the script on made-up trajectories."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from tiny import ROOT
+
+FOLDER = ROOT / "timeseries_examples"
+sys.path.insert(1, str(FOLDER))
+
+import dihedrals  # noqa: E402
+import ensemble  # noqa: E402
+import MD_simulation as md  # noqa: E402
+import measures  # noqa: E402
+import propagator as flows  # noqa: E402
+
+ALPHA, BETA = np.deg2rad([-65, -40]), np.deg2rad([-120, 170])  # beta's psi reaches over the end of the circle
+
+
+def hopping(frames=400, residues=3, seed=0, stay=0.95, width=0.25):
+    """Angles (frames, residues, 2) that hop between two basins, with an autoregressive motion inside them."""
+    rng = np.random.default_rng(seed)
+    state = rng.random(residues) < 0.5
+    inside, rows = np.zeros((residues, 2)), []
+    for _ in range(frames):
+        state = np.where(rng.random(residues) < stay, state, ~state)
+        inside = 0.5 * inside + np.sqrt(0.75) * width * rng.normal(size=inside.shape)
+        rows.append(dihedrals.wrap(np.where(state[:, None], ALPHA, BETA) + inside))
+    return np.array(rows, np.float32)
+
+
+def folder_of(path, lengths=(300, 300, 300), **more):
+    """A folder of made-up trajectories with half a picosecond between frames."""
+    for k, frames in enumerate(lengths):
+        angles = more.get("scale", 1.0) * hopping(frames, seed=k)
+        dihedrals.save_trajectory(path / f"a{k}.npz", angles, 0.5 * np.arange(frames), {})
+    return path
+
+
+def run(*flags, code=0):
+    """Run MD_simulation.py from its folder; its output, errors included."""
+    command = [sys.executable, "MD_simulation.py", *map(str, flags)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, timeout=200, env=environment)
+    assert done.returncode == code, done.stderr[-2000:]
+    return done.stdout + done.stderr
+
+
+# ---- measures of angles
+
+
+def test_errors_know_the_circle():
+    truth = np.deg2rad(np.array([[179.0, -90.0], [0.0, 45.0]]))
+    errors = measures.circular_errors(np.deg2rad(np.array([[-179.0, -80.0], [4.0, 45.0]])), truth)
+    assert errors["mae"] == pytest.approx((2 + 10 + 4 + 0) / 4)
+    assert errors["rmse"] == pytest.approx(np.sqrt((4 + 100 + 16) / 4))
+
+
+def test_circular_mean_and_correlation():
+    rng = np.random.default_rng(0)
+    angles = np.pi + 0.2 * rng.normal(size=(500, 2))
+    assert np.abs(measures.wrapped(measures.circular_mean(angles) - np.pi)).max() < 0.05
+    assert measures.circular_correlation(angles, angles + 2.5) == pytest.approx(1)
+    assert measures.circular_correlation(angles, -angles) == pytest.approx(-1)
+    assert abs(measures.circular_correlation(angles, rng.permuted(angles, axis=0))) < 0.1
+
+
+def test_ramachandran_puts_phi_first():
+    counts = measures.ramachandran(np.deg2rad(np.array([[[-179.0, 1.0], [179.9, -1.0]]])), bins=4)
+    expected = np.zeros((4, 4))
+    expected[0, 2] = expected[3, 1] = 1
+    assert np.array_equal(counts, expected)
+
+
+def test_helix_needs_three_in_a_row():
+    helix, strand = np.deg2rad([-60, -40]), np.deg2rad([-120, 130])
+
+    def share(text):
+        return measures.helix_share(np.array([helix if c == "h" else strand for c in text]))
+
+    assert share("hhhhh") == 1 and share("sshhs") == 0 and share("shhhs") == pytest.approx(3 / 5)
+    assert share("hhshhhh") == pytest.approx(4 / 7)
+
+
+# ---- spaces
+
+
+@pytest.mark.parametrize("kind", ["circle", "angle"])
+def test_increment_and_move_are_inverse_over_the_end_of_the_circle(kind):
+    series = [ensemble.as_states(hopping(100, seed=k), kind) for k in range(2)]
+    space = flows.Space.of(kind, series)
+    a, b = series[0][:-1], series[0][1:]
+    moved = space.move(a, space.target(a, b))
+    assert np.abs(measures.wrapped(ensemble.as_angles(moved, kind) - ensemble.as_angles(b, kind))).max() < 1e-4
+    far = space.move(a, 50 * torch.randn(a.shape, generator=torch.Generator().manual_seed(0)))
+    angles = ensemble.as_angles(far, kind)
+    assert np.abs(angles).max() <= np.pi + 1e-5
+    if kind == "circle":
+        sine, cosine = far.chunk(2, dim=1)
+        assert torch.allclose(sine**2 + cosine**2, torch.ones(1), atol=1e-5)
+    assert space.target(a, b).square().mean() == pytest.approx(1, abs=0.3)
+
+
+def test_model_keeps_two_basins_that_are_far_apart():
+    """Hops between basins: the share of each, and the time between hops, which is 20 frames."""
+    train_set = [hopping(2000, residues=1, seed=k) for k in range(4)]
+    series = [ensemble.as_states(x, "circle") for x in train_set]
+    recipe = flows.Recipe("cfm", "noise", "ode", 0.0, n_steps=4, solver="heun")
+    model = flows.build(flows.Space.of("circle", series), recipe, 64, 2, seed=0)
+    flows.train(model, series, 800, 256, 3e-3, seed=0)
+    options = md.Options(rollouts=16, length=400)
+    made = ensemble.long_runs(model, [hopping(100, residues=1, seed=9), hopping(100, residues=1, seed=10)], options)
+    assert made.shape == (32, 400, 1, 2)
+    inside = (np.abs(measures.wrapped(made[..., 0, 1] - ALPHA[1])) < np.pi / 2).astype(float)
+    assert inside.mean() == pytest.approx(0.5, abs=0.12)
+    hops = np.abs(np.diff(inside, axis=1)).mean()
+    assert hops == pytest.approx(0.05, abs=0.02)
+    distance = ensemble.distances(made, train_set, [hopping(2000, residues=1, seed=20)], bins=18)
+    assert distance["model_to_held_out"] < 0.25 and distance["training_to_held_out"] < 0.15
+
+
+# ---- data
+
+
+def options(path, **changes):
+    return md.check(md.Options(data=str(path), **changes))
+
+
+def test_splits(tmp_path, capsys):
+    folder = folder_of(tmp_path, (300, 200, 250))
+    train_set, held_out, lag = md.parts(options(folder, held_out=1))
+    assert [len(x) for x in train_set] == [300, 200] and [len(x) for x in held_out] == [250]
+    assert lag == pytest.approx(0.5) and "450 steps" not in capsys.readouterr().out
+    train_set, held_out, lag = md.parts(options(folder, held_out=2, split="blocks", lag=2, leads=(1, 2)))
+    assert len(held_out) == 6 and len(train_set) == 24 and lag == pytest.approx(1.0)
+    assert sum(map(len, train_set)) + sum(map(len, held_out)) == 150 + 100 + 125
+
+
+def test_no_window_reaches_over_a_gap(tmp_path):
+    train_set, _, _ = md.parts(options(folder_of(tmp_path), held_out=2, split="blocks", leads=(1, 2)))
+    series = [ensemble.as_states(x, "angle") for x in train_set]
+    p = flows.build(flows.Space.of("angle", series), flows.Recipe(past=2), 8, 1, seed=0)
+    given, following, k = flows.examples(p, series)
+    assert len(given) == sum(len(x) - 2 for x in train_set) and int(k.min()) == 1
+
+
+@pytest.mark.parametrize(
+    "lengths, changes, line",
+    [
+        ((300, 300), {"held_out": 2}, "nothing is left to train on"),
+        ((300, 15), {"held_out": 1}, "longest held-out stretch has 15 frames.* need 21"),
+        ((300, 300), {"held_out": 7, "split": "blocks"}, "of ten blocks hold out 5 at most"),
+        ((60, 60), {"held_out": 2, "split": "blocks"}, "longest training stretch has 6 frames"),
+        ((300, 300), {"held_out": 1, "leads": (2, 1)}, "growing numbers that begin with 1"),
+    ],
+)
+def test_data_that_do_not_suffice(tmp_path, lengths, changes, line):
+    with pytest.raises(ValueError, match=line):
+        md.parts(options(folder_of(tmp_path, lengths), **changes))
+
+
+# ---- the script
+
+
+def test_script_trains_and_evaluates(tmp_path):
+    folder = folder_of(tmp_path / "data")
+    printed = run("--smoke", "--data", folder, "--held_out", 1, "--out", tmp_path / "a")
+    assert "RMSE model" in printed and "steps rolled out, all finite" in printed
+    found = json.loads((tmp_path / "a" / "md.json").read_text())
+    assert found["nfe"] == 2 and found["condition"] == "frame" and len(found["leads"]) == 2
+    for name in ("ramachandran", "traces", "statistics"):
+        assert (tmp_path / "a" / f"md_{name}.png").stat().st_size > 5000
+    weights = next((tmp_path / "a").glob("*_MD_v1.pt"))
+    assert weights.stat().st_size < 2e6
+    again = run("--smoke", "--data", folder, "--held_out", 1, "--weights", weights, "--out", tmp_path / "b")
+    assert "steps of" not in again
+    assert json.loads((tmp_path / "b" / "md.json").read_text())["leads"] == found["leads"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--condition", "time"),
+        ("--method", "idff", "--sigma", 1.0, "--source", "frame", "--space", "angle"),
+        ("--method", "idff", "--sigma", 0.2, "--past", 2, "--lag", 2),
+    ],
+)
+def test_other_ways(tmp_path, flags, monkeypatch, capsys):
+    start = ("--smoke", "--data", folder_of(tmp_path / "data"), "--out", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["MD_simulation.py", *map(str, start), *map(str, flags)])
+    md.main()
+    assert "all finite" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "flags, line",
+    [
+        (("--data", "nowhere"), "no *.npz in nowhere: make trajectories with python make_md_data.py"),
+        (("--unit", "degrees"), "these are radians, not degrees: give --unit radians"),
+        (("--past", 0), "--past 0"),
+        (("--weights", "none.pt"), "no weights at none.pt"),
+        (("--held_out", 0), "--held_out 0: must be at least 1"),
+    ],
+)
+def test_mistakes_get_one_line(tmp_path, flags, line, monkeypatch):
+    data = () if "--data" in flags else ("--data", folder_of(tmp_path / "data"))
+    words = map(str, ("--smoke", *data, "--out", tmp_path / "a", *flags))
+    monkeypatch.setattr(sys, "argv", ["MD_simulation.py", *words])
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        md.main()
+    assert line in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_mistake_ends_the_script_with_code_2(tmp_path):
+    printed = run("--smoke", "--data", tmp_path / "nowhere", code=2)
+    assert printed.startswith("error: no *.npz in ") and printed.count("\n") == 1

@@ -1,0 +1,193 @@
+"""Backbone dihedrals: from coordinates to angles, from angles to features on the circle and back, and their files.
+
+A trajectory file is an npz with ``angles`` (frames, residues, 2), float32 radians in [-pi, pi), the pairs (phi, psi);
+``times`` (frames,), picoseconds; ``recipe``, JSON text. Read without pickle. Imports numpy only.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from common.runtime import atomic_write
+
+Unit = Literal["auto", "radians", "degrees"]
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One simulation: angles (frames, residues, 2) in radians, times (frames,) in ps, and how it was made."""
+
+    angles: np.ndarray
+    times: np.ndarray
+    recipe: dict[str, Any]
+    name: str = ""
+
+    @property
+    def lag(self) -> float:
+        """Picoseconds between two frames."""
+        return float(self.times[1] - self.times[0])
+
+
+# ---- geometry
+
+
+def dihedral(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """Torsion about the bond b-c of four points, each (..., 3): radians in [-pi, pi], IUPAC's sign (cis = 0).
+
+    Source: Blondel and Karplus 1996, J. Comput. Chem. 17, 1132: atan2 of the two plane normals, well-conditioned
+    at every angle.
+    """
+    ab, bc, cd = b - a, c - b, d - c
+    first, second = np.cross(ab, bc), np.cross(bc, cd)
+    sine = np.linalg.norm(bc, axis=-1) * np.sum(ab * second, axis=-1)
+    return np.arctan2(sine, np.sum(first * second, axis=-1))
+
+
+def backbone(positions: np.ndarray, quads: np.ndarray) -> np.ndarray:
+    """(residues, 2) angles phi and psi of positions (atoms, 3) and atom indices quads (residues, 2, 4)."""
+    a, b, c, d = np.moveaxis(positions[quads], -2, 0)
+    return wrap(dihedral(a, b, c, d))
+
+
+def wrap(angles: np.ndarray) -> np.ndarray:
+    """The same angles in [-pi, pi)."""
+    return (angles + np.pi) % (2 * np.pi) - np.pi
+
+
+# ---- files
+
+
+def save_trajectory(path: Path, angles: np.ndarray, times: np.ndarray, recipe: Mapping[str, Any], **more: Any) -> None:
+    """Write a trajectory file whole or not at all; ``more`` are further arrays."""
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(
+            file,
+            angles=np.asarray(angles, np.float32),
+            times=np.asarray(times, np.float32),
+            recipe=np.array(json.dumps(dict(recipe))),
+            **more,
+        )
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an npz file, read without pickle.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not an npz, torn, or with objects inside.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no trajectory {path}: make it with python make_md_data.py")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} is damaged or not an npz of arrays ({type(error).__name__}): delete it and make it again "
+            "with python make_md_data.py"
+        ) from None
+
+
+def load_trajectory(path: Path, unit: Unit = "auto") -> Trajectory:
+    """Read and check one file.
+
+    Args:
+        path: The npz.
+        unit: Of the angles in the file; auto: radians, or an error when they cannot be.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a damaged file, missing arrays, wrong shapes, times that do not grow evenly, a wrong unit.
+    """
+    arrays = read_arrays(path)
+    if "angles" not in arrays:
+        raise ValueError(f"{path} has no array 'angles' but {', '.join(arrays) or 'nothing'}: see README.md, Data")
+    angles = arrays["angles"]
+    if angles.ndim == 2 and angles.shape[1] % 2 == 0:
+        angles = angles.reshape(len(angles), -1, 2)  # phi_1, psi_1, phi_2, ...
+    if angles.ndim != 3 or angles.shape[2] != 2 or len(angles) < 2 or angles.dtype.kind != "f":
+        raise ValueError(f"{path}: angles is {angles.dtype} {angles.shape}, not float (frames, residues, 2)")
+    times = arrays.get("times", np.arange(len(angles), dtype=np.float32))
+    _check_times(path, times, len(angles))
+    recipe = json.loads(str(arrays["recipe"])) if "recipe" in arrays else {}
+    return Trajectory(in_radians(angles, unit, str(path)), times, recipe, path.stem)
+
+
+def _check_times(path: Path, times: np.ndarray, frames: int) -> None:
+    if times.shape != (frames,):
+        raise ValueError(f"{path}: {len(times)} times for {frames} frames; each frame needs one")
+    steps = np.diff(times.astype(np.float64))
+    if not np.isfinite(steps).all() or steps.min() <= 0 or np.ptp(steps) > 0.01 * steps.mean():
+        raise ValueError(f"{path}: the times do not grow by equal steps ({steps.min():g} to {steps.max():g} ps)")
+
+
+def in_radians(angles: np.ndarray, unit: Unit, where: str) -> np.ndarray:
+    """Angles as float32 radians in [-pi, pi); the unit given is checked against the values.
+
+    Backbone angles fill most of the circle, so a largest absolute value beyond 2 pi means degrees, and one below
+    2 pi in something said to be degrees means radians.
+
+    Raises:
+        ValueError: values that are not finite, or do not fit the unit.
+    """
+    if not np.isfinite(angles).all():
+        bad = int((~np.isfinite(angles)).any(axis=tuple(range(1, angles.ndim))).sum())
+        raise ValueError(f"{where}: {bad} of {len(angles)} frames hold nan or inf; leave them out")
+    largest = float(np.abs(angles).max())
+    looks = "degrees" if largest > 2 * np.pi + 1e-3 else "radians"
+    asked = "radians" if unit == "auto" else unit
+    if looks != asked:
+        raise ValueError(
+            f"{where}: the largest angle is {largest:.4g}, so these are {looks}, not {asked}: give --unit {looks}"
+        )
+    return wrap(np.deg2rad(angles) if asked == "degrees" else angles).astype(np.float32)
+
+
+def load_all(folder: Path, pattern: str = "*.npz", unit: Unit = "auto") -> list[Trajectory]:
+    """All trajectories of a folder, by name. Lengths may differ; residues and lag may not.
+
+    Raises:
+        FileNotFoundError: none there.
+        ValueError: as :func:`load_trajectory`, or trajectories of different molecules or lags.
+    """
+    paths = sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+    if not paths:
+        raise FileNotFoundError(f"no {pattern} in {folder}: make trajectories with python make_md_data.py")
+    found = [load_trajectory(path, unit) for path in paths]
+    first = found[0]
+    for other in found[1:]:
+        if other.angles.shape[1:] != first.angles.shape[1:]:
+            raise ValueError(
+                f"{other.name} has {other.angles.shape[1]} residues, {first.name} {first.angles.shape[1]}: "
+                "one folder, one molecule"
+            )
+        if abs(other.lag - first.lag) > 0.01 * first.lag:
+            raise ValueError(f"{other.name} has a frame each {other.lag:g} ps, {first.name} each {first.lag:g} ps")
+    return found
+
+
+# ---- features
+
+
+def to_features(angles: np.ndarray) -> np.ndarray:
+    """Angles (..., residues, 2) -> (..., 4 residues): sines of all angles, then cosines."""
+    flat = angles.reshape(*angles.shape[:-2], -1)
+    return np.concatenate([np.sin(flat), np.cos(flat)], axis=-1).astype(np.float32)
+
+
+def to_angles(features: np.ndarray) -> np.ndarray:
+    """Features (..., 4 residues) -> angles (..., residues, 2); each pair (sin, cos) may have any length but zero."""
+    sine, cosine = np.split(features, 2, axis=-1)
+    return np.arctan2(sine, cosine).reshape(*sine.shape[:-1], -1, 2)
+
+
+def start_names(count: int, start: str) -> Sequence[str]:
+    """The starting structure of each trajectory: one kind, or helix and extended in turn for ``both``."""
+    return [start if start != "both" else ("helix", "extended")[k % 2] for k in range(count)]

@@ -1,0 +1,168 @@
+"""How a propagator of dihedrals is judged on trajectories it has not seen: forecasts, long runs, their statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.runtime import generator
+from common.series import roll_out
+from common.solvers import CountNFE
+from dihedrals import to_angles, to_features
+from measures import (
+    autocorrelation,
+    circular_errors,
+    circular_mean,
+    correlation_time,
+    helix_share,
+    js_distance,
+    ramachandran,
+)
+from propagator import Propagator, examples
+
+
+def as_states(angles: np.ndarray, space: str) -> Tensor:
+    """Angles (..., residues, 2) as states of a space, (..., D)."""
+    if space == "circle":
+        return torch.from_numpy(to_features(angles))
+    return torch.from_numpy(np.ascontiguousarray(angles.reshape(*angles.shape[:-2], -1)))
+
+
+def as_angles(states: Tensor, space: str) -> np.ndarray:
+    """States of a space as angles (..., residues, 2)."""
+    if space == "circle":
+        return to_angles(states.numpy())
+    return states.numpy().reshape(*states.shape[:-1], -1, 2)
+
+
+def evaluate(
+    model: Propagator, train_set: Sequence[np.ndarray], held_out: Sequence[np.ndarray], lag: float, options: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The numbers, and what the pictures need.
+
+    Args:
+        model: The propagator.
+        train_set, held_out: Stretches of angles, (T, residues, 2).
+        lag: Picoseconds of a step.
+        options: With leads, forecasts, members, rollouts, length and seed.
+    """
+    leads, shown = forecasts(model, train_set, held_out, lag, options)
+    made = long_runs(model, held_out, options)
+    result = {
+        "method": model.recipe.method,
+        "source": model.recipe.source,
+        "space": model.space.kind,
+        "condition": model.recipe.condition,
+        "past": model.recipe.past,
+        "nfe": count_nfe(model, held_out),
+        "step_ps": lag,
+        "leads": leads,
+        "ramachandran_js": distances(made, train_set, held_out),
+        "slow": {
+            "model": slow(list(made), lag),
+            "held out": slow(held_out, lag),
+            "training": slow(train_set, lag),
+        },
+        "rollout_steps": int(made.shape[0] * made.shape[1]),
+    }
+    return result, {"made": made, "real": list(held_out), **shown}
+
+
+# ---- forecasts
+
+
+def forecasts(
+    model: Propagator, train_set: Sequence[np.ndarray], held_out: Sequence[np.ndarray], lag: float, options: Any
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Errors at each lead of the ensemble's circular mean, of persistence and of the training set's circular mean."""
+    kind, most = model.space.kind, options.leads[-1]
+    given, following, k = examples(model, [as_states(x, kind) for x in held_out], most)
+    rows = torch.randperm(len(given), generator=generator(options.seed, "forecasts"))[: options.forecasts]
+    given, following, k = given[rows], following[rows], k[rows]
+    members, count = options.members, len(rows)
+    step = model.step_from(k.repeat(members), options.seed)
+    states = roll_out(step, given.repeat(members, 1, 1), most, progress="forecasts")[:, :, -1]
+    made = as_angles(states, kind).reshape(most, members, count, -1)
+    truth = as_angles(following, kind).swapaxes(0, 1).reshape(most, count, -1)
+    now = as_angles(given[:, -1], kind).reshape(count, -1)
+    usual = circular_mean(np.concatenate(train_set).reshape(-1, now.shape[1]))
+    scores = []
+    for lead in options.leads:
+        target = truth[lead - 1]
+        scores.append(
+            {
+                "lead": lead,
+                "ps": lead * lag,
+                "model": circular_errors(circular_mean(made[lead - 1]), target),
+                "persistence": circular_errors(now, target),
+                "climatology": circular_errors(np.broadcast_to(usual, target.shape), target),
+            }
+        )
+    return scores, {"forecast": made[:, :, 0], "truth": truth[:, 0]}
+
+
+def count_nfe(model: Propagator, held_out: Sequence[np.ndarray]) -> int:
+    """Network evaluations of one step, counted."""
+    counter = CountNFE(model.net)
+    counted = Propagator(counter, model.space, model.recipe)  # type: ignore[arg-type]
+    given, _, k = examples(counted, [as_states(held_out[0][: model.recipe.past + 1], model.space.kind)])
+    counted.step_from(k, 0)(given, 0)
+    return counter.nfe
+
+
+# ---- long runs
+
+
+def long_runs(model: Propagator, held_out: Sequence[np.ndarray], options: Any) -> np.ndarray:
+    """Angles (runs, T, residues, 2) of runs from the first frames of each held-out stretch."""
+    past, kind = model.recipe.past, model.space.kind
+    length = options.length or max(map(len, held_out)) - past
+    firsts = torch.stack([as_states(x[:past], kind) for x in held_out]).repeat_interleave(options.rollouts, 0)
+    k = torch.full((len(firsts),), past - 1)
+    states = roll_out(model.step_from(k, options.seed + 1), firsts, length, progress="roll-out")[:, :, -1]
+    return as_angles(states.transpose(0, 1), kind)
+
+
+def distances(
+    made: np.ndarray, train_set: Sequence[np.ndarray], held_out: Sequence[np.ndarray], bins: int = 36
+) -> dict[str, float]:
+    """Jensen-Shannon distances of Ramachandran histograms, the model's beside those between real parts."""
+
+    def counts(parts: Sequence[np.ndarray]) -> np.ndarray:
+        return sum((ramachandran(x, bins) for x in parts), np.zeros((bins, bins)))
+
+    real = [*train_set, *held_out]
+    first, second = ([x[: len(x) // 2] for x in real], [x[len(x) // 2 :] for x in real])
+    model, ours, theirs = counts(list(made)), counts(train_set), counts(held_out)
+    return {
+        "model_to_held_out": js_distance(model, theirs),
+        "model_to_training": js_distance(model, ours),
+        "model_to_all_real": js_distance(model, ours + theirs),
+        "training_to_held_out": js_distance(ours, theirs),
+        "first_to_second_halves_of_real": js_distance(counts(first), counts(second)),
+        "even_to_odd_real_stretches": js_distance(counts(real[::2]), counts(real[1::2])),
+    }
+
+
+def slow(parts: Sequence[np.ndarray], lag: float) -> dict[str, float]:
+    """Correlation times in ps of phi and psi (means over residues and stretches), and the share of helix."""
+    lags = min(2000, min(map(len, parts)) // 4)
+    times = {}
+    for i, name in enumerate(("phi", "psi")):
+        rho = mean_autocorrelation(parts, i, lags)
+        times[f"{name}_time_ps"] = correlation_time(rho) * lag
+    return times | {"helix_share": float(np.mean([helix_share(x).mean() for x in parts]))}
+
+
+def mean_autocorrelation(parts: Sequence[np.ndarray], which: int, lags: int) -> np.ndarray:
+    """Autocorrelation of (sin, cos) of phi (0) or psi (1), mean over residues and stretches (T, residues, 2)."""
+    rows = []
+    for x in parts:
+        for residue in range(x.shape[1]):
+            angle = x[:, residue, which]
+            rows.append(autocorrelation(np.stack([np.sin(angle), np.cos(angle)], axis=1), lags))
+    return np.mean(rows, axis=0)

@@ -1,0 +1,156 @@
+"""Comparing time series: distances of distributions, autocorrelation, and errors on the circle.
+
+Arrays are numpy; times are in frames unless a docstring says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import combinations, product
+
+import numpy as np
+
+Distance = Callable[[np.ndarray, np.ndarray], float]
+
+
+# ---- distributions
+
+
+def js_distance(p: np.ndarray, q: np.ndarray) -> float:
+    """Jensen-Shannon distance of two histograms of the same bins: 0 equal, 1 disjoint.
+
+    The square root of (KL(p | m) + KL(q | m)) / 2 with m = (p + q) / 2 and logarithms to the base 2; a metric
+    (Endres and Schindelin 2003). Two finite samples of one distribution have a distance above 0, the more bins the
+    larger: compare with such a floor.
+
+    Raises:
+        ValueError: other shapes, negative counts, or an empty histogram.
+    """
+    p, q = np.asarray(p, np.float64), np.asarray(q, np.float64)
+    if p.shape != q.shape or min(p.min(), q.min()) < 0 or not (p.sum() > 0 and q.sum() > 0):
+        raise ValueError(f"histograms of shapes {p.shape} and {q.shape}: need the same bins, counts >= 0, not all 0")
+    p, q = p / p.sum(), q / q.sum()
+    middle = (p + q) / 2
+
+    def divergence(a: np.ndarray) -> float:
+        inside = a > 0
+        return float(np.sum(a[inside] * np.log2(a[inside] / middle[inside])))
+
+    return float(np.sqrt(max(0.0, (divergence(p) + divergence(q)) / 2)))
+
+
+def cells(
+    points: np.ndarray, low: Sequence[float] | np.ndarray, high: Sequence[float] | np.ndarray, bins: int
+) -> np.ndarray:
+    """Counts (bins, ..., bins) of points (N, D) in a box; what lies outside is counted in the nearest cell."""
+    start, end = np.asarray(low), np.asarray(high)
+    index = np.floor((points - start) / (end - start) * bins).astype(np.int64).clip(0, bins - 1)
+    flat = np.ravel_multi_index(tuple(index.T), (bins,) * points.shape[1])
+    return np.bincount(flat, minlength=bins ** points.shape[1]).reshape((bins,) * points.shape[1])
+
+
+def w1(a: np.ndarray, b: np.ndarray) -> float:
+    """Wasserstein-1 distance of two samples of one number, the area between their distribution functions."""
+    from scipy.stats import wasserstein_distance
+
+    return float(wasserstein_distance(np.ravel(a), np.ravel(b)))
+
+
+def against_floor(made: Sequence, real: Sequence, distance: Distance) -> tuple[float, float]:
+    """(mean distance of made from real sets, mean distance between different real sets), all of one size.
+
+    The second is what a perfect model would get.
+    """
+    between = [distance(a, b) for a, b in product(made, real)]
+    within = [distance(a, b) for a, b in combinations(real, 2)]
+    return float(np.mean(between)), float(np.mean(within))
+
+
+# ---- autocorrelation
+
+
+def autocorrelation(x: np.ndarray, most: int) -> np.ndarray:
+    """Normalised autocorrelation of x (T,) or (T, F) at lags 0 ... most, summed over features, by FFT.
+
+    rho(l) = sum_t <x_t - m, x_{t + l} - m> / (T - l) over its value at 0, m the mean. Angles go in as (sin, cos).
+
+    Raises:
+        ValueError: fewer frames than lags, or a constant series.
+    """
+    x = np.asarray(x, np.float64).reshape(len(x), -1)
+    frames = len(x)
+    if not 0 <= most < frames:
+        raise ValueError(f"{most} lags of {frames} frames: give fewer lags or more frames")
+    x = x - x.mean(0)
+    size = 1 << int(2 * frames - 1).bit_length()  # padded: no wrapping around
+    power = np.abs(np.fft.rfft(x, size, axis=0)) ** 2
+    sums = np.fft.irfft(power, size, axis=0).sum(1)[: most + 1] / (frames - np.arange(most + 1))
+    if sums[0] <= 0:
+        raise ValueError("a constant series has no autocorrelation")
+    return sums / sums[0]
+
+
+def correlation_time(rho: np.ndarray, window: float = 5.0) -> float:
+    """Integrated autocorrelation time 1/2 + sum rho(l) in frames, up to the first lag >= window times itself.
+
+    An exponential exp(-l / tau) gives about tau. Source: Sokal 1997, "Monte Carlo methods in statistical mechanics".
+    """
+    sums = 0.5 + np.cumsum(rho[1:])
+    enough = np.flatnonzero(np.arange(1, len(rho)) >= window * sums)
+    return float(sums[enough[0] if len(enough) else -1])
+
+
+# ---- angles, in radians
+
+
+def wrapped(difference: np.ndarray) -> np.ndarray:
+    """Differences of angles in [-pi, pi)."""
+    return (difference + np.pi) % (2 * np.pi) - np.pi
+
+
+def circular_mean(angles: np.ndarray, axis: int = 0) -> np.ndarray:
+    """The direction of the mean of the unit vectors; it has the smallest mean of 1 - cos(error)."""
+    return np.arctan2(np.sin(angles).mean(axis), np.cos(angles).mean(axis))
+
+
+def circular_errors(forecast: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """``mae`` and ``rmse`` in degrees of wrapped differences, and ``cc``, the circular correlation, over all angles."""
+    errors = np.rad2deg(np.abs(wrapped(forecast - truth)))
+    return {
+        "mae": float(errors.mean()),
+        "rmse": float(np.sqrt(np.mean(errors**2))),
+        "cc": circular_correlation(forecast.reshape(-1, forecast.shape[-1]), truth.reshape(-1, truth.shape[-1])),
+    }
+
+
+def circular_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean over columns of sum sin(a - A) sin(b - B) / sqrt(sum sin^2(a - A) sum sin^2(b - B)); A, B circular means.
+
+    Args:
+        a, b: Angles (N, angles). Each column has its own means, so that two angles that merely differ do not count;
+            one that never changes counts as 0.
+
+    Source: Jammalamadaka and Sarma 1988; Fisher 1993, section 6.3.
+    """
+    x, y = (np.sin(np.asarray(z, np.float64) - circular_mean(z)) for z in (a, b))
+    norm = np.sqrt((x**2).sum(0) * (y**2).sum(0))
+    return float(np.mean((x * y).sum(0) / np.where(norm > 0, norm, np.inf)))
+
+
+def ramachandran(angles: np.ndarray, bins: int = 36) -> np.ndarray:
+    """Counts (bins of phi, bins of psi) of angles (..., 2) in radians, all residues together."""
+    return cells(angles.reshape(-1, 2), [-np.pi] * 2, [np.pi] * 2, bins)
+
+
+def helix_share(angles: np.ndarray) -> np.ndarray:
+    """Share of residues in a helix for each frame: angles (..., residues, 2) -> (...).
+
+    A residue counts if -100 < phi < -30 and -67 < psi < -7 degrees, and so do two neighbours that make three in a row
+    with it. Source: Best and Hummer 2009, J. Phys. Chem. B 113, 9004.
+    """
+    phi, psi = np.rad2deg(angles[..., 0]), np.rad2deg(angles[..., 1])
+    inside = (phi > -100) & (phi < -30) & (psi > -67) & (psi < -7)
+    padded = np.concatenate([np.zeros_like(inside[..., :2]), inside, np.zeros_like(inside[..., :2])], axis=-1)
+    n = inside.shape[-1]
+    triples = padded[..., : n + 2] & padded[..., 1 : n + 3] & padded[..., 2:]
+    return (triples[..., :n] | triples[..., 1 : n + 1] | triples[..., 2:]).mean(-1)

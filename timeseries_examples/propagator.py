@@ -1,0 +1,292 @@
+"""A generative one-step propagator: frame k (and some before it) -> a draw of frame k + 1, by flow matching.
+
+The flow lives in scaled coordinates of the next frame, or of the increment to it (see :class:`Space`), given the
+present frame. Two sources: ``noise``, w_0 ~ N(0, I), an ODE; and ``frame``, the present frame itself (data to data). A
+flow that starts in one point needs noise on its way to end in a distribution: IDFF's bridge is then followed as an SDE,
+and a deterministic system uses none (``sampler="ode"``).
+
+Conditions are inputs of the network, so source and target are never coupled across conditions: the pairs are
+independent draws even for IDFF, whose images are coupled by optimal transport.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from common import checkpoint
+from common.generate import sde_of, velocity_of
+from common.losses import make_loss, network_heads
+from common.mlp import MLP
+from common.runtime import generator
+from common.series import frames_at, windows
+from common.solvers import euler_maruyama, integrate, time_grid
+from common.toys import fit
+
+SpaceName = Literal["line", "circle", "angle"]
+
+
+# ---- where the frames live
+
+
+@dataclass(frozen=True)
+class Space:
+    """What frames, features and the coordinates w of the flow are.
+
+    * line: frames x (D,); features (x - centre) / spread; w is the increment, next = x + scale w.
+    * angle: frames are D angles in radians; features (sin, cos); next = x + scale w, wrapped to [-pi, pi).
+    * circle: frames (sin, cos) of D / 2 angles; features are the frame; w is the next frame itself, next =
+      centre + scale w, put back on the circles.
+
+    A step of the first two is short against the spread of the frames; angles forget where they were within a basin in
+    a frame or two, so that their increments would mostly undo the present frame.
+    """
+
+    kind: SpaceName
+    scale: list[float]
+    centre: list[float] = field(default_factory=list)
+    spread: list[float] = field(default_factory=list)
+
+    def features(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., features), of order 1."""
+        if self.kind == "circle":
+            return x
+        if self.kind == "angle":
+            return torch.cat([x.sin(), x.cos()], dim=-1)
+        return (x - x.new_tensor(self.centre)) / x.new_tensor(self.spread)
+
+    def target(self, x: Tensor, following: Tensor) -> Tensor:
+        """Where the flow ends, (..., D): the coordinates of the frame that follows x."""
+        if self.kind == "circle":
+            return (following - x.new_tensor(self.centre)) / x.new_tensor(self.scale)
+        return _increment(self.kind, x, following) / x.new_tensor(self.scale)
+
+    def source(self, x: Tensor) -> Tensor:
+        """Where a flow from the present frame begins: the coordinates of x itself."""
+        return self.target(x, x)
+
+    def move(self, x: Tensor, w: Tensor) -> Tensor:
+        """The frame at some coordinates, seen from x."""
+        if self.kind == "circle":
+            sine, cosine = (x.new_tensor(self.centre) + x.new_tensor(self.scale) * w).chunk(2, dim=-1)
+            radius = torch.hypot(sine, cosine).clamp(min=1e-6)
+            return torch.cat([sine / radius, cosine / radius], dim=-1)
+        y = x + x.new_tensor(self.scale) * w
+        return wrap(y) if self.kind == "angle" else y
+
+    @staticmethod
+    def of(kind: SpaceName, series: Sequence[Tensor]) -> Space:
+        """The space of some trajectories, each (T, D): coordinates of the flow get the scale 1.
+
+        Raises:
+            ValueError: a coordinate never changes.
+        """
+        steps = torch.cat([_increment(kind, x[:-1], x[1:]) for x in series]).double().square().mean(0).sqrt()
+        if not (steps > 0).all():
+            raise ValueError(f"coordinate {int(steps.argmin())} of the series never changes: leave it out")
+        x = torch.cat(list(series)).double()
+        centre, spread = x.mean(0).tolist(), x.std(0).tolist()
+        return Space(kind, spread if kind == "circle" else steps.tolist(), centre, spread)
+
+
+def _increment(kind: str, x: Tensor, following: Tensor) -> Tensor:
+    return wrap(following - x) if kind == "angle" else following - x
+
+
+def wrap(angles: Tensor) -> Tensor:
+    """The same angles in [-pi, pi)."""
+    return torch.remainder(angles + torch.pi, 2 * torch.pi) - torch.pi
+
+
+# ---- the propagator
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is learnt and how it is sampled; a checkpoint holds it."""
+
+    method: Literal["idff", "cfm"] = "idff"
+    source: Literal["noise", "frame"] = "noise"
+    sampler: Literal["ode", "sde"] = "ode"
+    sigma: float = 0.2
+    condition: Literal["frame", "time"] = "frame"
+    past: int = 1
+    n_steps: int = 4
+    solver: Literal["euler", "heun", "dpmpp2m"] = "euler"
+    n_frames: int = 1  # length of the training trajectories, the unit of time of condition="time"
+    lag: int = 1  # frames of the data in one step
+    t_zero: float = 0.0  # share of the training times that are exactly 0
+
+    def check(self) -> None:
+        """Raise ValueError for combinations that cannot work."""
+        if self.sampler == "sde" and (self.method, self.source) != ("idff", "frame"):
+            raise ValueError("the SDE follows IDFF's bridge from the frame: it needs --method idff --source frame")
+        if self.method == "idff" and self.sigma <= 0:
+            raise ValueError(f"--sigma {self.sigma:g}: idff's bridge needs one above 0, e.g. 0.2")
+        for name in ("past", "n_steps", "lag"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} {getattr(self, name)}: must be at least 1")
+        if not 0 <= self.t_zero <= 1:
+            raise ValueError(f"--t_zero {self.t_zero:g}: a share, from 0 to 1")
+
+
+class Propagator:
+    """A network with its space and recipe. ``step`` is what ``common.series.roll_out`` takes.
+
+    Args:
+        net: An MLP over (point of the flow, condition).
+        space: Of the frames.
+        recipe: Of the flow.
+    """
+
+    def __init__(self, net: nn.Module, space: Space, recipe: Recipe) -> None:
+        recipe.check()
+        self.net, self.space, self.recipe = net, space, recipe
+
+    def condition(self, frames: Tensor, k: Tensor) -> Tensor:
+        """What the network knows: frames (B, past, D), the newest last, and the frame numbers k (B,) -> (B, C).
+
+        The newest frame's features and the frames before it; or, as the first IDFF program did, nothing but the
+        absolute time.
+        """
+        if self.recipe.condition == "time":
+            return (2 * k.to(frames.dtype) / self.recipe.n_frames - 1)[:, None]
+        parts = [self.space.features(frames[:, -1])]
+        parts += [self.space.target(frames[:, i + 1], frames[:, i]) for i in range(self.recipe.past - 1)]
+        return torch.cat(parts, dim=1)
+
+    def conditional(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """The network as losses and solvers call it; y is the condition."""
+        return self.net(torch.cat([x, y], dim=1), t)
+
+    @torch.no_grad()
+    def draw(self, frames: Tensor, k: Tensor, noise: Callable[[int], Tensor]) -> Tensor:
+        """One draw of each next frame, (B, D). ``recipe.n_steps`` network calls.
+
+        Args:
+            frames: (B, past, D).
+            k: Number of the newest frame, (B,).
+            noise: noise(i) -> standard normal (B, D): i = 0 for the start, i + 1 for step i.
+        """
+        recipe, y = self.recipe, self.condition(frames, k)
+        start = noise(0) if recipe.source == "noise" else self.space.source(frames[:, -1])
+        if recipe.source == "frame" and recipe.method == "cfm" and recipe.sigma > 0:
+            start = start + recipe.sigma * noise(0)  # where the path of constant spread begins
+        times = time_grid(recipe.n_steps)
+        if recipe.sampler == "sde":
+            drift, diffusion = sde_of(self.conditional, recipe.method, recipe.sigma, y)
+            w = euler_maruyama(drift, diffusion, start, times, lambda i, x: noise(i + 1))
+        else:
+            landing = recipe.method == "idff"  # its last step goes to the data head
+            velocity = velocity_of(self.conditional, recipe.method, y, last=float(times[-2]))
+            w = integrate(velocity, start, times, recipe.solver, final_euler=landing)
+        return self.space.move(frames[:, -1], w)
+
+    def step_from(self, k: Tensor, seed: int) -> Callable[[Tensor, int], Tensor]:
+        """The one-step map for roll-outs from frame numbers k (B,): state (B, past, D), a function of the seed."""
+
+        def step(state: Tensor, j: int) -> Tensor:
+            g = generator(seed, "step", j)
+
+            def noise(_: int) -> Tensor:
+                return torch.randn(state.shape[0], state.shape[2], generator=g).to(state)
+
+            new = self.draw(state, k + j, noise)
+            return torch.cat([state[:, 1:], new[:, None]], dim=1)
+
+        return step
+
+
+# ---- training
+
+
+def build(space: Space, recipe: Recipe, width: int, depth: int, seed: int) -> Propagator:
+    """An untrained propagator with a fully connected network."""
+    torch.manual_seed(seed)
+    dim, heads = len(space.scale), network_heads(recipe.method)
+    probe = Propagator(nn.Identity(), space, recipe)
+    known = probe.condition(torch.zeros(1, recipe.past, dim), torch.zeros(1)).shape[1]
+    net = MLP(heads * dim + known, width, depth, nn.SiLU, out_dim=heads * dim)
+    return Propagator(net, space, recipe)
+
+
+def examples(propagator: Propagator, series: Sequence[Tensor], lead: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    """All stretches of trajectories (T, D): frames (N, past, D), ``lead`` that follow, numbers of the newest (N,)."""
+    past = propagator.recipe.past
+    index = windows(series, past, lead)
+    given, following = frames_at(series, index, past, lead)
+    return given, following, index[:, 1] + past - 1
+
+
+def train(
+    propagator: Propagator,
+    series: Sequence[Tensor],
+    total_steps: int,
+    batch_size: int,
+    lr: float,
+    seed: int,
+    progress: str = "",
+    weight_decay: float = 0.0,
+    ema_decay: float = 0.999,
+) -> list[float]:
+    """Train the network in place, on windows of trajectories (T, D); it ends with its averaged weights.
+
+    Returns:
+        The loss of every step.
+    """
+    given, following, k = examples(propagator, series)
+    known = propagator.condition(given, k)
+    target, source = propagator.space.target(given[:, -1], following[:, 0]), propagator.space.source(given[:, -1])
+    recipe, loss = propagator.recipe, make_loss(propagator.recipe.method, propagator.recipe.sigma)
+
+    def loss_at(step: int) -> Tensor:
+        g = generator(seed, "batch", step)
+        rows = torch.randint(len(target), (batch_size,), generator=g)
+        x1, noise = target[rows], torch.randn(batch_size, target.shape[1], generator=g)
+        x0 = torch.randn(x1.shape, generator=g) if recipe.source == "noise" else source[rows]
+        t = (torch.arange(batch_size) + torch.rand(batch_size, generator=g)) / batch_size  # stratified
+        t = torch.where(torch.rand(batch_size, generator=g) < recipe.t_zero, 0.0, t)
+        return loss(propagator.conditional, x0, x1, t, noise, known[rows]).mean()
+
+    losses = fit(propagator.net, loss_at, total_steps, lr, weight_decay, "cosine", ema_decay, progress or False)
+    propagator.net.eval()
+    return losses
+
+
+# ---- files
+
+
+def state_of(propagator: Propagator, config: dict[str, Any], step: int, dtype: torch.dtype | None) -> dict[str, Any]:
+    """What ``common.checkpoint.save`` writes; ``dtype`` of the weights, None: as they are."""
+    tensors = propagator.net.state_dict()
+    recipe = asdict(propagator.recipe)
+    return {
+        "format": checkpoint.FORMAT,
+        "version": 1,
+        "step": step,
+        "config": config,
+        "network": propagator.net.description,
+        "method": {"name": recipe.pop("method"), **recipe, "space": asdict(propagator.space)},
+        "ema_model": {key: value.to(dtype) if dtype else value for key, value in tensors.items()},
+    }
+
+
+def load(path: Path) -> tuple[Propagator, dict[str, Any]]:
+    """A propagator from its checkpoint, and the options that it was trained with.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint of a propagator.
+    """
+    net, info = checkpoint.load_network(path)
+    method = dict(info["method"])
+    if "space" not in method:
+        raise ValueError(f"{path} holds no propagator: give --weights of a run of this script")
+    space = Space(**method.pop("space"))
+    recipe = Recipe(method=method.pop("name"), **{k: v for k, v in method.items() if k in Recipe.__dataclass_fields__})
+    return Propagator(net.eval(), space, recipe), info["config"]
