@@ -13,7 +13,7 @@ from config import DrawOptions
 def main() -> None:
     """Parse the command line and draw."""
     options = parse(DrawOptions, description=__doc__ or "")
-    from pipeline import draw
+    from sst_pipeline import draw
 
     draw(options)
 

@@ -16,7 +16,7 @@ from config import PRESETS, Options, smoke
 def main() -> None:
     """Parse the command line and run."""
     options = parse(Options, PRESETS, __doc__ or "")
-    from pipeline import run
+    from sst_pipeline import run
 
     run(smoke(options) if options.smoke else options)
 

@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ try:
     import network
     import recflow as rf
     import score
-    import tables
+    import twelve
     import train_eval_linear_recflow as script
     from experiment import Fitting, choices
 finally:
@@ -136,7 +137,8 @@ def test_the_network_has_ttrecflows_size(dim, n):
     assert velocity.n_parameters == n == sum(p.numel() for p in velocity.parameters())
 
 
-def test_a_network_learns_the_velocity_of_a_gaussian():
+def test_a_network_learns_the_velocity_of_a_gaussian(monkeypatch):
+    monkeypatch.setitem(network.RECIPES, "better", replace(network.RECIPES["better"], batch_size=128))
     x1 = 3 * torch.randn(5000, 1, generator=torch.Generator().manual_seed(0))
     velocity, seconds = network.train(x1, width=32, n_steps=2500)
     x, t = torch.linspace(-2, 2, 9)[:, None], torch.full((9,), 0.5)
@@ -248,9 +250,9 @@ def test_frontier_and_table_run_and_go_on(tmp_path):
     said = python("frontier.py", *words)
     assert said.count("kind ") == 3 and (tmp_path / "f" / "frontier.png").stat().st_size > 10_000
     assert python("frontier.py", *words).count("kind ") == 0
-    said = python("tables.py", "--names", "moons", "--seeds", "1", "--smoke", "--out", tmp_path / "t")
+    said = python("twelve.py", "--names", "moons", "--seeds", "1", "--smoke", "--out", tmp_path / "t")
     assert "| moons | 1 |" in said and "no worse than the network on" in said
-    assert tables.table(tmp_path / "t").count("\n") >= 3
+    assert twelve.table(tmp_path / "t").count("\n") >= 3
 
 
 @pytest.mark.parametrize(

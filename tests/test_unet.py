@@ -312,7 +312,7 @@ def test_description_rebuilds_the_network():
 
 
 def test_descriptions_that_cannot_be_built_say_why():
-    with pytest.raises(ValueError, match="unknown network 'VGG' in the checkpoint; known: UNet, ConditionalUNet"):
+    with pytest.raises(ValueError, match="unknown network 'VGG'; known: UNet, ConditionalUNet"):
         build_network({"name": "VGG"})
     with pytest.raises(ValueError, match="--patch_size belongs to --network unet"):
         network_description(TrainConfig(network="conditional_unet", patch_size=2))

@@ -19,7 +19,7 @@ from bases import make
 from common.cards import commit, without_folders
 from common.runtime import atomic_write, generator
 from datasets import TWELVE, Data, load
-from pictures import comparison
+from panels import comparison
 from recflow import TTVelocity, data_pairs, fit_velocity, frame_of, on_lines, posterior_means
 from tt import feasible_ranks
 

@@ -117,7 +117,7 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
 def draw(rows: list[dict[str, Any]], name: str, path: Path) -> None:
     """Distance against bytes and against seconds of the fit, with the floor."""
     from common.plots import pyplot, save
-    from pictures import COLOURS
+    from panels import COLOURS
 
     figure, axes = pyplot().subplots(1, 2, figsize=(9.5, 4.0), sharey=True, layout="constrained")
     floor = next(row["distance"] for row in rows if row["kind"] == "floor")

@@ -1,7 +1,7 @@
 """The train beside the network on all twelve data sets, three seeds each: the table of README.md.
 
-    python tables.py                       # about an hour and a half on one core; finished runs are kept
-    python tables.py --table               # print what is there
+    python twelve.py                       # about an hour and a half on one core; finished runs are kept
+    python twelve.py --table               # print what is there
 
 Each run is one of train_eval_linear_recflow.py, in results/table/SET/seed-N/.
 """
@@ -71,7 +71,7 @@ def table(out: Path) -> str:
         if runs:
             rows.append(_row(folder.name, runs))
     if not rows:
-        raise FileNotFoundError(f"no results in {out}: run `python tables.py` first")
+        raise FileNotFoundError(f"no results in {out}: run `python twelve.py` first")
     better = sum(row["excess"]["tt"] <= row["excess"]["network"] for row in rows)
     head = (
         "| set | seeds | floor | train | network | train wins | parameters | fit s | sampling s |\n"
