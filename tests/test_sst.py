@@ -32,8 +32,8 @@ import data as D  # noqa: E402
 import flow as F  # noqa: E402
 import forecast as P  # noqa: E402
 import maps  # noqa: E402
-import sst_pipeline as pipeline  # noqa: E402
 import skill  # noqa: E402
+import sst_pipeline as pipeline  # noqa: E402
 import synthetic as S  # noqa: E402
 
 sys.path.remove(str(SST))

@@ -24,8 +24,8 @@ try:
     import network
     import recflow as rf
     import score
-    import twelve
     import train_eval_linear_recflow as script
+    import twelve
     from experiment import Fitting, choices
 finally:
     sys.path.remove(str(FOLDER))
