@@ -118,8 +118,6 @@ def choices(options: Options, dim: int) -> dict[str, Any]:
     chosen: dict[str, Any] = {"n_basis": n_basis, "n_time": 14 if dim < 3 else 8, "ridge": options.reg_coeff}
     if options.length_scale and options.bases == "rbf":
         chosen["length"] = options.length_scale
-    if dim > 8:  # else the parts beside a core carry all outputs, which costs dim times as much
-        chosen["moves"] = True
     if options.rank:
         return chosen | {"rank": options.rank}
     return chosen | {"rank": 4, "adapt": True, "max_rank": 16 if dim < 4 else 8, "budget": budget(options, dim)}
@@ -160,6 +158,7 @@ class Fitting:
             validation=self.held_out,
             sweeps=self.options.sweeps,
             seed=self.options.seed,
+            moves=self.dim > 8,  # else the parts beside a core carry all outputs, which costs dim times as much
             progress=progress if self.options.verbose else False,
             **chosen,
         )

@@ -1,6 +1,6 @@
 """Quality against size and against time, for trains of several ranks and networks of several widths.
 
-    python frontier.py --dataset-name swissroll-3d-sklearn        # about 15 minutes on one core
+    python frontier.py --dataset-name swissroll-3d-sklearn        # minutes on one core
     python frontier.py --dataset-name circles-sklearn --budgets 400 1600 --widths 25 100
 
 Writes results/frontier/NAME/: frontier.png, frontier.json. Finished points are kept, an interrupted run goes on.

@@ -1,7 +1,7 @@
 """The neural velocity that a train is compared with: two recipes for one multilayer perceptron.
 
 "seed": ttrecflow's. Two hidden layers of 100, ReLU; each point of the data keeps one noise; 20,000 steps of 4,096
-pairs, Adam at a constant 5e-3 with weight decay 1e-6. "better": the same layers with SiLU, fresh noise in every step,
+pairs, a constant learning rate of 5e-3 and weight decay 1e-6; by AdamW, where ttrecflow has Adam. "better": the same layers with SiLU, fresh noise in every step,
 learning rate falling to zero along a cosine, averaged weights, points divided by their deviation; it takes a tenth of
 the pairs.
 """
