@@ -228,7 +228,9 @@ def _write(out: Path, flows: dict[str, Any], results: dict[str, Any], made: dict
     if "network" in results:
         results["compression"] = results["network"]["parameters"] / results["tt"]["parameters"]
     out.mkdir(parents=True, exist_ok=True)
-    flows["tt"].float().save(out / "tt.pt")
+    for flow in flows.values():
+        flow.cpu().float()
+    flows["tt"].save(out / "tt.pt")
     if "network" in flows:
         state = {"network": flows["network"].state_dict(), "recipe": results["network"]["recipe"]}
         checkpoint.save(out / "network.pt", state)

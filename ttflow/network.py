@@ -1,9 +1,9 @@
 """The neural velocity that a train is compared with: two recipes for one multilayer perceptron.
 
 "seed": ttrecflow's. Two hidden layers of 100, ReLU; each point of the data keeps one noise; 20,000 steps of 4,096
-pairs, a constant learning rate of 5e-3 and weight decay 1e-6; by AdamW, where ttrecflow has Adam. "better": the same layers with SiLU, fresh noise in every step,
-learning rate falling to zero along a cosine, averaged weights, points divided by their deviation; it takes a tenth of
-the pairs.
+pairs, a constant learning rate of 5e-3 and weight decay 1e-6; by AdamW, where ttrecflow has Adam. "better": the same
+layers with SiLU, fresh noise in every step, learning rate falling to zero along a cosine, averaged weights, points
+divided by their deviation; it takes a tenth of the pairs.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def train(
         raise ValueError(f"unknown recipe {recipe!r}: choose one of {', '.join(RECIPES)}")
     plan, dim = RECIPES[recipe], x1.shape[1]
     torch.manual_seed(seed)
-    net = MLP(dim, width, depth, getattr(torch.nn, plan.activation))
+    net = MLP(dim, width, depth, getattr(torch.nn, plan.activation)).to(x1.device)
     velocity = _scaled(net, float(x1.std(0).mean()) if plan.fresh else 1.0)
     draw = _pairs(x1, plan, seed)
 
@@ -116,6 +116,6 @@ def _pairs(x1: Tensor, plan: Recipe, seed: int) -> Callable[[int], tuple[Tensor,
         g = generator(seed, "batch", step)
         rows = torch.randint(len(x1), (plan.batch_size,), generator=g)
         x0 = torch.randn(len(rows), x1.shape[1], generator=g) if plan.fresh else kept[rows]
-        return x0, x1[rows], torch.rand(len(rows), generator=g)
+        return x0.to(x1), x1[rows.to(x1.device)], torch.rand(len(rows), generator=g).to(x1)
 
     return draw
