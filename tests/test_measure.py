@@ -50,7 +50,7 @@ def test_a_classifier_learns_and_is_the_same_from_its_file(tmp_path, residual):
 
 
 def test_shipped_classifiers_are_as_good_as_they_say():
-    for name, channels, least in (("mnist", 1, 0.98), ("cifar10", 3, 0.75)):
+    for name, channels, least in (("mnist", 1, 0.98), ("cifar10", 3, 0.85)):
         net, accuracy = classifier.load_classifier(ROOT / name / "results" / "classifier.pt")
         assert accuracy > least and net.arguments["channels"] == channels
         assert net(torch.zeros(2, channels, 32, 32)).shape == (2, 10)
