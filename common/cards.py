@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.runtime import atomic_write
+from common.runtime import write_json
 
 
 def file_hash(path: Path) -> str:
@@ -58,8 +58,7 @@ def read_card(weights: Path) -> dict[str, Any]:
 def write_card(weights: Path, facts: dict[str, Any]) -> None:
     """Write a new card: the facts, and the hash of the weights that they belong to."""
     card = {"weights": weights.name, "sha256": file_hash(weights), **facts}
-    with atomic_write(card_path(weights)) as path:
-        path.write_text(json.dumps(card, indent=2) + "\n")
+    write_json(card_path(weights), card)
 
 
 def add_measurement(weights: Path, result: dict[str, Any]) -> Path:

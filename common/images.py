@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.runtime import atomic_write
+from common.runtime import atomic_write, write_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -153,8 +153,7 @@ def add_counted(path: str | Path, **counted: float) -> None:
     file = facts_file(Path(path))
     whole = {key: int(value) if float(value).is_integer() else round(value, 2) for key, value in counted.items()}
     facts = json.loads(file.read_text()) | whole
-    with atomic_write(file) as temporary:
-        temporary.write_text(json.dumps(facts, indent=1) + "\n")
+    write_json(file, facts)
 
 
 def _check_fingerprint(file: Path, fingerprint: dict[str, Any], path: Path, begun: bool = False) -> None:
@@ -164,8 +163,7 @@ def _check_fingerprint(file: Path, fingerprint: dict[str, Any], path: Path, begu
     if not file.exists():
         if begun or path.is_file():
             raise ValueError(f"{path} holds images of unknown origin (no {file.name} in it); {advice}")
-        with atomic_write(file) as temporary:
-            temporary.write_text(json.dumps(mine, indent=1) + "\n")
+        write_json(file, mine)
     try:
         theirs = dict(json.loads(file.read_text()))
     except (ValueError, TypeError) as error:

@@ -36,7 +36,7 @@ def measure_main(
     from common.cards import add_measurement, commit
     from common.images import to_uint8
     from common.page import refresh
-    from common.runtime import atomic_write
+    from common.runtime import write_json
 
     if config.inception:
         from common.features import find_inception
@@ -82,8 +82,7 @@ def measure_main(
         result |= inception_figures(torch.cat(images), train.images, inception, known)
     print(json.dumps(result, indent=2))
     if config.out:
-        with atomic_write(config.out) as path:
-            path.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(config.out, result)
     if config.card:
         del result["weights"]
         card = add_measurement(checkpoint.find(info["path"]), result)

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from common import cli
-from common.runtime import JsonLines, atomic_write, run_lock, run_main
+from common.runtime import JsonLines, run_lock, run_main, write_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -257,8 +257,7 @@ def _begin(file: Path, plan: dict[str, Any]) -> None:
         advice = f"go on with those settings, or delete the folder {file.parent}"
         _check_same(file.parent, json.loads(file.read_text()), plan, advice)
         return
-    with atomic_write(file) as temporary:
-        temporary.write_text(json.dumps(plan, indent=1) + "\n")
+    write_json(file, plan)
 
 
 # ---- names

@@ -324,6 +324,12 @@ def atomic_write(path: str | os.PathLike[str], sync: bool = True) -> Iterator[Pa
         temporary.unlink(missing_ok=True)
 
 
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write a value as JSON, whole or not at all (see :func:`atomic_write`)."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
 def _is_disk_full(error: OSError | RuntimeError) -> bool:
     """Whether a write failed for want of space; torch's own writer hides the reason in a RuntimeError."""
     if isinstance(error, OSError):

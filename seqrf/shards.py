@@ -22,7 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.runtime import atomic_write
+from common.runtime import atomic_write, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -156,8 +156,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     """
     path = folder / "manifest.json"
     if not path.exists():
-        with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps({**FORMAT, **asdict(manifest)}, indent=1) + "\n", encoding="utf-8")
+        write_json(path, {**FORMAT, **asdict(manifest)})
     there = read_manifest(folder)  # another process may have been first
     free = {"noise", "data"}  # the last bits of another machine's noise; a name, whose hash is compared
     free |= {"batch_size"} if there.n_steps and 0 not in there.n_steps else set()  # dopri5's steps are a batch's

@@ -207,7 +207,7 @@ def edges_of(run: Run, teacher: Model, here: Processes) -> list[float]:
     """The segments of a run: of equal length, or adaptive; those are computed once and kept in the work folder."""
     import json
 
-    from common.runtime import atomic_write
+    from common.runtime import write_json
     from segments import uniform_edges
 
     t = run.config.training
@@ -221,8 +221,7 @@ def edges_of(run: Run, teacher: Model, here: Processes) -> list[float]:
     kept = json.loads(path.read_text()) if path.exists() else {}
     if any(kept.get(key) != value for key, value in settings.items()):
         edges = teacher_edges(teacher, t.reflow_t, t.adaptive_samples, t.adaptive_steps, run.config)
-        with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(kept := settings | {"edges": edges}))
+        write_json(path, kept := settings | {"edges": edges})
         print(f"adaptive segments: {', '.join(f'{edge:.3g}' for edge in edges)}")
     if here.is_main:
         here.wait()

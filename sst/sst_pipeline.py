@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from common import checkpoint
 from common.cards import commit, write_card
 from common.cli import to_yaml
 from common.report import Report
-from common.runtime import Processes, atomic_write, pick_device, processes, run_lock
+from common.runtime import Processes, pick_device, processes, run_lock, write_json
 from common.training import begin, hardware, in_words, loop, write_final
 from common.unet import build_network
 from config import DEFAULT, WEIGHTS, DrawOptions, Options, run_folder, smoke
@@ -121,8 +120,7 @@ def evaluate(options: Options, data: World, weights: Path, out: Path) -> dict[st
         print("\n".join(["", *skill.lines(result, unit)]))
     print_verdict(result)
     out.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out / "scores.json") as path:
-        path.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(out / "scores.json", result)
     maps.forecast_maps(out / "forecast.png", data, drawn, index=len(drawn.box) // 2)
     maps.skill_curves(out / "skill.png", result)
     maps.ranks(out / "ranks.png", result)

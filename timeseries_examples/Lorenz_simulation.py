@@ -10,7 +10,6 @@ SYSTEM.json and three pictures to the run folder.
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from _repo import HERE
 from common.cli import parse
-from common.runtime import atomic_write, run_main
+from common.runtime import run_main, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -113,8 +112,7 @@ def main() -> None:
     system = SYSTEMS[options.system]
     system = replace(system, frame=options.frame or system.frame)
     result, pictures = evaluate(propagator, system, options)
-    with atomic_write(out / f"{system.name}.json") as path:
-        path.write_text(json.dumps({"training_seconds": round(seconds, 1), **result}, indent=2) + "\n")
+    write_json(out / f"{system.name}.json", {"training_seconds": round(seconds, 1), **result})
     draw(system, pictures, out)
     show(result)
     print(f"figures and numbers: {out}")

@@ -11,7 +11,6 @@ program: the network sees the absolute time instead of the present frame, which 
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from _repo import HERE
 from common.cli import parse
-from common.runtime import atomic_write, run_lock, run_main
+from common.runtime import run_lock, run_main, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -140,8 +139,7 @@ def main() -> None:
         model, seconds = trained(options, train_set)
     out = Path(options.out)
     result, pictures = evaluate(model, train_set, held_out, lag, options)
-    with atomic_write(out / "md.json") as path:
-        path.write_text(json.dumps({"training_seconds": round(seconds, 1), **result}, indent=2) + "\n")
+    write_json(out / "md.json", {"training_seconds": round(seconds, 1), **result})
     figures.ramachandran(pictures["real"], pictures["made"], out / "md_ramachandran.png")
     figures.traces(pictures, lag, out / "md_traces.png")
     figures.slow(pictures, lag, out / "md_statistics.png")
