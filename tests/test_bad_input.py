@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from common.commands import gen_main, grid_main, make_sampler, train_main, true_
 from common.config import GridConfig
 from common.images import save_png
 from common.measure import measure_main
+from started import start
 from tiny import NAME, ROOT, TINY, folder, images, options, run, weights
 
 CPU = ["--device", "cpu"]
@@ -274,9 +274,8 @@ def test_a_full_disk_while_sampling_loses_nothing(place, tmp_path, monkeypatch, 
     ],
 )
 def test_a_script_ends_with_one_line_and_code_2(tmp_path, script, flags, line):
-    command = [sys.executable, str(ROOT / script), *flags.replace("OUT", str(tmp_path / "out")).split()]
-    environment = {**os.environ, "FLOW_TRACEBACK": "0"}
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    words = flags.replace("OUT", str(tmp_path / "out")).split()
+    result = start(ROOT / script, *words, cwd=tmp_path, FLOW_TRACEBACK="0")
     assert result.returncode == 2 and result.stderr.startswith(line) and result.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
 

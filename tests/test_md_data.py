@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 
+import started
 from tiny import ROOT
 
 FOLDER = ROOT / "timeseries_examples"
@@ -18,6 +19,8 @@ sys.path.insert(1, str(FOLDER))
 
 import dihedrals  # noqa: E402
 import make_md_data  # noqa: E402
+
+sys.modules.pop("_repo", None)  # a name that every folder has
 
 HAS_OPENMM = all(importlib.util.find_spec(name) for name in ("openmm", "PeptideBuilder"))
 needs_openmm = pytest.mark.skipif(not HAS_OPENMM, reason="OpenMM and PeptideBuilder are optional")
@@ -173,7 +176,8 @@ def test_shipped_trajectories():
     ],
 )
 def test_options_that_make_no_sense(flags, line):
-    assert line in run(*flags, code=2)
+    done = started.start(FOLDER / "make_md_data.py", *flags, cwd=FOLDER)
+    assert done.returncode == 2 and line in done.stderr
 
 
 def test_missing_openmm_gets_one_line(tmp_path):
@@ -252,4 +256,5 @@ def test_smoke_then_again_then_another_recipe(tmp_path):
     assert [t.recipe["start"] for t in found] == ["helix", "extended"] and json.dumps(found[0].recipe)
     assert not np.array_equal(found[0].angles, found[1].angles)
     assert run("--smoke", "--out", tmp_path).count("is there already") == 2
-    assert "of another recipe (seed 0 there, 1 here)" in run("--smoke", "--seed", 1, "--out", tmp_path, code=2)
+    done = started.start(FOLDER / "make_md_data.py", "--smoke", "--seed", 1, "--out", tmp_path, cwd=FOLDER)
+    assert done.returncode == 2 and "of another recipe (seed 0 there, 1 here)" in done.stderr

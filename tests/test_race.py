@@ -19,14 +19,15 @@ import pytest
 import torch
 from PIL import Image
 
+from started import start
 from tiny import ROOT
 
 FOLDER = ROOT / "2D-toys"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-def start(*flags: object) -> subprocess.CompletedProcess[str]:
-    """Run race.py from the root."""
+def cold(*flags: object) -> subprocess.CompletedProcess[str]:
+    """Run race.py from the root, with everything that it imports: its own processes do so, too."""
     command = [sys.executable, "2D-toys/race.py", *map(str, flags)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
@@ -41,7 +42,7 @@ def data_of(html: str) -> dict:
 def raced(tmp_path_factory):
     """The folder of a tiny race, and what its page carries."""
     out = tmp_path_factory.mktemp("race")
-    result = start("--smoke", "--out", out)
+    result = cold("--smoke", "--out", out)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "9 methods in" in result.stdout and f"results: {out}" in result.stdout
     return out, data_of((out / "race.html").read_text(encoding="utf-8"))
@@ -181,7 +182,7 @@ def test_fm_is_left_out_where_the_source_is_not_gaussian(modules, monkeypatch):
 
 @pytest.mark.parametrize("flags", [("--source", "nowhere"), ("--steps", "0"), ("--workers", "0"), ("--n_samples", "1")])
 def test_a_mistake_is_one_line(flags):
-    result = start(*flags)
+    result = start(FOLDER / "race.py", *flags, cwd=ROOT)
     assert result.returncode == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
     assert flags[0] in result.stderr
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from started import start
 from tiny import ROOT
 
 LIBRARY = sorted((ROOT / "common").glob("*.py"))
@@ -213,6 +214,8 @@ COMMANDS = [pytest.param(path, line, id=f"{ids(path)}: {line}") for path in DOCU
     pytest.param(None, "", marks=pytest.mark.skip("no commands"))
 ]
 
+COLD = set()  # the scripts that a command has started cold
+
 
 @pytest.mark.parametrize(("path", "line"), COMMANDS)
 def test_commands_of_documents_name_files_and_flags_that_exist(path, line):
@@ -224,9 +227,13 @@ def test_commands_of_documents_name_files_and_flags_that_exist(path, line):
     if script.parent not in FOLDERS:
         return
     where = script.parents[len(Path(words[at]).parts) - 1]
-    shown = subprocess.run(
-        [sys.executable, *words[at:], "--help"], cwd=where, capture_output=True, text=True, timeout=60, check=False
-    )
+    flags = (*words[at + 1 :], "--help")
+    if script in COLD:
+        shown = start(script, *flags, cwd=where)
+    else:  # once as a user starts it
+        COLD.add(script)
+        command = [sys.executable, words[at], *flags]
+        shown = subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=60, check=False)
     assert shown.returncode == 0, shown.stderr
 
 

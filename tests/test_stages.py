@@ -411,9 +411,9 @@ def test_a_truncated_shard_is_named(reflowed, teacher, tmp_path):
 
 @pytest.mark.parametrize("where", ["seqrf", "."])
 def test_the_script_ends_with_one_line_and_code_2(where, tmp_path):
-    script = ["main.py"] if where == "seqrf" else ["seqrf/main.py"]
+    script = "main.py" if where == "seqrf" else "seqrf/main.py"
     arguments = ["--config=configs/rf/toy2d.py", f"--workdir={tmp_path}", "--config.training.reflow_t=0"]
-    done = subprocess.run([sys.executable, *script, *arguments], cwd=ROOT / where, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, script, *arguments], cwd=ROOT / where, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: --config.training.reflow_t 0") and not done.stdout
     assert done.stderr.count("\n") == 1
 

@@ -18,6 +18,7 @@ from common.losses import make_loss, network_heads, squared_error
 from common.metrics import wasserstein2
 from common.mlp import MLP
 from common.runtime import generator
+from started import start
 from tiny import ROOT
 
 sys.path.insert(0, str(ROOT / "2D-toys"))
@@ -279,9 +280,11 @@ def test_verdicts_daggers_and_spreads():
 
 # ---- the script
 
+SCRIPT = ROOT / "2D-toys" / "tables.py"
 
-def start(*flags: object) -> subprocess.CompletedProcess[str]:
-    """Run tables.py from the root."""
+
+def cold(*flags: object) -> subprocess.CompletedProcess[str]:
+    """Run tables.py from the root, with everything that it imports."""
     command = [sys.executable, "2D-toys/tables.py", *map(str, flags)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
@@ -289,13 +292,13 @@ def start(*flags: object) -> subprocess.CompletedProcess[str]:
 
 def test_smoke_and_resume(tmp_path: Path):
     flags = ("--smoke", "--out", tmp_path, "--pairs", "N-moons", "--methods")
-    first = start(*flags, "OT-CFM")
+    first = cold(*flags, "OT-CFM")
     assert first.returncode == 0, first.stderr
     assert f"table: {tmp_path / 'README.md'}" in first.stdout
     before = (tmp_path / "rows.jsonl").read_text()
     names = [json.loads(line)["name"] for line in before.splitlines()]
     assert names == ["OT-CFM", "OT-CFM + EMA", "floor", "OT-CFM", "OT-CFM + EMA"]
-    again = start(*flags, "OT-CFM", "IDFF", "--no_large")
+    again = start(SCRIPT, *flags, "OT-CFM", "IDFF", "--no_large", cwd=ROOT)
     assert again.returncode == 0, again.stderr
     after = (tmp_path / "rows.jsonl").read_text()
     assert after.startswith(before), "a finished row was touched"
@@ -315,6 +318,6 @@ def test_smoke_and_resume(tmp_path: Path):
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
 def test_mistakes_are_one_line(flags, said):
-    result = start(*flags)
+    result = start(SCRIPT, *flags, cwd=ROOT)
     assert result.returncode == 2 and said in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1

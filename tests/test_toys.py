@@ -8,7 +8,6 @@ import math
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from typing import get_args
 
 import pytest
@@ -21,6 +20,7 @@ from common.metrics import straightness, wasserstein2
 from common.mlp import MLP
 from common.runtime import generator
 from common.solvers import GRIDS, SOLVERS, integrate, time_grid
+from started import start
 from tiny import ROOT
 
 FOLDER = ROOT / "2D-toys"
@@ -387,19 +387,17 @@ def test_orders_refuses_what_cannot_work_together(orders, changes, message):
 # ---- the scripts
 
 
-def start(script: str, *flags: object, cwd=ROOT) -> subprocess.CompletedProcess[str]:
-    """Run a script of the folder."""
+def cold(script: str, *flags: object, cwd=ROOT) -> subprocess.CompletedProcess[str]:
+    """Run a script of the folder, with everything that it imports."""
     command = [sys.executable, os.path.relpath(FOLDER / script, cwd), *map(str, flags)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=200, check=False)
 
 
 def test_the_scripts_run_from_the_folder_and_from_the_root(tmp_path):
-    with ThreadPoolExecutor(2) as pool:  # both at once: most of it is importing torch
-        flags = ("--smoke", "--out")
-        plane = pool.submit(start, "toys.py", *flags, tmp_path / "a", "--method", "reflow", cwd=FOLDER)
-        higher = pool.submit(start, "idff_orders.py", *flags, tmp_path / "b", "--calls", 10, "--orders", "2")
-        plane, higher = plane.result(), higher.result()
+    flags = ("--smoke", "--out")
+    plane = cold("toys.py", *flags, tmp_path / "a", "--method", "reflow", cwd=FOLDER)
+    higher = start(FOLDER / "idff_orders.py", *flags, tmp_path / "b", "--calls", 10, "--orders", "2", cwd=ROOT)
     assert plane.returncode == 0, plane.stderr[-3000:]
     assert "gaussian -> 8gaussians, reflow: 40 steps" in plane.stdout and "midpoint, 20 steps: NFE 39" in plane.stdout
     assert {path.name for path in (tmp_path / "a").iterdir()} == {"figure.png", "results.json", "weights.pt"}
@@ -422,6 +420,6 @@ def test_the_scripts_run_from_the_folder_and_from_the_root(tmp_path):
     ],
 )
 def test_a_bad_flag_is_one_line_and_exit_code_2(script, flags, message):
-    result = start(script, *flags)
+    result = start(FOLDER / script, *flags, cwd=ROOT)
     assert result.returncode == 2 and result.stdout == ""
     assert message in result.stderr and result.stderr.count("\n") == 1

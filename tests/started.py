@@ -1,0 +1,120 @@
+"""Scripts in processes of their own that do not wait for torch.
+
+Started cold, a script spends seconds on importing other people's packages, and a tenth of that on what is tested. Here
+one process, the server, imports those packages and nothing of this repository; a script then runs in a fork of it, as
+its main module, with its own arguments, environment, folder, exit code and output. What only a cold start shows, such
+as what an import brings in, is not for this.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import gc
+import importlib
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+# What costs a tenth of a second or more; torch imports the second when the first optimizer is made.
+PACKAGES = ("torch", "torch._dynamo", "scipy.optimize", "scipy.stats", "PIL.Image", "tyro", "matplotlib.figure", "yaml")
+SECONDS = 300
+LOCK = threading.Lock()  # one answer at a time
+
+
+def start(script: Path, *flags: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a script from a folder, as ``python SCRIPT FLAGS`` there with ``environment`` over this process's own.
+
+    Args:
+        script: Where it is; it is named as seen from the folder.
+        flags: Its arguments.
+        cwd: The folder.
+        environment: Variables that are set for it.
+    """
+    command = [os.path.relpath(script, cwd), *map(str, flags)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    with tempfile.TemporaryDirectory() as folder:
+        streams = [os.path.join(folder, name) for name in ("out", "err")]
+        with LOCK:
+            process = _server()
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.write(json.dumps([command, str(cwd), environment, streams]) + "\n")
+            process.stdin.flush()
+            code = process.stdout.readline()
+            assert code, "the server has ended"
+        out, err = (Path(stream).read_text(encoding="utf-8") for stream in streams)
+    return subprocess.CompletedProcess(command, int(code), out, err)
+
+
+@functools.cache
+def _server() -> subprocess.Popen[str]:
+    """The process that this one's scripts are forked from."""
+    process = subprocess.Popen(
+        [sys.executable, "-B", __file__],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    atexit.register(process.communicate)  # it ends when its input does
+    return process
+
+
+def _serve() -> None:
+    """Fork for every line of the input and answer with the exit code of the fork."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the tests end this process
+    for name in PACKAGES:
+        importlib.import_module(name)
+    gc.freeze()  # so that a fork's collections leave the shared pages shared
+    for line in sys.stdin:
+        process = os.fork()
+        if not process:
+            # no finalization: taking torch down again would take longer than most scripts
+            os._exit(_become(*json.loads(line)))
+        code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        print(code, flush=True)
+
+
+def _become(command: Sequence[str], cwd: str, environment: dict[str, str], streams: Sequence[str]) -> int:
+    """In the fork: be the script; its exit code, after what the interpreter would do at its end."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.alarm(SECONDS)  # ends a script that hangs
+    for number, stream in enumerate((os.devnull, *streams)):
+        file = os.open(stream, os.O_RDWR | os.O_CREAT)
+        os.dup2(file, number)
+        os.close(file)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    sys.argv, sys.path[0] = list(command), os.path.dirname(os.path.abspath(command[0]))
+    code: object = None
+    try:
+        runpy.run_path(command[0], run_name="__main__")
+    except SystemExit as left:
+        code = left.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    if not isinstance(code, int):
+        print(code or "", end="", file=sys.stderr)
+        code = int(code is not None)
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
+if __name__ == "__main__":
+    _serve()
+    os._exit(0)
