@@ -12,13 +12,14 @@ validation, a loop over rows in Python. ``fit`` needs teneva (pip install teneva
 
 from __future__ import annotations
 
-import itertools
+import math
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,6 +61,8 @@ class Options:
     """Points of sampling"""
     runs: int = 30
     """Rounds of timing"""
+    network_steps: int = 0
+    """sampling: training steps of the networks; 0: those of their recipes"""
     parts: bool = False
     """sampling: profile an evaluation"""
     seed: int = 0
@@ -292,66 +295,73 @@ def relative(a: Any, b: Any) -> float:
     return ((a - b).square().mean() / (b - b.mean(0)).square().mean()).sqrt().item()
 
 
-def fitted_velocity(options: Options) -> tuple[Any, float]:
-    """A velocity by the defaults of ttflow, and the seconds of its fit."""
+def flows(options: Options) -> dict[str, Any]:
+    """A train by the defaults of ttflow's experiment, and the network beside it by either recipe."""
+    import network
     from datasets import load
-    from draws import data_pairs, posterior_means
-    from recflow import fit_velocity, frame_of
+    from experiment import Fitting, choices
+    from train_eval_linear_recflow import Options as Experiment
 
     data = load(options.data, seed=options.seed)
-    frame = frame_of(*data_pairs(data.train, 10_000)(0))
     begun = CLOCK()
-    draw = posterior_means(data.train, options.n_pairs, seed=options.seed)
-    velocity, _ = fit_velocity(draw, frame, rank=options.ranks[0], seed=options.seed)
-    return velocity.eval(), CLOCK() - begun
+    experiment = Experiment(options.data, options.seed, n_pairs=options.n_pairs)
+    train, _ = Fitting(experiment, data).fit(choices(experiment, data.dim))
+    made = {f"train, {train.n_parameters} parameters, ranks {train.train_.ranks}": train.eval()}
+    print(f"train fitted in {CLOCK() - begun:.1f} s of one core", flush=True)
+    for recipe in network.RECIPES:
+        net, _ = network.train(data.train, recipe, n_steps=options.network_steps, seed=options.seed)
+        made[f"network, recipe {recipe}, {net.n_parameters} parameters"] = net
+    return made
 
 
 def sampling(options: Options) -> None:
-    """Errors, the cheapest solver of enough accuracy, and its time for the train and for networks."""
+    """For each flow the cheapest solver that is as accurate as RK4 with 100 steps (or 1e-3), and the time it takes."""
     import torch
 
-    from common.mlp import MLP
     from common.runtime import generator
+    from common.solvers import integrate, time_grid
+
+    made = flows(options)
+    dim = next(iter(made.values())).dim
+    x0 = torch.randn(options.n_samples, dim, generator=generator(options.seed, "x0"))
+    ways: dict[str, tuple[Any, str, str, int]] = {}
+    with torch.no_grad():
+        for name, flow in made.items():
+            method, grid, n = cheapest(name, flow, x0)
+            ways[name] = (flow, method, grid, n)
+        for what in ("cheapest", "rk4, 100 uniform steps"):
+            jobs = {}
+            for name, (flow, *way) in ways.items():
+                method, grid, n = way if what == "cheapest" else ("rk4", "uniform", 100)
+                jobs[name] = partial(integrate, flow, x0, time_grid(n, grid), method)
+            for name, took in timed(jobs, options.runs).items():
+                print(f"| {what} | {name} | {took * 1e3:.1f} ms |")
+        if options.parts:
+            parts(next(iter(made.values())), x0)
+
+
+def cheapest(name: str, flow: Any, x0: Any) -> tuple[str, str, int]:
+    """Solver, grid and steps of the fewest calls, of those that are accurate enough; prints the best five."""
     from common.solvers import GRIDS, SOLVERS, integrate, time_grid
 
-    velocity, seconds = fitted_velocity(options)
-    print(f"rank {options.ranks[0]}, {velocity.n_parameters} parameters, fitted in {seconds:.1f} s of one core")
-    x0 = torch.randn(options.n_samples, velocity.dim, generator=generator(options.seed, "x0"))
-    with torch.no_grad():
-        exact = integrate(velocity.double(), x0.double(), time_grid(400), "rk4").float()
-        finer = integrate(velocity, x0.double(), time_grid(800), "rk4").float()
-        hundred = relative(integrate(velocity.float(), x0, time_grid(100), "rk4"), exact)
-        enough = max(1e-3, hundred)
-        print(f"rk4, 400 steps against 800: {relative(exact, finer):.1e}; 100 steps: {hundred:.1e}; asked {enough:.1e}")
-        found: list[tuple[int, float, str, str, int]] = []
-        for method in SOLVERS:
-            runs = {}
-            for grid, n in itertools.product(GRIDS, STEPS):
+    exact = integrate(flow.double(), x0.double(), time_grid(400), "rk4").float()
+    finer = integrate(flow, x0.double(), time_grid(800), "rk4").float()
+    hundred = relative(integrate(flow.float(), x0, time_grid(100), "rk4"), exact)
+    enough = max(1e-3, hundred)
+    print(f"{name}: rk4, 400 steps against 800: {relative(exact, finer):.1e}; 100: {hundred:.1e}; asked {enough:.1e}")
+    found: list[tuple[int, float, str, str, int]] = []
+    for method in SOLVERS:
+        for grid in GRIDS:
+            for n in STEPS:
                 calls = n * CALLS.get(method, 1)
-                if calls <= 100:
-                    error = relative(integrate(velocity, x0, time_grid(n, grid), method), exact)
-                    runs[grid, n] = (calls, error, method, grid, n)
-            found += [run for run in runs.values() if run[1] <= enough]
-            best = {most: min((r for r in runs.values() if r[0] == most), key=lambda r: r[1]) for most in (20, 40, 100)}
-            print(f"| {method} |", " | ".join(f"{r[1]:.1e} ({r[3]})" for r in best.values()), "|", flush=True)
-        found.sort()
-        for calls, error, method, grid, n in found[:5]:
-            print(f"enough: {method}, {grid}, {n} steps: {calls} calls, {error:.1e}")
-        nets = {f"network, {depth}x100": MLP(velocity.dim, 100, depth, torch.nn.ReLU).eval() for depth in (2, 3)}
-        fields = {f"train, {velocity.n_parameters}": velocity} | {
-            f"{name}, {sum(p.numel() for p in net.parameters())}": net for name, net in nets.items()
-        }
-        ways = [("rk4", "uniform", 100), found[0][2:]] if found else [("rk4", "uniform", 100)]
-        for method, grid, n in ways:
-            times, calls = time_grid(n, grid), n * CALLS.get(method, 1)
-            jobs = {name: lambda f=f: integrate(f, x0, times, method) for name, f in fields.items()}
-            for name, took in timed(jobs, options.runs).items():
-                rate = calls * options.n_samples / took
-                print(
-                    f"{method}, {grid}, {n} steps, {name} parameters: {took * 1e3:.1f} ms, {rate:.3g} points/s a call"
-                )
-        if options.parts:
-            parts(velocity, x0)
+                error = relative(integrate(flow, x0, time_grid(n, grid), method), exact) if calls <= 100 else math.inf
+                if error <= enough:
+                    found.append((calls, error, method, grid, n))
+                    break  # more steps cost more
+    found = sorted(found) or [(400, hundred, "rk4", "uniform", 100)]
+    for calls, error, method, grid, n in found[:5]:
+        print(f"  enough: {method}, {grid}, {n} steps: {calls} calls, {error:.1e}", flush=True)
+    return found[0][2:]
 
 
 def timed(jobs: dict[str, Callable[[], Any]], runs: int) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -26,7 +27,6 @@ try:
     import recflow as rf
     import score
     import train_eval_linear_recflow as script
-    import twelve
     from experiment import Fitting, choices
 finally:
     sys.path.remove(str(FOLDER))
@@ -60,11 +60,12 @@ def test_the_twelve_names_are_those_of_ttrecflow():
 def test_a_set_is_repeatable_and_its_parts_are_disjoint(name):
     data, same = (datasets.load(name, 300, 100, seed=3) for _ in range(2))
     assert torch.equal(data.train, same.train) and torch.equal(data.again, same.again)
-    assert data.dim == (3 if "3d" in name else 2) and data.train.shape == (300, data.dim) and len(data.few) == 2000
+    assert data.dim == (3 if "3d" in name else 2) and data.train.shape == (300, data.dim)
+    assert data.few.shape == data.few_again.shape == (1, 2000, data.dim)
     parts = torch.cat([data.train, data.validation, data.test, data.again]).double()
     assert parts.isfinite().all() and not torch.equal(data.test, data.again)
     # the sets have one centre: those that are equally spaced lie at the same points but for the noise
-    assert (data.few.mean(0) - data.few_again.mean(0)).abs().max() < 0.12 * parts.std(0).max()
+    assert (data.few[0].mean(0) - data.few_again[0].mean(0)).abs().max() < 0.12 * parts.std(0).max()
     assert not torch.equal(datasets.load(name, 300, 100, seed=4).train, data.train)
 
 
@@ -255,9 +256,26 @@ def test_frontier_and_table_run_and_go_on(tmp_path):
     said = python("frontier.py", *words)
     assert said.count("kind ") == 3 and (tmp_path / "f" / "frontier.png").stat().st_size > 10_000
     assert python("frontier.py", *words).count("kind ") == 0
-    said = python("twelve.py", "--names", "moons", "--seeds", "1", "--smoke", "--out", tmp_path / "t")
-    assert "| moons | 1 |" in said and "no worse than the network on" in said
-    assert twelve.table(tmp_path / "t").count("\n") >= 3
+    words = ["--names", "moons", "--seeds", "1", "--smoke", "--out", tmp_path / "t"]
+    said = python("twelve.py", *words, "--sinkhorn-draws", "1", "--n-test", "200")
+    assert "| moons | " in said and "no worse than the network by sinkhorn on" in said
+    (row,) = csv.DictReader((tmp_path / "t.csv").open())
+    # the flows that are read from their files are the same: so is what is measured again
+    python("twelve.py", *words, "--again", "--sinkhorn-draws", "2", "--n-test", "200")
+    (new,) = csv.DictReader((tmp_path / "t.csv").open())
+    assert (row["sinkhorn_draws"], new["sinkhorn_draws"]) == ("1", "2") and row["tt_sinkhorn"] != new["tt_sinkhorn"]
+    assert all(row[f"{who}_w2"] == new[f"{who}_w2"] for who in ("floor", "tt", "network"))
+
+
+def test_a_network_is_the_same_from_its_file_and_no_other_file_will_do(tmp_path):
+    velocity, _ = network.train(3 * torch.randn(200, 2) + 1, width=8, n_steps=5)
+    velocity.save(tmp_path / "net.pt")
+    x, t = torch.randn(9, 2), torch.rand(9)
+    again = network.load(tmp_path / "net.pt")
+    assert velocity.scale != 1.0 and torch.equal(again(x, t), velocity(x, t)) and again.recipe == "better"
+    weights = FOLDER.parent / "mnist" / "results"
+    with pytest.raises(ValueError, match="holds no network of this folder"):
+        network.load(next(weights.rglob("flow_matching_mnist.pth")))
 
 
 @pytest.mark.parametrize(

@@ -93,19 +93,21 @@ class Basis(nn.Module):
         return self._casts[key]
 
     def spread(self, start: Tensor, values: Tensor) -> Tensor:
-        """(N, n) with zeros from the output of :meth:`local`."""
+        """(N, n) with zeros from the output of :meth:`local`, its values turned: (width, N)."""
         if self.width == self.n:
-            return values
+            return values.T
         rows = start + torch.arange(self.width, device=start.device)[:, None]
-        return values.new_zeros(self.n, len(values)).scatter_(0, rows, values.T).T  # the points are the fast index
+        return values.new_zeros(self.n, len(start)).scatter_(0, rows, values).T  # the points are the fast index
 
     def forward(self, x: Tensor) -> Tensor:
         """All functions at x (N,): shape (N, n)."""
-        return self.spread(*self.local(x))
+        start, values = self.local(x)
+        return self.spread(start, values.T)
 
     def derivative(self, x: Tensor) -> Tensor:
         """Derivatives of all functions at x (N,): shape (N, n)."""
-        return self.spread(*self.local(x, 1))
+        start, values = self.local(x, 1)
+        return self.spread(start, values.T)
 
     def _all(self, values: Tensor) -> tuple[Tensor, Tensor]:
         return values.new_zeros(len(values), dtype=torch.int64), values
@@ -160,23 +162,47 @@ class BSplines(Basis):
 
     def local(self, x: Tensor, order: int = 0) -> tuple[Tensor, Tensor]:
         """The degree + 1 splines of each point's interval; the straight continuations are pieces of the table too."""
-        reach = self.margin * (self.high - self.low) if self.outside == "linear" else 0.0
-        at, last = x.clamp(self.low - reach, self.high + reach), self.n - self.degree - 1
         if self.breaks is None:
-            places = (at - self.low) * ((last + 1) / (self.high - self.low))
-            piece = places.floor().to(torch.int64)
-            start = piece.clamp(0, last)  # NaN becomes some number
-            u = places - start
-        else:
-            piece = torch.bucketize(at, self.table("nodes", x), right=True) - 1
-            start = piece.clamp(0, last)
-            ends = self.table("ends", x)[start]
-            u = (at - ends[:, 0]) * ends[:, 1]
-        coefficients = self.table(str(order), x).index_select(1, piece.clamp_(-1, last + 1) + 1)
+            start, values = self.at_places((x - self.low) * self.rate, order)
+            return start, values.T
+        reach, last = self._reach / self.rate, self.n - self.degree - 1
+        at = x.clamp(self.low - reach, self.high + reach)
+        piece = torch.bucketize(at, self.table("nodes", x), right=True) - 1
+        ends = self.table("ends", x)[piece.clamp(0, last)]
+        start, values = self._of_pieces(piece, (at - ends[:, 0]) * ends[:, 1], order)
+        return start, (values * (x == at) if order else values).T
+
+    def at_places(self, places: Tensor, order: int = 0) -> tuple[Tensor, Tensor]:
+        """First number (N,) and values (width, N) of the splines at (x - low) rate, for intervals of equal lengths."""
+        at = places.clamp(-self._reach, self.n - self.degree + self._reach)
+        piece = at.floor().to(torch.int64)
+        start, values = self._of_pieces(piece, at - piece.clamp(0, self.n - self.degree - 1), order)
+        return start, values * (places == at) if order else values
+
+    @property
+    def rate(self) -> float:
+        """Intervals per unit of x."""
+        return (self.n - self.degree) / (self.high - self.low)
+
+    @property
+    def alike(self) -> tuple[Any, ...] | None:
+        """Equal for bases that :meth:`at_places` makes equal, whatever their boxes; None: unequal intervals."""
+        return None if self.breaks is not None else (self.n, self.degree, self.outside, self.margin)
+
+    @property
+    def _reach(self) -> float:
+        """Length of the straight continuation, in mean intervals."""
+        return self.margin * (self.n - self.degree) if self.outside == "linear" else 0.0
+
+    def _of_pieces(self, piece: Tensor, u: Tensor, order: int) -> tuple[Tensor, Tensor]:
+        """First number and values (width, N) of the splines, u from the beginning of an interval."""
+        last = self.n - self.degree - 1
+        pieces = piece.clamp(-1, last + 1) + 1  # NaN becomes some number
+        coefficients = self.table(str(order), u).index_select(1, pieces)
         values, *lower = reversed(coefficients.split(self.width))  # by power, (width, N)
         for more in lower:
             values = torch.addcmul(more, values, u)
-        return start, (values * (x == at) if order else values).T
+        return piece.clamp_(0, last), values
 
 
 def _with_ends(table: Tensor, linear: bool) -> Tensor:
@@ -246,18 +272,26 @@ class Legendre(Basis):
 
     kind = "legendre"
 
+    def __init__(self, n: int, low: float, high: float, **outside: Any) -> None:
+        super().__init__(n, low, high, **outside)
+        self._tables = {"norm": (2 * torch.arange(n, dtype=torch.float64) + 1).sqrt()}
+
     def inside(self, x: Tensor, order: int) -> tuple[Tensor, Tensor]:
         """All n, by the three-term recursions of P_k and of its derivative."""
         slope = 2 / (self.high - self.low)
-        u = (x - self.low) * slope - 1
-        values, slopes = [torch.ones_like(u), u], [torch.zeros_like(u), torch.ones_like(u)]
+        if one := x.numel() == 1 and x.device.type == "cpu" and not x.requires_grad:  # a time that all rows share
+            u: Any = (x.item() - self.low) * slope - 1
+            values, slopes = [1.0, u], [0.0, 1.0]
+        else:
+            u = (x - self.low) * slope - 1
+            values, slopes = [torch.ones_like(u), u], [torch.zeros_like(u), torch.ones_like(u)]
         for k in range(1, self.n - 1):
             values.append(((2 * k + 1) * u * values[k] - k * values[k - 1]) / (k + 1))
             if order:
                 slopes.append(slopes[k - 1] + (2 * k + 1) * values[k])
-        norm = (2 * torch.arange(self.n, dtype=x.dtype, device=x.device) + 1).sqrt()
-        columns = torch.stack((slopes if order else values)[: self.n], dim=1)
-        return self._all(columns * norm * (slope if order else 1))
+        chosen = (slopes if order else values)[: self.n]
+        columns = x.new_tensor([chosen]) if one else torch.stack(chosen, dim=1)
+        return self._all(columns * (self.table("norm", x) * slope if order else self.table("norm", x)))
 
 
 class Fourier(Basis):
@@ -287,6 +321,24 @@ class Fourier(Basis):
         angle = (x[:, None] - self.low) * frequency + shift
         size = torch.where(k > 0, k.new_tensor(2.0).sqrt(), k.new_ones(()))
         return self._all(-size * frequency * torch.sin(angle) if order else size * torch.cos(angle))
+
+
+def evaluate(bases: Sequence[Basis], columns: Sequence[Tensor]) -> list[Tensor]:
+    """The functions of each basis at its points (N,): (N, n) each. Splines that are alike are looked up together."""
+    values: list[Any] = [None] * len(bases)
+    groups: dict[Any, list[int]] = {}
+    for k, (basis, x) in enumerate(zip(bases, columns)):
+        if isinstance(basis, BSplines) and basis.alike:
+            groups.setdefault((basis.alike, x.shape), []).append(k)
+        else:
+            values[k] = basis(x)
+    for members in groups.values():
+        splines: list[Any] = [bases[k] for k in members]
+        places = torch.cat([(columns[k] - bases[k].low) * b.rate for k, b in zip(members, splines)])
+        together = splines[0].spread(*splines[0].at_places(places))
+        for k, part in zip(members, together.split(len(columns[members[0]]))):
+            values[k] = part
+    return values
 
 
 KINDS: dict[str, type[Basis]] = {basis.kind: basis for basis in (BSplines, Gaussians, Legendre, Fourier)}

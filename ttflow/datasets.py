@@ -29,8 +29,9 @@ class Data:
     """Rows of float32: for the fit, for choices (early stop, hyper-parameters), for the verdict, and for the floor.
 
     ``test`` and ``again`` are two samples of the same size that nothing was fitted to: their distance is the floor.
-    ``few`` and ``few_again`` are such samples of 2,000, ttrecflow's number. They are drawn by themselves, for some of
-    the sets are more even than chance (scikit-learn's circles are equally spaced), which a part of a sample is not.
+    ``few`` and ``few_again`` are such samples of 2,000, ttrecflow's number, several of each, (draws, 2000, d): the
+    distance of two of them varies too much for a verdict by one. Each is drawn by itself, for some of the sets are more
+    even than chance (scikit-learn's circles are equally spaced), which a part of a sample is not. A table has one.
     """
 
     name: str
@@ -129,7 +130,7 @@ def describe() -> str:
     return f"{', '.join(TWELVE)}; {tables}; or FILE.csv"
 
 
-def load(name: str, n_train: int = 50_000, n_test: int = 10_000, seed: int = 0) -> Data:
+def load(name: str, n_train: int = 50_000, n_test: int = 10_000, seed: int = 0, draws: int = 1) -> Data:
     """A set of points.
 
     Args:
@@ -137,6 +138,7 @@ def load(name: str, n_train: int = 50_000, n_test: int = 10_000, seed: int = 0) 
         n_train, n_test: Points, of the twelve; the validation set has a tenth of the training set's. At most so many
             rows of a table.
         seed: Of the points, or of the split.
+        draws: Samples of 2,000, of the twelve.
 
     Raises:
         ValueError: unknown name, a table with text, NaN, a constant column, or too few rows.
@@ -151,8 +153,9 @@ def load(name: str, n_train: int = 50_000, n_test: int = 10_000, seed: int = 0) 
     if sampler is None:
         return _split(name, _table(name), n_train, n_test, seed)
     g = np.random.default_rng([seed, 1])
-    sizes = (n_train, max(2, n_train // 10), n_test, n_test, FEW, FEW)
-    return Data(name, *(torch.from_numpy(sampler(n, g)[g.permutation(n)]).float() for n in sizes))
+    sizes = (n_train, max(2, n_train // 10), n_test, n_test, *[FEW] * (2 * draws))
+    parts = [torch.from_numpy(sampler(n, g)[g.permutation(n)]).float() for n in sizes]
+    return Data(name, *parts[:4], torch.stack(parts[4::2]), torch.stack(parts[5::2]))
 
 
 def _table(name: str) -> np.ndarray:
@@ -225,4 +228,4 @@ def _split(name: str, rows: np.ndarray, n_train: int, n_test: int, seed: int) ->
     mixed = torch.from_numpy(rows[np.random.default_rng([seed, 1]).permutation(len(rows))]).float()
     n = max(2, int(HELD_OUT * len(rows)))
     validation, test, again, train = mixed.split([n, n, n, len(rows) - 3 * n])
-    return Data(name, train[:n_train], validation, test[:n_test], again[:n_test], test[:FEW], again[:FEW])
+    return Data(name, train[:n_train], validation, test[:n_test], again[:n_test], test[None, :FEW], again[None, :FEW])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import network
 import score
 from bases import make
 from common.cards import commit, without_folders
-from common.runtime import atomic_write, generator
+from common.runtime import generator, write_json
 from datasets import TWELVE, Data, load
 from panels import comparison
 from recflow import TTVelocity, data_pairs, fit_velocity, frame_of, on_lines, posterior_means
@@ -26,7 +27,16 @@ from tt import feasible_ranks
 if TYPE_CHECKING:
     from train_eval_linear_recflow import Options
 
-SMOKE = {"n_train": 2000, "n_pairs": 2000, "n_test": 200, "sweeps": 3, "nn_steps": 30, "n_steps": 8, "hopt_max_eval": 2}
+SMOKE = {
+    "n_train": 2000,
+    "n_pairs": 2000,
+    "n_test": 200,
+    "sweeps": 3,
+    "nn_steps": 30,
+    "n_steps": 8,
+    "hopt_max_eval": 2,
+    "sinkhorn_draws": 1,
+}
 
 
 def run(options: Options, here: Path) -> dict[str, Any]:
@@ -34,19 +44,47 @@ def run(options: Options, here: Path) -> dict[str, Any]:
     if options.smoke:
         options = replace(options, **SMOKE)  # type: ignore[arg-type]
     _check(options)
-    data = load(options.dataset_name, options.n_train, options.n_test, options.seed)
+    data = _data(options)
     out = Path(options.out) if options.out else here / "results" / Path(options.dataset_name).stem
     flows: dict[str, Any] = {}
     facts: dict[str, Any] = {}
     flows["tt"], facts["tt"] = _train_of(options, data, out)
     if not options.tt_only:
         flows["network"], facts["network"] = _network_of(options, data)
+    return _report(options, data, flows, facts, out)
+
+
+def again(out: Path, **changes: Any) -> dict[str, Any]:
+    """Measures the flows that a run left in its folder once more, with some options changed; returns and writes all.
+
+    Raises:
+        FileNotFoundError: the folder lacks results.json or a flow.
+        ValueError: a file that no run wrote.
+    """
+    from train_eval_linear_recflow import Options
+
+    before = json.loads((out / "results.json").read_text())
+    known = {field.name for field in fields(Options)}
+    options = replace(Options(**{k: v for k, v in before["options"].items() if k in known}), **changes)
+    flows: dict[str, Any] = {"tt": TTVelocity.load(out / "tt.pt")}
+    if "network" in before:
+        flows["network"] = network.load(out / "network.pt")
+    facts = {name: before[name] for name in flows}
+    return _report(options, _data(options), flows, facts, out)
+
+
+def _data(options: Options) -> Data:
+    return load(options.dataset_name, options.n_train, options.n_test, options.seed, options.sinkhorn_draws)
+
+
+def _report(options: Options, data: Data, flows: dict[str, Any], facts: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Samples, measures, writes and prints."""
     made = {name: _measure(name, flow, facts[name], options, data) for name, flow in flows.items()}
     results = {
         "dataset": data.name,
         "floor": _distances(data.again, data.few_again, data, options),
         **facts,
-        "sinkhorn": {"p": 2, "blur": score.BLUR, "points": len(data.few)},
+        "sinkhorn": {"p": 2, "blur": score.BLUR, "points": data.few.shape[1], "draws": len(data.few)},
         "w2": {"points": len(data.test)},
         "options": asdict(options),
         "command": without_folders(sys.argv),
@@ -66,6 +104,8 @@ def _check(options: Options) -> None:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(options, name)}: give at least 1")
     if options.n_pairs == 1:
         raise ValueError("--n-pairs is 1: a fit needs at least 2 rows; try 60000")
+    if options.time_at < -1:
+        raise ValueError(f"--time-at is {options.time_at}: give a position, 0 is the first, or -1 for the default")
     if min(options.rank, options.n_centers, options.nn_steps, options.n_pairs) < 0:
         raise ValueError("--rank, --n-centers, --nn-steps and --n-pairs are 0 (chosen for you) or positive")
     if options.hopt and options.use_best_model:
@@ -133,6 +173,10 @@ class Fitting:
 
     def __init__(self, options: Options, data: Data) -> None:
         self.options, self.dim = options, data.dim
+        # measured (benchmarks/LOG.md): beside the coordinate of most variance in three dimensions, of least in two
+        self.time_at = options.time_at if options.time_at >= 0 else 0 if data.dim == 3 else data.dim
+        if self.time_at > data.dim:
+            raise ValueError(f"--time-at is {options.time_at}: the positions are 0 to {data.dim}, -1 for the default")
         n = options.n_pairs or (60_000 if data.dim < 4 else 20_000)
         pairs = data_pairs(data.train, min(n, 20_000), options.coupling, options.seed)
         self.frame = frame_of(*pairs(0))
@@ -158,6 +202,7 @@ class Fitting:
             validation=self.held_out,
             sweeps=self.options.sweeps,
             seed=self.options.seed,
+            time_at=self.time_at,
             moves=self.dim > 8,  # else the parts beside a core carry all outputs, which costs dim times as much
             progress=progress if self.options.verbose else False,
             **chosen,
@@ -174,12 +219,11 @@ class Fitting:
         return min(row["validation"] for row in self.fit(chosen)[1])
 
     def size(self, chosen: dict[str, Any]) -> int:
-        """Parameters of a train with these choices, t last."""
+        """Parameters of a train with these choices."""
         widths = [make(self.options.bases, chosen["n_basis"], 0.0, 1.0).n] * self.dim
-        widths.append(make("legendre", chosen["n_time"], 0.0, 1.0).n)
-        ranks = [1, *feasible_ranks([*widths[:-1], widths[-1] * self.dim], chosen["rank"]), 1]
-        sizes = [a * n * b for a, n, b in zip(ranks[:-1], widths, ranks[1:])]
-        return sum(sizes[:-1]) + sizes[-1] * self.dim
+        widths.insert(self.time_at, make("legendre", chosen["n_time"], 0.0, 1.0).n * self.dim)  # and the outputs
+        ranks = [1, *feasible_ranks(widths, chosen["rank"]), 1]
+        return sum(a * n * b for a, n, b in zip(ranks[:-1], widths, ranks[1:]))
 
 
 # ------------------------------------------------------------------------------------------------------------ a network
@@ -197,9 +241,10 @@ def _measure(name: str, flow: torch.nn.Module, facts: dict[str, Any], options: O
     solver = options.odesolve_method_tt if name == "tt" else options.odesolve_method_nn
     dtype = getattr(torch, options.dtype)
     flow.to(device=options.device, dtype=dtype)
-    few, seconds, nfe = score.sample(flow, _noise(data.few, options, "few"), solver, options.n_steps)
-    points, _, _ = score.sample(flow, _noise(data.test, options, "test"), solver, options.n_steps)
-    facts |= _distances(points, few, data, options)
+    few = [score.sample(flow, noise, solver, options.n_steps) for noise in noise_like(data.few, options, "few")]
+    points, _, nfe = score.sample(flow, noise_like(data.test, options, "test"), solver, options.n_steps)
+    facts |= _distances(points, torch.stack([each for each, _, _ in few]), data, options)
+    seconds = statistics.median(took for _, took, _ in few)
     facts |= {"sampling_seconds": seconds, "nfe": nfe, "solver": solver, "n_steps": options.n_steps}
     if data.name not in TWELVE:
         rows = data.test[:500].to(device=options.device, dtype=dtype)
@@ -207,7 +252,7 @@ def _measure(name: str, flow: torch.nn.Module, facts: dict[str, Any], options: O
     return points
 
 
-def _noise(like: Tensor, options: Options, what: str) -> Tensor:
+def noise_like(like: Tensor, options: Options, what: str) -> Tensor:
     """Standard normal, of the same shape; the same for all flows."""
     noise = torch.randn(like.shape, generator=generator(options.seed, "noise", what))
     return noise.to(device=options.device, dtype=getattr(torch, options.dtype))
@@ -215,16 +260,15 @@ def _noise(like: Tensor, options: Options, what: str) -> Tensor:
 
 def _distances(points: Tensor, few: Tensor, data: Data, options: Options) -> dict[str, Any]:
     """``score.distances`` with a line that says that it takes long."""
-    if options.verbose and len(points) > 5000:
-        print(f"exact transport of {len(points):,} points: half a minute", file=sys.stderr)
+    if options.verbose:
+        what = f"W2 of {len(points):,} points, Sinkhorn's divergence of {len(few)} times {few.shape[1]:,}"
+        print(f"{what}: up to a minute", file=sys.stderr)
     return score.distances(points.float(), few.float(), data)
 
 
 # ------------------------------------------------------------------------------------------------------------- results
 def _write(out: Path, flows: dict[str, Any], results: dict[str, Any], made: dict[str, Tensor], data: Data) -> None:
     """Models, numbers and picture."""
-    from common import checkpoint
-
     if "network" in results:
         results["compression"] = results["network"]["parameters"] / results["tt"]["parameters"]
     out.mkdir(parents=True, exist_ok=True)
@@ -232,11 +276,9 @@ def _write(out: Path, flows: dict[str, Any], results: dict[str, Any], made: dict
         flow.cpu().float()
     flows["tt"].save(out / "tt.pt")
     if "network" in flows:
-        state = {"network": flows["network"].state_dict(), "recipe": results["network"]["recipe"]}
-        checkpoint.save(out / "network.pt", state)
+        flows["network"].save(out / "network.pt")
     comparison(data, made, results, out / "figure.png")
-    with atomic_write(out / "results.json") as path:
-        path.write_text(json.dumps(results, indent=1) + "\n")
+    write_json(out / "results.json", results)
 
 
 def table(results: dict[str, Any]) -> str:

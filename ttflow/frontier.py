@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from _repo import HERE
 from common import cli
-from common.runtime import run_main
+from common.runtime import run_main, write_json
 from train_eval_linear_recflow import Options as Experiment
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def points(options: Options, path: Path) -> list[dict[str, Any]]:
                 for key, value in rows[-1].items()
             )
         )
-        _write(path, rows)
+        write_json(path, rows)
     return rows
 
 
@@ -88,7 +88,7 @@ def _point(kind: str, size: int, experiment: Experiment, data: Data, fitting: li
 
     import network
     from common.metrics import wasserstein2
-    from experiment import _noise, choices
+    from experiment import choices, noise_like
     from score import sample
 
     if kind == "floor":
@@ -100,18 +100,9 @@ def _point(kind: str, size: int, experiment: Experiment, data: Data, fitting: li
     else:
         flow, seconds = network.train(data.train, width=size, n_steps=experiment.nn_steps, seed=experiment.seed)
         n_bytes = 4 * flow.n_parameters
-    made, sampling, nfe = sample(flow, _noise(data.test, experiment, "test"), "rk4", experiment.n_steps)
+    made, sampling, nfe = sample(flow, noise_like(data.test, experiment, "test"), "rk4", experiment.n_steps)
     facts = {"parameters": flow.n_parameters, "bytes": n_bytes, "fit_seconds": seconds, "sampling_seconds": sampling}
     return facts | {"nfe": nfe, "distance": wasserstein2(made, data.test) ** 2 / 2}
-
-
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """All rows, whole or not at all."""
-    from common.runtime import atomic_write
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def draw(rows: list[dict[str, Any]], name: str, path: Path) -> None:

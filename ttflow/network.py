@@ -9,14 +9,18 @@ divided by their deviation; it takes a tenth of the pairs.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+import torch
+from torch import Tensor, nn
 
-    import torch
-    from torch import Tensor
+from common import checkpoint, toys
+from common.mlp import MLP
+from common.paths import LinearPath
+from common.runtime import generator
 
 WIDTH, DEPTH = 100, 2
 
@@ -40,6 +44,49 @@ RECIPES = {
 }
 
 
+class Velocity(nn.Module):
+    """velocity(x, t) = scale net(x / scale, t).
+
+    Args:
+        net: Of ``common.mlp``.
+        scale: A length of the data.
+        recipe: How it was trained.
+    """
+
+    def __init__(self, net: MLP, scale: float, recipe: str) -> None:
+        super().__init__()
+        self.net, self.scale, self.recipe = net, scale, recipe
+
+    @property
+    def n_parameters(self) -> int:
+        """Weights."""
+        return sum(p.numel() for p in self.net.parameters())
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """(B, d)."""
+        return self.scale * self.net(x / self.scale, t)
+
+    def save(self, path: Path) -> None:
+        """Write it to a file of tensors and primitives; see :func:`load`."""
+        method = {"name": "fm", "scale": self.scale, "recipe": self.recipe}
+        state = {"format": checkpoint.FORMAT, "version": 1, "step": 0, "network": self.net.description}
+        checkpoint.save(path, state | {"method": method, "net_model": self.net.state_dict()})
+
+
+def load(path: Path) -> Velocity:
+    """The velocity of a :meth:`Velocity.save`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another file.
+    """
+    net, info = checkpoint.load_network(path)
+    method = info["method"]
+    if not isinstance(net, MLP) or "scale" not in method:
+        raise ValueError(f"{path} holds no network of this folder: give a network.pt that a run here wrote")
+    return Velocity(net, method["scale"], method["recipe"]).eval()
+
+
 def train(
     x1: Tensor,
     recipe: str = "better",
@@ -48,7 +95,7 @@ def train(
     n_steps: int = 0,
     seed: int = 0,
     progress: bool | str = False,
-) -> tuple[torch.nn.Module, float]:
+) -> tuple[Velocity, float]:
     """A network fitted to x1 - x0 on straight paths from normal noise to the data, and the seconds it took.
 
     Args:
@@ -60,23 +107,17 @@ def train(
         progress: Show a bar; a string is its title.
 
     Returns:
-        velocity(x, t) in eval mode; its ``n_parameters`` counts the weights.
+        velocity(x, t) in eval mode, and the seconds.
 
     Raises:
         ValueError: unknown recipe, or the loss became NaN or infinite.
     """
-    import torch
-
-    from common import toys
-    from common.mlp import MLP
-    from common.paths import LinearPath
-
     if recipe not in RECIPES:
         raise ValueError(f"unknown recipe {recipe!r}: choose one of {', '.join(RECIPES)}")
     plan, dim = RECIPES[recipe], x1.shape[1]
     torch.manual_seed(seed)
-    net = MLP(dim, width, depth, getattr(torch.nn, plan.activation)).to(x1.device)
-    velocity = _scaled(net, float(x1.std(0).mean()) if plan.fresh else 1.0)
+    net = MLP(dim, width, depth, getattr(nn, plan.activation)).to(x1.device)
+    velocity = Velocity(net, float(x1.std(0).mean()) if plan.fresh else 1.0, recipe)
     draw = _pairs(x1, plan, seed)
 
     def loss_at(step: int) -> Tensor:
@@ -89,27 +130,8 @@ def train(
     return velocity.eval(), time.perf_counter() - begin
 
 
-def _scaled(net: torch.nn.Module, scale: float) -> torch.nn.Module:
-    """velocity(x, t) = scale net(x / scale, t)."""
-    import torch
-
-    class Velocity(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net, self.n_parameters = net, sum(p.numel() for p in net.parameters())
-
-        def forward(self, x: Tensor, t: Tensor) -> Tensor:
-            return scale * self.net(x / scale, t)
-
-    return Velocity()
-
-
 def _pairs(x1: Tensor, plan: Recipe, seed: int) -> Callable[[int], tuple[Tensor, Tensor, Tensor]]:
     """x0, x1, t of a step: a function of seed and step."""
-    import torch
-
-    from common.runtime import generator
-
     kept = torch.randn(x1.shape, generator=generator(seed, "noise"))
 
     def draw(step: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -153,19 +153,22 @@ class TTVelocity(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """The velocity (B, d)."""
         turned, z, t, slope, _ = self._place(x, t)
-        return (self._kept(turned, z, t, slope, self.train_.at([*z.T.contiguous(), t]))[0] @ self.frame.rotation.T).to(
-            x
-        )
+        velocity, _ = self._kept(turned, z, t, slope, self.train_.at([*z, t]).T)
+        return (velocity.T @ self.frame.rotation.T).to(x)
 
     def with_divergence(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The velocity (B, d) and its exact divergence (B,), at about three times the cost."""
         turned, z, t, slope, scale = self._place(x, t)
-        value, diagonal = self.train_.value_and_diagonal([*z.T.contiguous(), t])
-        velocity, free = self._kept(turned, z, t, slope, value)
-        inside = (turned >= self.bound[0]) & (turned <= self.bound[1])  # else what is kept is x itself, and v is 0
-        held = torch.where(inside, -1 / _left(t)[:, None], 0.0)
-        divergence = torch.where(free, (diagonal + slope) / scale, held).sum(1)
-        return (velocity @ self.frame.rotation.T).to(x), divergence.to(x)
+        value, diagonal = self.train_.value_and_diagonal([*z, t])
+        velocity, free = self._kept(turned, z, t, slope, value.T)
+        low, high = self.bound[:, :, None]
+        held = torch.where(
+            (turned >= low) & (turned <= high), -1 / _left(t), 0.0
+        )  # outside it is x itself that is kept
+        divergence = torch.where(free, (diagonal.T + slope) / scale, held).sum(0)
+        return (velocity.T @ self.frame.rotation.T).to(x), divergence.to(x)
+
+    # Below, the rows are the fast index: (d, B), and (d, 1) for a time that all rows share.
 
     def _place(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """R^T x, z, t, s'(t), s(t); a time that all rows share is kept once."""
@@ -173,17 +176,19 @@ class TTVelocity(nn.Module):
         t = t.to(dtype).reshape(-1)
         if len(t) > 1 and t.device.type == "cpu" and bool((t == t[0]).all()):  # on a GPU the test would wait for it
             t = t[:1]
-        mean, scale, slope = self.frame.at(t)
-        turned = x.to(dtype) @ self.frame.rotation
-        return turned, (turned - mean @ self.frame.rotation) / scale, t, slope, scale
+        mean, scale, slope = (part.T for part in self.frame.at(t))
+        turned = self.frame.rotation.T @ x.to(dtype).T
+        return turned, (turned - self.frame.rotation.T @ mean) / scale, t, slope, scale
 
     def _kept(self, turned: Tensor, z: Tensor, t: Tensor, slope: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """R^T v, and where the end that it points to is within the bounds by itself."""
-        left = _left(t)[:, None]
-        velocity = torch.addcmul(value, z, slope) + (self.frame.means[1] - self.frame.means[0]) @ self.frame.rotation
+        left, (low, high) = _left(t), self.bound[:, :, None]
+        drift = self.frame.rotation.T @ (self.frame.means[1] - self.frame.means[0])
+        velocity = torch.addcmul(value, z, slope) + drift[:, None]
         end = torch.addcmul(turned, velocity, left)
-        kept = end.clamp(turned.minimum(self.bound[0]), turned.maximum(self.bound[1]))
-        return torch.where(kept == end, velocity, (kept - turned) / left), kept == end
+        kept = end.clamp(turned.minimum(low), turned.maximum(high))
+        free = kept == end
+        return (velocity if free.all() else torch.where(free, velocity, (kept - turned) / left)), free
 
     def state(self) -> dict[str, Any]:
         """Tensors and primitives; see :meth:`from_state`."""
@@ -278,6 +283,7 @@ def fit_velocity(
     n_time: int = 8,
     time_at: int | None = None,
     output_at: int | None = None,
+    coordinates: Sequence[int] | None = None,
     separate: bool = False,
     validation: tuple[Tensor, Tensor, Tensor] | None = None,
     start: TTVelocity | None = None,
@@ -299,6 +305,7 @@ def fit_velocity(
         time_basis, n_time: Of t.
         time_at: Position of t in the train, 0 to d; None: d, the last.
         output_at: Position of the core with the outputs; None: that of t. With moves=True only where they begin.
+        coordinates: Their order in the train; None: 0, ..., d - 1, falling variance of the data if the frame rotates.
         separate: One train for each coordinate of the velocity.
         validation: Held-out x, t, u: see ``als.fit``.
         start: Begin with its train, whose bases, ranks and order are kept; with the same frame this is a warm start.
@@ -326,7 +333,9 @@ def fit_velocity(
         boxes = [_box(column, coverage) for column in inputs[:, :-1].unbind(1)]
         data = [make(basis, n_basis, low, high, **(basis_options or {})) for low, high in boxes]
         time = make(time_basis, n_time, 0.0, 1.0, outside="clamp")
-        train = _random_start([*data, time], rank, time_at, output_at, separate, generator(seed, "start"))
+        order = list(range(len(data)) if coordinates is None else coordinates)
+        order.insert(len(data) if time_at is None else time_at, len(data))
+        train = _random_start([*data, time], rank, order, output_at, separate, generator(seed, "start"))
     held_out = None if validation is None else frame.rows(*validation)
     solve: Any = fit_each if isinstance(train, SeparateTT) else fit
     options = (
@@ -339,15 +348,15 @@ def fit_velocity(
 def _random_start(
     bases: Sequence[Basis],
     rank: int | Sequence[int],
-    time_at: int | None,
+    order: list[int],
     output_at: int | None,
     separate: bool,
     g: torch.Generator,
 ) -> Train:
-    """A random train, or one for each output, for the bases of z_1, ..., z_d and t."""
+    """A random train, or one for each output, for the bases of z_1, ..., z_d and t, number d in the order."""
     d = len(bases) - 1
-    order = list(range(d))
-    order.insert(d if time_at is None else time_at, d)
+    if sorted(order) != list(range(d + 1)):
+        raise ValueError(f"coordinates {[k for k in order if k != d]}: give each of 0 to {d - 1} once")
     output = order.index(d) if output_at is None else output_at
     if not 0 <= output <= d:
         raise ValueError(f"output_at is {output}: the positions of this train are 0 to {d}")

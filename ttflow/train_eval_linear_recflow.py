@@ -5,7 +5,7 @@
     python train_eval_linear_recflow.py --dataset-name circles-sklearn --bases rbf --hopt --hopt-max-eval 20
 
 Writes results/NAME/: figure.png (the data, both flows' points, their distances), results.json, tt.pt, network.pt.
-About two minutes on two CPU cores, half of it for the exact W2 distances. README.md explains and has the table.
+About two minutes on two CPU cores, most of it for the distances. README.md explains and has the table.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class Options:
     """Functions of each coordinate; 0: 36 in up to two dimensions, 20 in three, 8 in more"""
     length_scale: float = 0.0
     """Length of radial functions, in standard deviations of the data; 0: the distance of two centres"""
+    time_at: int = -1
+    """Position of t in the train; -1: the first in three dimensions, else the last"""
     budget: int = 3600
     """Most parameters of a train whose ranks adapt, and of the search; times dim / 3 in more than three dimensions"""
     sweeps: int = 14
@@ -69,6 +71,8 @@ class Options:
     """Pairs of a sweep, fresh in each; 0: 60,000 in up to three dimensions, 20,000 in more"""
     n_test: int = 10_000
     """Test points of W2"""
+    sinkhorn_draws: int = 5
+    """Samples of 2,000 points that Sinkhorn's divergence is the mean of (of a table: 1)"""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the network is trained and both flows are sampled; trains are fitted on the CPU"""
     dtype: Literal["float32", "float64"] = "float32"

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bases import Basis, build
+from bases import Basis, build, evaluate
 
 
 class FunctionalTT(nn.Module):
@@ -90,13 +90,23 @@ class FunctionalTT(nn.Module):
 
     def at(self, variables: Sequence[Tensor]) -> Tensor:
         """(N, o) from one tensor per variable, (N,) or (1,): a variable that is equal for all rows is cheaper so."""
-        factors = [self.factor(p, variables[k]) for p, k in enumerate(self.order)]
+        parts, output = list(zip(self.bases, self._by_position(variables), self.cores)), self.output
+        for p in reversed(range(len(parts))):
+            if len(parts[p][1]) == 1 < len(parts):
+                parts, output = _absorbed(parts, output, p)
+        values = evaluate([basis for basis, _, _ in parts], [x for _, x, _ in parts])
+        factors = [contract(value, core) for value, (_, _, core) in zip(values, parts)]
         left = right = factors[0].new_ones(1, 1, 1)
-        for p in range(self.output + 1):
-            left = step(left, factors[p])
-        for p in range(len(factors) - 1, self.output, -1):
-            right = step(right, factors[p].mT)
+        for factor in factors[: output + 1]:
+            left = step(left, factor)
+        for factor in reversed(factors[output + 1 :]):
+            right = step(right, factor.mT)
         return (left * right).sum(2)
+
+    def factors(self, variables: Sequence[Tensor]) -> list[Tensor]:
+        """:meth:`factor` of all positions."""
+        values = evaluate(self.bases, self._by_position(variables))
+        return [contract(value, core) for value, core in zip(values, self.cores)]
 
     def factor(self, p: int, x: Tensor, derivative: bool = False) -> Tensor:
         """G_p(x) or its derivative, shape (N, o_p, r_left, r_right)."""
@@ -118,7 +128,7 @@ class FunctionalTT(nn.Module):
             f (N, o), and df_output / dz_variable for each pair, (N, len(wanted)).
         """
         wanted = [(k, k) for k in range(self.outputs)] if wanted is None else wanted
-        factors = [self.factor(p, variables[k]) for p, k in enumerate(self.order)]
+        factors = self.factors(variables)
         lefts = [factors[0].new_ones(1, 1, 1)]
         rights = [lefts[0]]
         for factor in factors:
@@ -132,6 +142,10 @@ class FunctionalTT(nn.Module):
             left, right = (_one(side, k) for side in (lefts[p], rights[len(factors) - 1 - p]))
             columns.append((step(left, _one(slope, k)) * right).sum((1, 2)))
         return lefts[-1][:, :, 0], torch.stack(columns, dim=1)
+
+    def _by_position(self, variables: Sequence[Tensor]) -> list[Tensor]:
+        """The variables in the order of the cores and in their dtype."""
+        return [variables[k].to(core.dtype) for k, core in zip(self.order, self.cores)]
 
     def _columns(self, x: Tensor) -> tuple[Tensor, ...]:
         if x.ndim != 2 or x.shape[1] != len(self.order):
@@ -262,6 +276,26 @@ def _check_cores(bases: Sequence[Basis], cores: Sequence[Tensor], output: int) -
 
 
 # --------------------------------------------------------------------------------------------------------- contraction
+def _absorbed(
+    parts: list[tuple[Any, Tensor, Tensor]], output: int, p: int
+) -> tuple[list[tuple[Any, Tensor, Tensor]], int]:
+    """Positions (basis, points, core) without p, whose one point all rows share, and the position of the outputs.
+
+    Its matrices go into the core on the left, or if it is the first on the right: less work for each row.
+    """
+    basis, point, core = parts[p]
+    o, a, b = (shared := contract(basis(point), core)[0]).shape
+    q = p - 1 if p else 1
+    near, points, other = parts[q]
+    if p:
+        merged = (other.flatten(0, 2) @ shared.transpose(0, 1).reshape(a, o * b)).view(*other.shape[:2], -1, b)
+    else:
+        merged = (shared[:, 0] @ other.flatten(1)).view(o, *other.shape[1:]).transpose(0, 1).flatten(1, 2)[None]
+    rest = [(near, points, merged) if k == q else part for k, part in enumerate(parts) if k != p]
+    output = q if output == p else output
+    return rest, output - (output > p)
+
+
 def contract(values: Tensor, core: Tensor) -> Tensor:
     """sum_j values[n, j] core[a, j, o, b] as (N, o, a, b)."""
     a, m, o, b = core.shape
@@ -273,6 +307,9 @@ def step(left: Tensor, factor: Tensor) -> Tensor:
 
     Term by term: with the rows as the fast index of both, each term is one pass over contiguous numbers.
     """
+    if len(factor) == 1 and left.shape[1] == 1:  # the same matrices for all rows
+        o, a, b = factor.shape[1:]
+        return (factor[0].permute(0, 2, 1).reshape(o * b, a) @ left[:, 0].T).view(o, b, -1).permute(2, 0, 1)
     total = left[:, :, 0, None] * factor[:, :, 0]
     for a in range(1, left.shape[2]):
         total = torch.addcmul(total, left[:, :, a, None], factor[:, :, a])

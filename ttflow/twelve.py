@@ -2,8 +2,9 @@
 
     python twelve.py                       # about an hour and a half on one core; finished runs are kept
     python twelve.py --table               # print what is there
+    python twelve.py --again --names circles --sinkhorn-draws 20    # measure the kept flows once more, longer
 
-Each run is one of train_eval_linear_recflow.py, in results/table/SET/seed-N/.
+Each run is one of train_eval_linear_recflow.py, in results/table/SET/seed-N/; results/table.csv has a line for each.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from common.runtime import run_main
 from datasets import TWELVE
 from train_eval_linear_recflow import Options as Experiment
 
+WHO = ("floor", "tt", "network")
+METRICS = ("sinkhorn", "w2")
+
 
 @dataclass(frozen=True)
 class Options:
@@ -30,6 +34,10 @@ class Options:
     """Seeds"""
     n_test: int = 5000
     """Test points of W2"""
+    sinkhorn_draws: int = 5
+    """Pairs of samples of 2,000 points that Sinkhorn's divergence of a run is the mean of"""
+    again: bool = False
+    """Measure the flows of runs that are there once more"""
     table: bool = False
     """Only print the runs that are there"""
     smoke: bool = False
@@ -46,56 +54,84 @@ def main() -> None:
         for seed in options.seeds:
             for name in options.names:
                 _run(name, seed, out / name / f"seed-{seed}", options)
-    print(table(out))
+    runs = _runs(out)
+    _write(runs, out.with_suffix(".csv"))
+    print(table(runs))
 
 
 def _run(name: str, seed: int, out: Path, options: Options) -> None:
     """One experiment, unless its results are there."""
-    from experiment import run
+    from experiment import again, run
 
-    if (out / "results.json").is_file():
+    sizes: dict[str, Any] = {"n_test": options.n_test, "sinkhorn_draws": options.sinkhorn_draws}
+    there = (out / "results.json").is_file()
+    if there and not options.again:
         return
     print(f"{name}, seed {seed}")
-    run(Experiment(name, seed, n_test=options.n_test, out=str(out), smoke=options.smoke), HERE)
+    if there:
+        again(out, **sizes)
+    else:
+        run(Experiment(name, seed, **sizes, out=str(out), smoke=options.smoke), HERE)
 
 
-def table(out: Path) -> str:
-    """Markdown: means and spreads over the seeds, W2^2 / 2 like Sinkhorn's divergence.
+def _runs(out: Path) -> dict[str, list[dict[str, Any]]]:
+    """The results of the runs by data set.
 
     Raises:
-        FileNotFoundError: no results.
+        FileNotFoundError: none.
     """
-    rows = []
+    found = {}
     for folder in sorted(out.iterdir()) if out.is_dir() else []:
-        runs = [json.loads(path.read_text()) for path in sorted(folder.glob("seed-*/results.json"))]
-        if runs:
-            rows.append(_row(folder.name, runs))
-    if not rows:
+        if paths := sorted(folder.glob("seed-*/results.json")):
+            found[folder.name] = [json.loads(path.read_text()) for path in paths]
+    if not found:
         raise FileNotFoundError(f"no results in {out}: run `python twelve.py` first")
-    better = sum(row["excess"]["tt"] <= row["excess"]["network"] for row in rows)
-    head = (
-        "| set | seeds | floor | train | network | train wins | parameters | fit s | sampling s |\n"
-        "|---|---|---|---|---|---|---|---|---|"
-    )
-    return "\n".join([head, *(row["text"] for row in rows), f"\nno worse than the network on {better} of {len(rows)}"])
+    return found
 
 
-def _row(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """One line of the table."""
+def _distance(run: dict[str, Any], who: str, metric: str) -> float:
+    """Of floor, train or network; W2 as half its square, which Sinkhorn's divergence tends to for small blur."""
+    return run[who]["w2"] ** 2 / 2 if metric == "w2" else run[who]["sinkhorn"]
+
+
+def table(found: dict[str, list[dict[str, Any]]]) -> str:
+    """Markdown: means over the runs, the distances with their standard deviation."""
     import statistics as st
 
-    values = {who: [run[who]["w2"] ** 2 / 2 for run in runs] for who in ("floor", "tt", "network")}
-    cells = [f"{st.mean(v):.4f} ± {st.stdev(v) if len(v) > 1 else 0:.4f}" for v in values.values()]
-    wins = sum(a <= b for a, b in zip(values["tt"], values["network"]))
-    pair = [
-        " / ".join(f"{st.mean(run[who][key] for run in runs):{form}}" for who in ("tt", "network"))
-        for key, form in (("parameters", ",.0f"), ("fit_seconds", ".0f"), ("sampling_seconds", ".2f"))
+    lines = [
+        "| set | Sinkhorn: floor | train | network | W2²/2: floor | train | network | parameters | fit s | sampling s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    excess = {who: st.mean(values[who]) - st.mean(values["floor"]) for who in ("tt", "network")}
-    return {
-        "excess": excess,
-        "text": f"| {' | '.join([name, str(len(runs)), *cells, f'{wins} of {len(runs)}', *pair])} |",
-    }
+    better = dict.fromkeys(METRICS, 0)
+    for name, runs in found.items():
+        cells = [name]
+        for metric in METRICS:
+            values = {who: [_distance(run, who, metric) for run in runs] for who in WHO}
+            cells += [f"{st.mean(v):.4f} ± {st.stdev(v) if len(v) > 1 else 0:.4f}" for v in values.values()]
+            better[metric] += st.mean(values["tt"]) <= st.mean(values["network"])
+        for key, form in (("parameters", ",.0f"), ("fit_seconds", ".0f"), ("sampling_seconds", ".2f")):
+            cells.append(" / ".join(f"{st.mean(run[who][key] for run in runs):{form}}" for who in WHO[1:]))
+        lines.append(f"| {' | '.join(cells)} |")
+    said = ", ".join(f"by {metric} on {n}" for metric, n in better.items())
+    return "\n".join([*lines, f"\nthe train is no worse than the network {said} of {len(found)}"])
+
+
+def _write(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """A line of CSV for each run."""
+    import csv
+
+    from common.runtime import atomic_write
+
+    keys = ("parameters", "bytes", "fit_seconds", "sampling_seconds", "nfe", "sinkhorn", "w2", "mmd")
+    names = [f"{who}_{key}" for who in WHO for key in keys if who != "floor" or key in keys[-3:]]
+    with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["dataset", "seed", "sinkhorn_draws", *names, "commit"])
+        for name, runs in found.items():
+            for run in runs:
+                values = [run[who][key] for who, key in (column.split("_", 1) for column in names)]
+                numbers = [f"{v:.6g}" if isinstance(v, float) else v for v in values]
+                rows.writerow([name, run["options"]["seed"], run["sinkhorn"]["draws"], *numbers, run["commit"]])
 
 
 if __name__ == "__main__":
