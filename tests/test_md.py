@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 
 import numpy as np
@@ -48,14 +46,9 @@ def folder_of(path, lengths=(300, 300, 300), **more):
     return path
 
 
-def run(*flags, code=0, cold=False):
-    """Run MD_simulation.py from its folder, cold where the start counts, too; its output, errors included."""
-    if cold:
-        command = [sys.executable, "MD_simulation.py", *map(str, flags)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, timeout=200, env=environment)
-    else:
-        done = start(FOLDER / "MD_simulation.py", *flags, cwd=FOLDER)
+def run(*flags, code=0):
+    """Run MD_simulation.py from its folder; its output, errors included."""
+    done = start(FOLDER / "MD_simulation.py", *flags, cwd=FOLDER)
     assert done.returncode == code, done.stderr[-2000:]
     return done.stdout + done.stderr
 
@@ -178,7 +171,7 @@ def test_data_that_do_not_suffice(tmp_path, lengths, changes, line):
 
 def test_script_trains_and_evaluates(tmp_path):
     folder = folder_of(tmp_path / "data")
-    printed = run("--smoke", "--data", folder, "--held_out", 1, "--out", tmp_path / "a", cold=True)
+    printed = run("--smoke", "--data", folder, "--held_out", 1, "--out", tmp_path / "a")
     assert "RMSE model" in printed and "steps rolled out, all finite" in printed
     found = json.loads((tmp_path / "a" / "md.json").read_text())
     assert found["nfe"] == 2 and found["condition"] == "frame" and len(found["leads"]) == 2

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -283,16 +281,9 @@ def test_verdicts_daggers_and_spreads():
 SCRIPT = ROOT / "2D-toys" / "tables.py"
 
 
-def cold(*flags: object) -> subprocess.CompletedProcess[str]:
-    """Run tables.py from the root, with everything that it imports."""
-    command = [sys.executable, "2D-toys/tables.py", *map(str, flags)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
-
-
 def test_smoke_and_resume(tmp_path: Path):
     flags = ("--smoke", "--out", tmp_path, "--pairs", "N-moons", "--methods")
-    first = cold(*flags, "OT-CFM")
+    first = start(SCRIPT, *flags, "OT-CFM", cwd=ROOT)
     assert first.returncode == 0, first.stderr
     assert f"table: {tmp_path / 'README.md'}" in first.stdout
     before = (tmp_path / "rows.jsonl").read_text()

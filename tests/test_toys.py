@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import os
-import subprocess
 import sys
 from typing import get_args
 
@@ -387,16 +385,9 @@ def test_orders_refuses_what_cannot_work_together(orders, changes, message):
 # ---- the scripts
 
 
-def cold(script: str, *flags: object, cwd=ROOT) -> subprocess.CompletedProcess[str]:
-    """Run a script of the folder, with everything that it imports."""
-    command = [sys.executable, os.path.relpath(FOLDER / script, cwd), *map(str, flags)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=200, check=False)
-
-
 def test_the_scripts_run_from_the_folder_and_from_the_root(tmp_path):
     flags = ("--smoke", "--out")
-    plane = cold("toys.py", *flags, tmp_path / "a", "--method", "reflow", cwd=FOLDER)
+    plane = start(FOLDER / "toys.py", *flags, tmp_path / "a", "--method", "reflow", cwd=FOLDER)
     higher = start(FOLDER / "idff_orders.py", *flags, tmp_path / "b", "--calls", 10, "--orders", "2", cwd=ROOT)
     assert plane.returncode == 0, plane.stderr[-3000:]
     assert "gaussian -> 8gaussians, reflow: 40 steps" in plane.stdout and "midpoint, 20 steps: NFE 39" in plane.stdout
