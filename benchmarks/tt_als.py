@@ -43,6 +43,8 @@ class Options:
     """What to measure"""
     data: str = "swissroll-3d-sklearn"
     """A data set of ttflow"""
+    targets: Literal["means", "plain"] = "means"
+    """Targets of fit: posterior means, ttflow's default, or x1 - x0"""
     n_pairs: int = 50_000
     """Rows of fit, pairs of the sampled train's fit"""
     ranks: tuple[int, ...] = (5,)
@@ -78,15 +80,19 @@ def problem(options: Options) -> tuple[Any, Any]:
     import torch
 
     from datasets import load
-    from draws import data_pairs, on_lines
+    from draws import data_pairs, on_lines, posterior_means
     from recflow import frame_of
 
     data = load(options.data, seed=options.seed)
     pairs = data_pairs(data.train, options.n_pairs, seed=options.seed)
     frame = frame_of(*pairs(0))
-    x, y = frame.rows(*on_lines(pairs, options.seed)(0))
-    held = on_lines(data_pairs(data.validation, HELD_OUT, seed=options.seed + 1), options.seed + 1)
-    held_x, held_y = frame.rows(*held(0))
+    if options.targets == "plain":
+        draw = on_lines(pairs, options.seed)
+        held = on_lines(data_pairs(data.validation, HELD_OUT, seed=options.seed + 1), options.seed + 1)
+    else:
+        draw = posterior_means(data.train, options.n_pairs, options.seed)
+        held = posterior_means(data.validation, HELD_OUT, options.seed + 1, 5000)
+    (x, y), (held_x, held_y) = frame.rows(*draw(0)), frame.rows(*held(0))
     low, high = (torch.stack([column.quantile(q) for column in x.T]) for q in (0.0005, 0.9995))
     low[-1], high[-1] = 0.0, 1.0
     return tuple(
@@ -166,7 +172,7 @@ def chebyshev(train: Any, x: Any) -> Any:
     for core, column in zip(train, x.T):
         factor = np.tensordot(teneva.func_basis(column, core.shape[1]), core, ([0], [1]))
         left = (left[:, None] @ factor)[:, 0]
-    return left
+    return left[:, 0]
 
 
 def equal_size(options: Options, d: int, parameters: int) -> int:

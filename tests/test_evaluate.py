@@ -267,6 +267,13 @@ def test_images_without_labels_and_weights_are_told(tmp_path, monkeypatch, capsy
     assert "their quality is not measured" in capsys.readouterr().out
 
 
+def test_images_that_are_not_there_are_asked_for_by_the_flags_of_this_program(tmp_path):
+    for data in (O.Data(dataset=str(tmp_path / "none.zip")), O.Data(dataset="torchvision:None", root=str(tmp_path))):
+        with pytest.raises(ValueError, match=r"--config\.data\.dataset ") as caught:
+            Q.load_split(data, "train")
+        assert "--data" not in str(caught.value)
+
+
 def test_fid_and_kid_compare_with_training_images_whose_features_are_kept(tmp_path, monkeypatch):
     seen = []
 

@@ -107,20 +107,29 @@ def _point(kind: str, size: int, experiment: Experiment, data: Data, fitting: li
 
 def draw(rows: list[dict[str, Any]], name: str, path: Path) -> None:
     """Distance against bytes and against seconds of the fit, with the floor."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
     from common.plots import pyplot, save
     from panels import COLOURS
 
     figure, axes = pyplot().subplots(1, 2, figsize=(9.5, 4.0), sharey=True, layout="constrained")
     floor = next(row["distance"] for row in rows if row["kind"] == "floor")
     for axis, key, label in zip(axes, ("bytes", "fit_seconds"), ("size in bytes", "seconds to fit")):
-        for kind, colour, mark in (("train", COLOURS["tt"], "o"), ("network", COLOURS["network"], "s")):
-            found = sorted((row for row in rows if row["kind"] == kind), key=lambda row: row[key])
+        for kind, colour, mark, below in (("train", COLOURS["tt"], "o", 1), ("network", COLOURS["network"], "s", 0)):
+            found = sorted((row for row in rows if row["kind"] == kind), key=lambda row: row["size"])
             x, y = [row[key] for row in found], [row["distance"] for row in found]
             axis.plot(x, y, mark + "-", color=colour, label=f"tensor {kind}" if kind == "train" else kind)
             for row, a, b in zip(found, x, y):
-                axis.annotate(f"{row['parameters']:,}", (a, b), (3, 5), textcoords="offset points", fontsize=7)
+                place = {"xytext": (-4, -5) if below else (4, 5), "textcoords": "offset points"}
+                sides = {"ha": "right", "va": "top"} if below else {"ha": "left", "va": "bottom"}
+                axis.annotate(f"{row['parameters']:,}", (a, b), **place, **sides, fontsize=7, color=colour)
         axis.axhline(floor, color="0.5", linestyle=":", label="two samples of the data")
         axis.set(xscale="log", yscale="log", xlabel=label)
+        axis.margins(0.16)
+        for ticks in (axis.xaxis, axis.yaxis):
+            ticks.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ticks.set_major_formatter(EngFormatter(sep="") if ticks is axis.xaxis else "{x:g}")
+            ticks.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.25, which="both")
     axes[0].set_ylabel(r"$W_2^2/2$ to the data")
     axes[0].legend(fontsize=8)

@@ -99,7 +99,7 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
     import statistics as st
 
     lines = [
-        "| set | Sinkhorn: floor | train | network | W2²/2: floor | train | network | parameters | fit s | sampling s |",
+        "| set | Sinkhorn: floor | train | network | W2²/2: floor | train | network | parameters | fit s | sample s |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     better = dict.fromkeys(METRICS, 0)
