@@ -9,7 +9,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -442,12 +441,13 @@ def test_help_of_a_class_without_source():
 
 def test_help_is_instant_and_imports_nothing_heavy(script):
     seconds = []
-    for _ in range(3):  # the best of three: this machine may be busy
-        begin = time.perf_counter()
+    for _ in range(2):  # the better of two, in the processor's time: this machine may be busy
+        before = os.times()
         code, out, err = script("--help")
-        seconds.append(time.perf_counter() - begin)
+        after = os.times()
+        seconds.append(sum(after[2:4]) - sum(before[2:4]))  # of the children, user and system
         assert (code, err) == (0, "") and "--batch_size" in out
-    assert min(seconds) < 1.5
+    assert 0 < min(seconds) < 1
     imported = {
         line.split("|")[-1].strip().split(".")[0] for line in script("--help", "-X", "importtime")[2].splitlines()
     }
