@@ -132,8 +132,8 @@ def normal_equations(blocks: Blocks, cores: Sequence[Tensor], p: int) -> tuple[T
 
     a, m, o, b = cores[p].shape
     w = blocks.train.bases[p].width
-    (iw, jw), (ia, ja), (ib, jb) = (torch.tril_indices(n, n) for n in (w, a, b))
-    halves = cores[p].new_zeros(m - int(w) + 1, len(iw), len(ia), len(ib))
+    hw, ha, hb = (torch.tril_indices(n, n) for n in (w, a, b))
+    halves = cores[p].new_zeros(m - int(w) + 1, hw.shape[1], ha.shape[1], hb.shape[1])
     rhs = cores[p].new_zeros(m, a * o * b)
     square, rows = 0.0, 0
     for block in blocks:
@@ -141,13 +141,22 @@ def normal_equations(blocks: Blocks, cores: Sequence[Tensor], p: int) -> tuple[T
         n = len(block.y)
         left, right = (block.interface(p, cores, side).expand(n, -1, -1).permute(1, 2, 0) for side in (False, True))
         for first, run, values, order in block.groups(p):
-            at = run if isinstance(order, slice) else order[run]
-            ll, rr, y = left[:, :, at], right[:, :, at], block.y.T[:, at]
+            ll, rr, y = (_columns(part, run, order) for part in (left, right, block.y.T))
             rhs[first : first + len(values)].addmm_(values, _weighted(ll, rr, y, o).flatten(0, -2).T)
-            pairs = [(v[:, i] * v[:, j]).sum(0) for v, i, j in ((ll, ia, ja), (rr, ib, jb))]
-            halves[first] += _triple(values[iw] * values[jw], *pairs)
+            squares = (_products(part, *half) for part, half in ((values[None], hw), (ll, ha), (rr, hb)))
+            halves[first] += _triple(*squares)
     matrix = _unfold(halves, (int(m), a, b), int(w))
     return matrix, rhs.view(m, a, o, b).permute(1, 0, 3, 2).reshape(a * m * b, o), square, rows
+
+
+def _columns(part: Tensor, run: slice, order: Any) -> Tensor:
+    """A run of the ordered rows, which are the last index."""
+    return part[..., run] if isinstance(order, slice) else part.index_select(-1, order[run])
+
+
+def _products(part: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """sum_o part[o, i] part[o, j], (pairs, N)."""
+    return (part.index_select(1, i) * part.index_select(1, j)).sum(0)
 
 
 def _weighted(left: Tensor, right: Tensor, y: Tensor, outputs: int) -> Tensor:

@@ -97,11 +97,11 @@ class FunctionalTT(nn.Module):
         values = evaluate([basis for basis, _, _ in parts], [x for _, x, _ in parts])
         factors = [contract(value, core) for value, (_, _, core) in zip(values, parts)]
         left = right = factors[0].new_ones(1, 1, 1)
-        for factor in factors[: output + 1]:
-            left = step(left, factor)
-        for factor in reversed(factors[output + 1 :]):
+        for factor in reversed(factors[output + 1 :] if output else factors):
             right = step(right, factor.mT)
-        return (left * right).sum(2)
+        for factor in factors[: output + 1] if output else ():
+            left = step(left, factor)
+        return left[:, :, 0] * right[:, :, 0] if left.shape[2] == 1 else (left * right).sum(2)
 
     def factors(self, variables: Sequence[Tensor]) -> list[Tensor]:
         """:meth:`factor` of all positions."""
