@@ -120,23 +120,27 @@ def ended(errors: list[float], options: Options, seconds: float) -> bool:
     return stalled or seconds > options.seconds
 
 
-def ours(options: Options, rows: Any, held: Any, rank: int) -> Fit:
-    """One train with all outputs, on Legendre polynomials; the seconds hold the validation of each sweep."""
+def ours(options: Options, rows: Any, held: Any, rank: int, kind: str, budget: int = 0) -> Fit:
+    """One train with all outputs; t, in the first place, has Legendre polynomials, the coordinates those or B-splines.
+
+    With a budget of parameters the ranks adapt. The seconds hold the validation of each sweep.
+    """
     from als import fit
-    from bases import Legendre
+    from bases import make
     from common.runtime import generator
     from tt import random_train
 
     d = rows[0].shape[1]
-    polynomials = [Legendre(options.n_basis, -1.0, 1.0) for _ in range(d)]
-    start = random_train(polynomials, rank, d - 1, generator(options.seed, "start"), output=d - 1)
+    bases = [make(kind if k else "legendre", options.n_basis, -1.0, 1.0) for k in range(d)]
+    start = random_train(bases, rank, d - 1, generator(options.seed, "start"), [d - 1, *range(d - 1)])
+    more = {"adapt": True, "max_rank": 14, "budget": budget, "growth": 4} if budget else {}
     clock = []
 
     def draw(_: int) -> Any:
         clock.append(CLOCK())
         return rows
 
-    done, history = fit(start, draw, 100, validation=held, tolerance=options.tolerance, **FIELDS)
+    done, history = fit(start, draw, 100, validation=held, tolerance=options.tolerance, **FIELDS, **more)
     clock.append(CLOCK())
     seconds = [now - clock[0] for now in clock[1:]]
     return Fit(seconds, [row["validation"] for row in history], done.n_parameters)
@@ -198,9 +202,11 @@ def compare_fits(options: Options) -> None:
         for lamb in options.lambs:
             fits[f"teneva, lamb {lamb:g}"] = shown(teneva_fit(options, rows, held, rank, lamb))
         best = min(min(fit.errors) for fit in fits.values())
-        wider = equal_size(options, rows[1].shape[1], next(iter(fits.values())).parameters)
-        for r in (rank, wider):
-            fits[f"one train, rank {r}"] = shown(ours(options, rows, held, r))
+        size = next(iter(fits.values())).parameters
+        wider = equal_size(options, rows[1].shape[1], size)
+        for kind, r in (("legendre", rank), ("legendre", wider), ("bsplines", wider)):
+            fits[f"one train, {kind}, rank {r}"] = shown(ours(options, rows, held, r, kind))
+        fits["one train, bsplines, adaptive ranks"] = shown(ours(options, rows, held, 4, "bsplines", size))
         print(f"\n| rank {rank} | parameters | sweeps | seconds | held-out error | seconds to {best:.3f} | a sweep |")
         print("|---|---|---|---|---|---|---|")
         for name, fit in fits.items():
