@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
+import json
 import re
 import shlex
 import subprocess
@@ -12,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from started import start
 from tiny import ROOT
 
 LIBRARY = sorted((ROOT / "common").glob("*.py"))
@@ -214,27 +215,50 @@ COMMANDS = [pytest.param(path, line, id=f"{ids(path)}: {line}") for path in DOCU
     pytest.param(None, "", marks=pytest.mark.skip("no commands"))
 ]
 
-COLD = set()  # the scripts that a command has started cold
 
-
-@pytest.mark.parametrize(("path", "line"), COMMANDS)
-def test_commands_of_documents_name_files_and_flags_that_exist(path, line):
+def place_of(path: Path, line: str) -> tuple[Path | None, Path, list[str]]:
+    """The script of a command, the folder that it is started from, and its words from the script's name on."""
     words = shlex.split(line)
     at = next(k for k, word in enumerate(words) if word.endswith(".py"))
     places = [path.parent / words[at], ROOT / words[at], ROOT / "cifar10" / words[at]]  # `cd cifar10 && ...`
     script = next((place for place in places if place.is_file()), None)
-    assert script is not None, f"{words[at]} is not there"
-    if script.parent not in FOLDERS:
-        return
-    where = script.parents[len(Path(words[at]).parts) - 1]
-    flags = (*words[at + 1 :], "--help")
-    if script in COLD:
-        shown = start(script, *flags, cwd=where)
-    else:  # once as a user starts it
-        COLD.add(script)
-        command = [sys.executable, words[at], *flags]
-        shown = subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=60, check=False)
-    assert shown.returncode == 0, shown.stderr
+    return script, (script or path).parents[len(Path(words[at]).parts) - 1], words[at:]
+
+
+HELP = """
+import contextlib, io, json, os, runpy, sys, traceback
+name, lines = json.load(sys.stdin)
+sys.path[0] = os.path.dirname(os.path.abspath(name))
+for flags in lines:
+    sys.argv, code, errors = [name, *flags, "--help"], "it went on without help", io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
+        try:
+            runpy.run_path(name, run_name="__main__")
+        except SystemExit as left:
+            code = left.code
+        except Exception:
+            traceback.print_exc()
+    print(json.dumps([code, errors.getvalue()]))
+"""
+
+
+@functools.cache
+def helped(where: Path, name: str) -> dict[tuple[str, ...], tuple[object, str]]:
+    """How a script ends for the flags of each of its commands with --help: all in one process, which takes a while."""
+    commands_ = [place_of(*command.values[:2]) for command in COMMANDS]
+    lines = list(dict.fromkeys(tuple(words[1:]) for _, place, words in commands_ if (place, words[0]) == (where, name)))
+    command, given = [sys.executable, "-c", HELP], json.dumps([name, lines])
+    shown = subprocess.run(command, cwd=where, input=given, capture_output=True, text=True, timeout=60, check=True)
+    return dict(zip(lines, map(json.loads, shown.stdout.splitlines()), strict=True))
+
+
+@pytest.mark.parametrize(("path", "line"), COMMANDS)
+def test_commands_of_documents_name_files_and_flags_that_exist(path, line):
+    script, where, (name, *flags) = place_of(path, line)
+    assert script is not None, f"{name} is not there"
+    if script.parent in FOLDERS:
+        code, errors = helped(where, name)[tuple(flags)]
+        assert code == 0, errors or code
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=ids)
