@@ -66,7 +66,7 @@ def test_errors_know_the_circle():
 def test_circular_mean_and_correlation():
     rng = np.random.default_rng(0)
     angles = np.pi + 0.2 * rng.normal(size=(500, 2))
-    assert np.abs(measures.wrapped(measures.circular_mean(angles) - np.pi)).max() < 0.05
+    assert np.abs(dihedrals.wrap(measures.circular_mean(angles) - np.pi)).max() < 0.05
     assert measures.circular_correlation(angles, angles + 2.5) == pytest.approx(1)
     assert measures.circular_correlation(angles, -angles) == pytest.approx(-1)
     assert abs(measures.circular_correlation(angles, rng.permuted(angles, axis=0))) < 0.1
@@ -98,7 +98,7 @@ def test_increment_and_move_are_inverse_over_the_end_of_the_circle(kind):
     space = flows.Space.of(kind, series)
     a, b = series[0][:-1], series[0][1:]
     moved = space.move(a, space.target(a, b))
-    assert np.abs(measures.wrapped(ensemble.as_angles(moved, kind) - ensemble.as_angles(b, kind))).max() < 1e-4
+    assert np.abs(dihedrals.wrap(ensemble.as_angles(moved, kind) - ensemble.as_angles(b, kind))).max() < 1e-4
     far = space.move(a, 50 * torch.randn(a.shape, generator=torch.Generator().manual_seed(0)))
     angles = ensemble.as_angles(far, kind)
     assert np.abs(angles).max() <= np.pi + 1e-5
@@ -118,7 +118,7 @@ def test_model_keeps_two_basins_that_are_far_apart():
     options = md.Options(rollouts=16, length=400)
     made = ensemble.long_runs(model, [hopping(100, residues=1, seed=9), hopping(100, residues=1, seed=10)], options)
     assert made.shape == (32, 400, 1, 2)
-    inside = (np.abs(measures.wrapped(made[..., 0, 1] - ALPHA[1])) < np.pi / 2).astype(float)
+    inside = (np.abs(dihedrals.wrap(made[..., 0, 1] - ALPHA[1])) < np.pi / 2).astype(float)
     assert inside.mean() == pytest.approx(0.5, abs=0.12)
     hops = np.abs(np.diff(inside, axis=1)).mean()
     assert hops == pytest.approx(0.05, abs=0.02)

@@ -56,8 +56,8 @@ def backbone(positions: np.ndarray, quads: np.ndarray) -> np.ndarray:
     return wrap(dihedral(a, b, c, d))
 
 
-def wrap(angles: np.ndarray) -> np.ndarray:
-    """The same angles in [-pi, pi)."""
+def wrap(angles: Any) -> Any:
+    """The same angles in [-pi, pi), of an array or a tensor."""
     return (angles + np.pi) % (2 * np.pi) - np.pi
 
 

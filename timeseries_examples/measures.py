@@ -10,6 +10,8 @@ from itertools import combinations, product
 
 import numpy as np
 
+from dihedrals import wrap
+
 Distance = Callable[[np.ndarray, np.ndarray], float]
 
 
@@ -103,11 +105,6 @@ def correlation_time(rho: np.ndarray, window: float = 5.0) -> float:
 # ---- angles, in radians
 
 
-def wrapped(difference: np.ndarray) -> np.ndarray:
-    """Differences of angles in [-pi, pi)."""
-    return (difference + np.pi) % (2 * np.pi) - np.pi
-
-
 def circular_mean(angles: np.ndarray, axis: int = 0) -> np.ndarray:
     """The direction of the mean of the unit vectors; it has the smallest mean of 1 - cos(error)."""
     return np.arctan2(np.sin(angles).mean(axis), np.cos(angles).mean(axis))
@@ -115,7 +112,7 @@ def circular_mean(angles: np.ndarray, axis: int = 0) -> np.ndarray:
 
 def circular_errors(forecast: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """``mae`` and ``rmse`` in degrees of wrapped differences, and ``cc``, the circular correlation, over all angles."""
-    errors = np.rad2deg(np.abs(wrapped(forecast - truth)))
+    errors = np.rad2deg(np.abs(wrap(forecast - truth)))
     return {
         "mae": float(errors.mean()),
         "rmse": float(np.sqrt(np.mean(errors**2))),

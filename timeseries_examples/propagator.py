@@ -27,6 +27,7 @@ from common.runtime import generator
 from common.series import frames_at, windows
 from common.solvers import euler_maruyama, integrate, time_grid
 from common.toys import fit
+from dihedrals import wrap
 
 SpaceName = Literal["line", "circle", "angle"]
 
@@ -96,11 +97,6 @@ class Space:
 
 def _increment(kind: str, x: Tensor, following: Tensor) -> Tensor:
     return wrap(following - x) if kind == "angle" else following - x
-
-
-def wrap(angles: Tensor) -> Tensor:
-    """The same angles in [-pi, pi)."""
-    return torch.remainder(angles + torch.pi, 2 * torch.pi) - torch.pi
 
 
 # ---- the propagator

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 Fit = Callable[[dict[str, Any]], float]
 
 
-def search(fit: Fit, size: Callable[[dict[str, Any]], int], basis: str, n_trials: int, path: Path, **options: Any):
+def search(
+    fit: Fit, size: Callable[[dict[str, Any]], int], basis: str, n_trials: int, path: Path, **options: Any
+) -> tuple[dict[str, Any], float]:
     """The best choices after n_trials in all, and their validation error.
 
     Args:
