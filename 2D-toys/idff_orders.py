@@ -128,6 +128,7 @@ def learnt(options: Options) -> Callable[[Tensor, Tensor], Tensor]:
     import torch
 
     from common import toys
+    from common.small_training import fit
 
     torch.manual_seed(options.seed)
     net = network("otcfm", options.width, depth=3)
@@ -142,7 +143,7 @@ def learnt(options: Options) -> Callable[[Tensor, Tensor], Tensor]:
         s = t[:, None]
         return ((data((1 - s) * x0 + s * x1, t) - x1) / (1.01 - s)).square().mean()
 
-    toys.fit(net, loss, options.steps, options.lr, progress="data prediction")
+    fit(net, loss, options.steps, options.lr, progress="data prediction")
     return data
 
 

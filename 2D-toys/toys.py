@@ -154,6 +154,7 @@ def learnt(options: Options) -> tuple[MLP, dict[str, Any]]:
 
     from common import toys
     from common.losses import usual_coupling
+    from common.small_training import fit
 
     start = time.perf_counter()
     torch.manual_seed(options.seed)
@@ -162,7 +163,7 @@ def learnt(options: Options) -> tuple[MLP, dict[str, Any]]:
     net = network(method, options.width, options.depth)
     pairs = toys.fresh_pairs(options.source, options.target, usual_coupling(method), options.batch_size, options.seed)
     loss = toys.flow_loss(net, pairs, method, noise, options.seed)
-    losses = toys.fit(net, loss, options.steps, options.lr, progress=method)
+    losses = fit(net, loss, options.steps, options.lr, progress=method)
     if options.method == "reflow":
         x0, x1 = reflow_pairs(net, options.source, 500 if options.smoke else 20_000, options.seed)
         how = {"lr": options.lr, "progress": "reflow"}
@@ -190,20 +191,21 @@ def reflow(
     """Train a rectified flow further, in place, on fixed pairs (x0, x1): the next rectified flow. Returns its losses.
 
     Args:
-        options: of ``common.toys.fit``.
+        options: of ``common.small_training.fit``.
 
     Source: Liu et al. 2209.03003, section 2.2, equation 3 with the pairs of the flow before.
     """
     import torch
 
     from common import toys
+    from common.small_training import fit
 
     def pairs(step: int) -> tuple[Tensor, Tensor]:
         rows = torch.randint(len(x0), (batch_size,), generator=generator(seed, "reflow", step))
         return x0[rows], x1[rows]
 
     net.train()
-    losses = toys.fit(net, toys.flow_loss(net, pairs, "rf", 0.0, seed), n_steps, **options)
+    losses = fit(net, toys.flow_loss(net, pairs, "rf", 0.0, seed), n_steps, **options)
     net.eval()
     return losses
 

@@ -1,4 +1,4 @@
-"""Two-dimensional distributions, and a small training loop for networks on points.
+"""Two-dimensional distributions, and networks trained on their points.
 
 Every distribution is centred near the origin and about 5 across, so that any can be the source of any other.
 """
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from common.couplings import couple
-from common.ema import EMA
 from common.losses import make_loss, network_heads, usual_coupling
 from common.mlp import MLP
 from common.runtime import generator
+from common.small_training import fit
 
 Draw = Callable[[int, torch.Generator], Tensor]  # draw(n, generator) -> (n, D) float32
 Pairs = Callable[[int], tuple[Tensor, Tensor]]  # pairs(step) -> x0, x1, coupled
@@ -141,7 +141,7 @@ def fresh_pairs(
 
 
 def flow_loss(net: nn.Module, pairs: Pairs, method: str, sigma: float, seed: int) -> Callable[[int], Tensor]:
-    """The loss of a method as a function of the step, for :func:`fit`: fresh times and noise on each step's pairs."""
+    """The loss of a method as a function of the step, for ``small_training.fit``: fresh times and noise."""
     loss = make_loss(method, sigma)
 
     def at(step: int) -> Tensor:
@@ -152,58 +152,6 @@ def flow_loss(net: nn.Module, pairs: Pairs, method: str, sigma: float, seed: int
         return loss(net, x0, x1, t, torch.randn(x1.shape, generator=g), None).mean()
 
     return at
-
-
-def fit(
-    net: nn.Module,
-    loss_at: Callable[[int], Tensor],
-    n_steps: int,
-    lr: float = 1e-3,
-    weight_decay: float = 0.0,
-    schedule: str = "cosine",
-    ema_decay: float = 0.999,
-    progress: bool | str = False,
-) -> list[float]:
-    """Train a small network in place; it ends with its averaged weights. Returns the loss of every step.
-
-    Args:
-        net: the network.
-        loss_at: loss_at(step) -> scalar, a pure function of the step and the weights.
-        n_steps: updates by AdamW.
-        lr, weight_decay: AdamW's.
-        schedule: "cosine" (to zero) or "constant".
-        ema_decay: see :class:`common.ema.EMA`; 0: no average.
-        progress: show a bar; a string is its title.
-
-    Raises:
-        ValueError: n_steps < 1, an unknown schedule, or the loss became NaN or infinite.
-    """
-    if n_steps < 1:
-        raise ValueError(f"training for {n_steps} steps: give at least 1")
-    if schedule not in ("cosine", "constant"):
-        raise ValueError(f"unknown schedule {schedule!r}: cosine or constant")
-    from tqdm import tqdm
-
-    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
-    ema = EMA(net, ema_decay)
-    losses: list[float] = []
-    title = progress if isinstance(progress, str) else None
-    for step in tqdm(range(n_steps), desc=title, unit="step", disable=not progress, dynamic_ncols=True, leave=False):
-        if schedule == "cosine":
-            for group in optimizer.param_groups:
-                group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / n_steps))
-        optimizer.zero_grad()
-        loss = loss_at(step)
-        loss.backward()
-        optimizer.step()
-        if ema_decay:
-            ema.update()
-        losses.append(loss.item())
-        if not math.isfinite(losses[-1]):
-            raise ValueError(f"the loss is {losses[-1]} at step {step}: lower the learning rate ({lr:g}) or the sigma")
-    if ema_decay:
-        net.load_state_dict(ema.module_state_dict())
-    return losses
 
 
 def train(
@@ -228,7 +176,7 @@ def train(
         source, target: names of DISTRIBUTIONS or functions draw(n, generator) -> (n, 2).
         coupling: "auto": that of the method's paper.
         reg: of a sinkhorn coupling.
-        options: of :func:`fit`.
+        options: of ``common.small_training.fit``.
     """
     torch.manual_seed(seed)
     heads = network_heads(method)

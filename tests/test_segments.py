@@ -16,8 +16,8 @@ from torch import nn
 from common import checkpoint
 from common.metrics import straightness
 from common.mlp import MLP
+from common.small_training import fit
 from common.solvers import CountNFE, dopri5, integrate
-from common.toys import fit
 from common.unet import build_network, network_description
 from nets import randomised
 from problems import Gaussians, Mixture

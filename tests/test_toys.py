@@ -17,6 +17,7 @@ from common import checkpoint, plots2d, toys
 from common.metrics import straightness, wasserstein2
 from common.mlp import MLP
 from common.runtime import generator
+from common.small_training import fit
 from common.solvers import GRIDS, SOLVERS, integrate, time_grid
 from started import start
 from tiny import ROOT
@@ -123,7 +124,7 @@ def test_fit_ends_with_the_average_of_the_weights_it_went_through():
             seen.append(net.weight.item())
             return (net.weight - step - 1).square().sum()
 
-        toys.fit(net, loss, 6, lr=0.5, schedule="constant", ema_decay=ema_decay)
+        fit(net, loss, 6, lr=0.5, schedule="constant", ema_decay=ema_decay)
         return net.weight.item()
 
     last = learn(0.0)
@@ -137,14 +138,14 @@ def test_fit_ends_with_the_average_of_the_weights_it_went_through():
 
 def test_fit_lowers_the_loss_and_refuses_what_cannot_work():
     net = Slope()
-    losses = toys.fit(net, lambda step: (net.weight - 3).square().sum(), 200, lr=0.1)
+    losses = fit(net, lambda step: (net.weight - 3).square().sum(), 200, lr=0.1)
     assert len(losses) == 200 and losses[0] == 9 and losses[-1] < 0.01
     with pytest.raises(ValueError, match="loss is nan at step 0: lower the learning rate"):
-        toys.fit(net, lambda step: net.weight.sum() * math.nan, 3)
+        fit(net, lambda step: net.weight.sum() * math.nan, 3)
     with pytest.raises(ValueError, match="0 steps"):
-        toys.fit(net, lambda step: net.weight.sum(), 0)
+        fit(net, lambda step: net.weight.sum(), 0)
     with pytest.raises(ValueError, match="schedule 'linear'"):
-        toys.fit(net, lambda step: net.weight.sum(), 3, schedule="linear")
+        fit(net, lambda step: net.weight.sum(), 3, schedule="linear")
 
 
 def test_a_short_training_comes_near_the_floor(script):
@@ -233,7 +234,7 @@ def test_reflow_straightens_the_paths(script):
     torch.manual_seed(0)
     net = script.network("rf", 32, 2)
     pairs = toys.fresh_pairs("gaussian", "8gaussians", "independent", 128, 0)
-    toys.fit(net, toys.flow_loss(net, pairs, "rf", 0.0, 0), 300, lr=5e-3)
+    fit(net, toys.flow_loss(net, pairs, "rf", 0.0, 0), 300, lr=5e-3)
     x0, times = toys.sample("gaussian", 300, generator(0)), time_grid(50)
 
     def measure():

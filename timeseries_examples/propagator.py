@@ -25,8 +25,8 @@ from common.losses import make_loss, network_heads
 from common.mlp import MLP
 from common.runtime import generator
 from common.series import frames_at, windows
+from common.small_training import fit
 from common.solvers import euler_maruyama, integrate, time_grid
-from common.toys import fit
 from dihedrals import wrap
 
 SpaceName = Literal["line", "circle", "angle"]

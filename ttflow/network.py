@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common import checkpoint, toys
+from common import checkpoint
 from common.mlp import MLP
 from common.paths import LinearPath
 from common.runtime import generator
+from common.small_training import fit
 
 WIDTH, DEPTH = 100, 2
 
@@ -126,7 +127,7 @@ def train(
 
     begin = time.perf_counter()
     options: dict[str, Any] = {"lr": plan.lr, "schedule": plan.schedule, "ema_decay": plan.ema_decay}
-    toys.fit(net, loss_at, n_steps or plan.n_steps, **options, weight_decay=1e-6, progress=progress)
+    fit(net, loss_at, n_steps or plan.n_steps, **options, weight_decay=1e-6, progress=progress)
     return velocity.eval(), time.perf_counter() - begin
 
 
