@@ -74,7 +74,11 @@ def again(out: Path, **changes: Any) -> dict[str, Any]:
 
 
 def _data(options: Options) -> Data:
-    return load(options.dataset_name, options.n_train, options.n_test, options.seed, options.sinkhorn_draws)
+    """The set that the options name."""
+    data = load(options.dataset_name, options.n_train, options.n_test, options.seed, options.sinkhorn_draws)
+    if options.smoke:
+        data = replace(data, few=data.few[:, : options.n_test], few_again=data.few_again[:, : options.n_test])
+    return data
 
 
 def _report(options: Options, data: Data, flows: dict[str, Any], facts: dict[str, Any], out: Path) -> dict[str, Any]:
