@@ -33,6 +33,20 @@ def uneven(n, low=-2.0, high=3.0, degree=3):
     return bases.BSplines(n, low, high, degree, breaks)
 
 
+def test_bases_together_are_each_by_itself():
+    several = [
+        *(bases.BSplines(9, low, high) for low, high in ((-2.0, 3.0), (0.0, 0.5), (-7.0, -6.0))),
+        *(bases.BSplines(9, -1.0, 1.0, 2), bases.BSplines(9, -1.0, 1.0, outside="clamp"), uneven(9)),
+        *(bases.Legendre(5, 0.0, 1.0, outside="clamp"), bases.Gaussians(4, -1.0, 1.0)),
+    ]
+    columns = [points(40 if k != 4 else 1, b.low - 1, b.high + 1) for k, b in enumerate(several)]
+    for basis, x, values in zip(several, columns, bases.evaluate(several, columns), strict=True):
+        torch.testing.assert_close(values, basis(x), rtol=1e-12, atol=1e-12)
+    one, at = several[6], torch.tensor([0.3], dtype=torch.float64)  # a single number goes another way
+    torch.testing.assert_close(one(at), one(at.expand(2))[:1], rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(one.derivative(at), one.derivative(at.expand(2))[:1], rtol=1e-13, atol=1e-13)
+
+
 # ---- values
 
 

@@ -70,9 +70,10 @@ def test_a_train_is_the_sum_over_its_bonds(output):
             want[n, k] = product.item()
     torch.testing.assert_close(train(x), want, rtol=1e-12, atol=1e-13)
     assert train.n_parameters == sum(core.numel() for core in train.cores) and train.ranks == [3, 3, 3]
-    shared = [x[:, 0], x[:1, 1], x[:, 2], x[:, 3]]
-    same = torch.stack([x[:, 0], x[:1, 1].expand(7), x[:, 2], x[:, 3]], 1)
-    torch.testing.assert_close(train.at(shared), train(same), rtol=1e-12, atol=1e-13)
+    for common in ([0], [1], [2], [3], [0, 2], [1, 2, 3], [0, 1, 2, 3]):  # the same for all rows, wherever it stands
+        shared = [x[:1, k] if k in common else x[:, k] for k in range(4)]
+        same = torch.stack([column.expand(7) for column in shared], 1)
+        torch.testing.assert_close(train.at(shared).expand(7, 3), train(same), rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("output", [0, 2, 3])
