@@ -208,6 +208,18 @@ def test_a_search_goes_on_and_keeps_to_the_budget(tmp_path):
         hopt.search(fit, lambda c: 1, "rbf", 0, path)
 
 
+def test_a_search_over_all_kinds_finds_the_one_that_fits_best(tmp_path):
+    seen = []
+
+    def fit(choices):
+        seen.append(choices["basis"])
+        assert ("length" in choices) == (choices["basis"] == "rbf")
+        return quadratic(choices) + 100.0 * (choices["basis"] != "fourier")
+
+    best, _ = hopt.search(fit, lambda c: 1, "any", 25, tmp_path / "study.db", seed=0)
+    assert best["basis"] == "fourier" and len(set(seen)) == 4
+
+
 @pytest.mark.parametrize("bases", ["bsplines", "rbf"])
 def test_the_predicted_size_is_that_of_the_fit(bases):
     options = script.Options("moons", bases=bases, n_train=500, n_pairs=800, sweeps=1, rank=3, verbose=0)
@@ -288,6 +300,8 @@ def test_a_network_is_the_same_from_its_file_and_no_other_file_will_do(tmp_path)
         ("--n-train 1", "1 training"),
         ("--hopt --use-best-model", "give one of them"),
         ("--bases wavelets", "wavelets"),
+        ("--bases any", "--bases any is for --hopt"),
+        ("--time-at 4 --tt-only --n-train 50 --n-test 50", "the positions are 0 to 3"),
         ("--n-pairs 1 --tt-only --n-train 50 --n-test 50", "at least 2 rows"),
         ("--rank 9 --tt-only --n-train 900 --n-test 50", "parameters for 900 points"),
     ],

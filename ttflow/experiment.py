@@ -112,6 +112,8 @@ def _check(options: Options) -> None:
         raise ValueError(f"--time-at is {options.time_at}: give a position, 0 is the first, or -1 for the default")
     if min(options.rank, options.n_centers, options.nn_steps, options.n_pairs) < 0:
         raise ValueError("--rank, --n-centers, --nn-steps and --n-pairs are 0 (chosen for you) or positive")
+    if options.bases == "any" and not (options.hopt or options.use_best_model):
+        raise ValueError("--bases any is for --hopt, which finds the best kind: add it, or name one")
     if options.hopt and options.use_best_model:
         raise ValueError("--hopt searches for the best model, --use-best-model takes an earlier one: give one of them")
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -197,11 +199,12 @@ class Fitting:
     def fit(self, chosen: dict[str, Any], progress: bool | str = False) -> tuple[TTVelocity, list[dict[str, Any]]]:
         """A train with these choices."""
         chosen = dict(chosen)
+        basis = chosen.pop("basis", self.options.bases)
         basis_options = {"length": chosen.pop("length")} if "length" in chosen else None
         return fit_velocity(
             self.draw,
             self.frame,
-            self.options.bases,
+            basis,
             basis_options=basis_options,
             validation=self.held_out,
             sweeps=self.options.sweeps,
@@ -224,7 +227,7 @@ class Fitting:
 
     def size(self, chosen: dict[str, Any]) -> int:
         """Parameters of a train with these choices."""
-        widths = [make(self.options.bases, chosen["n_basis"], 0.0, 1.0).n] * self.dim
+        widths = [make(chosen.get("basis", self.options.bases), chosen["n_basis"], 0.0, 1.0).n] * self.dim
         widths.insert(self.time_at, make("legendre", chosen["n_time"], 0.0, 1.0).n * self.dim)  # and the outputs
         ranks = [1, *feasible_ranks(widths, chosen["rank"]), 1]
         return sum(a * n * b for a, n, b in zip(ranks[:-1], widths, ranks[1:]))

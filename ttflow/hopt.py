@@ -1,7 +1,8 @@
 """The search for a train's hyper-parameters, by Optuna, on held-out pairs of the validation set; never on the test set.
 
 The study is a SQLite file: a search that was stopped goes on where it was. What is searched: the number of functions
-of each coordinate and of t, the rank, the ridge and its smoothness, and the length of radial functions. A trial whose
+of each coordinate and of t, the rank, the ridge and its smoothness, the length of radial functions, and with "any" the
+kind of the functions itself. A trial whose
 train would have more parameters than allowed gets the largest rank that fits; if none does, it is left out.
 """
 
@@ -11,6 +12,8 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from bases import KINDS
 
 if TYPE_CHECKING:
     import optuna
@@ -26,7 +29,7 @@ def search(
     Args:
         fit: Validation error of a train with these choices, keywords of ``recflow.fit_velocity``.
         size: Its number of parameters.
-        basis: Of the coordinates.
+        basis: Of the coordinates, or "any": the search chooses.
         n_trials: Of the study; those that its file holds count.
         path: The study. One of other data or another basis needs another file.
         options: seed, budget (most parameters) and progress.
@@ -88,6 +91,8 @@ def _run(
 
 def _suggest(trial: optuna.Trial, basis: str) -> None:
     """Draws the choices of a trial."""
+    if basis == "any":
+        basis = trial.suggest_categorical("basis", list(KINDS))
     trial.suggest_int("n_basis", 10, 40)
     trial.suggest_int("rank", 2, 14)
     trial.suggest_int("n_time", 4, 16)

@@ -29,8 +29,8 @@ class Options:
     """Data: one of the sets named above, or FILE.csv"""
     seed: int = 42
     """Seed of data, fits and test noise"""
-    bases: Literal["bsplines", "rbf", "fourier", "legendre"] = "bsplines"
-    """Functions of one coordinate"""
+    bases: Literal["bsplines", "rbf", "fourier", "legendre", "any"] = "bsplines"
+    """Functions of one coordinate; any: --hopt chooses"""
     rank: int = 0
     """Rank of all bonds; 0: ranks that adapt to the data within --budget"""
     reg_coeff: float = 1e-4
