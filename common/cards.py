@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.runtime import write_json
+from common.runtime import read_json, write_json
 
 
 def file_hash(path: Path) -> str:
@@ -52,7 +51,7 @@ def card_path(weights: Path) -> Path:
 def read_card(weights: Path) -> dict[str, Any]:
     """The card of a weights file; empty when there is none."""
     path = card_path(weights)
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def write_card(weights: Path, facts: dict[str, Any]) -> None:

@@ -78,16 +78,8 @@ _ALIKE = {
         "dequantisation": "dequantisation",
     },
 }
-_SETTINGS = (
-    "solver",
-    "grid",
-    "landing",
-    "n_steps",
-    "nfe",
-    "cfg",
-    "probes",
-    "seed",
-)  # of the samples, shown where a card has them
+# of the samples, shown where a card has them
+_SETTINGS = ("solver", "grid", "landing", "n_steps", "nfe", "cfg", "probes", "seed")
 
 
 @dataclass(frozen=True)

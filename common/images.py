@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.runtime import atomic_write, write_json
+from common.runtime import atomic_write, read_json, write_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -152,7 +152,7 @@ def add_counted(path: str | Path, **counted: float) -> None:
     """Add to samples.json what was counted while images were made: the mean network evaluations of one, ``nfe``."""
     file = facts_file(Path(path))
     whole = {key: int(value) if float(value).is_integer() else round(value, 2) for key, value in counted.items()}
-    facts = json.loads(file.read_text()) | whole
+    facts = read_json(file) | whole
     write_json(file, facts)
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import re
 import shutil
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from common import cli
-from common.runtime import JsonLines, run_lock, run_main, write_json
+from common.runtime import JsonLines, read_json, run_lock, run_main, write_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -255,7 +254,7 @@ def _begin(file: Path, plan: dict[str, Any]) -> None:
     """Writes the plan of a new file; refuses to go on with a file that was begun by another."""
     if file.exists():
         advice = f"go on with those settings, or delete the folder {file.parent}"
-        _check_same(file.parent, json.loads(file.read_text()), plan, advice)
+        _check_same(file.parent, read_json(file), plan, advice)
         return
     write_json(file, plan)
 

@@ -324,6 +324,19 @@ def atomic_write(path: str | os.PathLike[str], sync: bool = True) -> Iterator[Pa
         temporary.unlink(missing_ok=True)
 
 
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is damaged, in one line that names it.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it, or restore it from a copy") from error
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write a value as JSON, whole or not at all (see :func:`atomic_write`)."""
     with atomic_write(path) as temporary:

@@ -205,9 +205,8 @@ def pool_of(run: Run, teacher: Model) -> Pool:
 
 def edges_of(run: Run, teacher: Model, here: Processes) -> list[float]:
     """The segments of a run: of equal length, or adaptive; those are computed once and kept in the work folder."""
-    import json
 
-    from common.runtime import write_json
+    from common.runtime import read_json, write_json
     from segments import uniform_edges
 
     t = run.config.training
@@ -218,7 +217,7 @@ def edges_of(run: Run, teacher: Model, here: Processes) -> list[float]:
     path = workdir(run) / f"edges_{t.reflow_t}.json"
     if not here.is_main:
         here.wait()
-    kept = json.loads(path.read_text()) if path.exists() else {}
+    kept = read_json(path) if path.exists() else {}
     if any(kept.get(key) != value for key, value in settings.items()):
         edges = teacher_edges(teacher, t.reflow_t, t.adaptive_samples, t.adaptive_steps, run.config)
         write_json(path, kept := settings | {"edges": edges})

@@ -279,6 +279,16 @@ def test_frontier_and_table_run_and_go_on(tmp_path):
     assert all(row[f"{who}_w2"] == new[f"{who}_w2"] for who in ("floor", "tt", "network"))
 
 
+@pytest.mark.parametrize("name", ["frontier.py", "twelve.py"])
+def test_results_that_were_cut_off_are_named(name, tmp_path):
+    file = tmp_path / ("frontier.json" if name == "frontier.py" else "moons/seed-1/results.json")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text('[{"kind"')
+    words = ["--smoke", "--dataset-name", "moons"] if name == "frontier.py" else ["--table"]
+    said = python(name, *words, "--out", tmp_path, code=2)
+    assert f"{file} is damaged" in said and "\n" not in said
+
+
 def test_a_network_is_the_same_from_its_file_and_no_other_file_will_do(tmp_path):
     velocity, _ = network.train(3 * torch.randn(200, 2) + 1, width=8, n_steps=5)
     velocity.save(tmp_path / "net.pt")
@@ -296,6 +306,7 @@ def test_a_network_is_the_same_from_its_file_and_no_other_file_will_do(tmp_path)
         ("--use-best-model --tt-only", "run once with --hopt"),
         ("--rank -1", "--rank"),
         ("--sweeps 0", "--sweeps is 0"),
+        ("--sinkhorn-draws 0 --tt-only", "--sinkhorn-draws is 0"),
         ("--dataset-name swiss", "unknown data set"),
         ("--n-train 1", "1 training"),
         ("--hopt --use-best-model", "give one of them"),

@@ -334,7 +334,7 @@ def evaluate(bases: Sequence[Basis], columns: Sequence[Tensor]) -> list[Tensor]:
             values[k] = basis(x)
     for members in groups.values():
         splines: list[Any] = [bases[k] for k in members]
-        places = torch.cat([(columns[k] - bases[k].low) * b.rate for k, b in zip(members, splines)])
+        places = torch.cat([(columns[k] - b.low) * b.rate for k, b in zip(members, splines)])
         together = splines[0].spread(*splines[0].at_places(places))
         for k, part in zip(members, together.split(len(columns[members[0]]))):
             values[k] = part

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
@@ -18,7 +17,7 @@ import network
 import score
 from bases import make
 from common.cards import commit, without_folders
-from common.runtime import generator, write_json
+from common.runtime import generator, read_json, write_json
 from datasets import TWELVE, Data, load
 from panels import comparison
 from recflow import TTVelocity, data_pairs, fit_velocity, frame_of, on_lines, posterior_means
@@ -63,9 +62,10 @@ def again(out: Path, **changes: Any) -> dict[str, Any]:
     """
     from train_eval_linear_recflow import Options
 
-    before = json.loads((out / "results.json").read_text())
+    before = read_json(out / "results.json")
     known = {field.name for field in fields(Options)}
     options = replace(Options(**{k: v for k, v in before["options"].items() if k in known}), **changes)
+    _check(options)
     flows: dict[str, Any] = {"tt": TTVelocity.load(out / "tt.pt")}
     if "network" in before:
         flows["network"] = network.load(out / "network.pt")
@@ -103,7 +103,7 @@ def _report(options: Options, data: Data, flows: dict[str, Any], facts: dict[str
 
 def _check(options: Options) -> None:
     """Raises ValueError for numbers out of range."""
-    for name in ("sweeps", "n_steps", "budget"):
+    for name in ("sweeps", "n_steps", "budget", "sinkhorn_draws"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(options, name)}: give at least 1")
     if options.n_pairs == 1:

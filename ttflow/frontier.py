@@ -8,14 +8,13 @@ Writes results/frontier/NAME/: frontier.png, frontier.json. Finished points are 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from _repo import HERE
 from common import cli
-from common.runtime import run_main, write_json
+from common.runtime import read_json, run_main, write_json
 from train_eval_linear_recflow import Options as Experiment
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def points(options: Options, path: Path) -> list[dict[str, Any]]:
     if options.smoke:
         experiment = replace(experiment, **SMOKE)  # type: ignore[arg-type]
     data = load(options.dataset_name, experiment.n_train, experiment.n_test, options.seed)
-    rows = json.loads(path.read_text()) if path.is_file() else []
+    rows = read_json(path) if path.is_file() else []
     fitting: list[Fitting] = []
     for kind, size in [
         ("floor", 0),

@@ -1,6 +1,6 @@
 """The train beside the network on all twelve data sets, three seeds each: the table of README.md.
 
-    python twelve.py                       # about an hour and a half on one core; finished runs are kept
+    python twelve.py                       # about 40 minutes on one core; finished runs are kept
     python twelve.py --table               # print what is there
     python twelve.py --again --names circles --sinkhorn-draws 20    # measure the kept flows once more, longer
 
@@ -9,14 +9,13 @@ Each run is one of train_eval_linear_recflow.py, in results/table/SET/seed-N/; r
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from _repo import HERE
 from common import cli
-from common.runtime import run_main
+from common.runtime import read_json, run_main
 from datasets import TWELVE
 from train_eval_linear_recflow import Options as Experiment
 
@@ -83,7 +82,7 @@ def _runs(out: Path) -> dict[str, list[dict[str, Any]]]:
     found = {}
     for folder in sorted(out.iterdir()) if out.is_dir() else []:
         if paths := sorted(folder.glob("seed-*/results.json")):
-            found[folder.name] = [json.loads(path.read_text()) for path in paths]
+            found[folder.name] = [read_json(path) for path in paths]
     if not found:
         raise FileNotFoundError(f"no results in {out}: run `python twelve.py` first")
     return found
