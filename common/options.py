@@ -236,6 +236,13 @@ def validate(config: Any) -> None:
         index_range(values["range"], values.get("n_samples"))
 
 
+def check_least(options: Any, **least: float) -> None:
+    """Raises ValueError, in one line that names the flag, for a field below the least that is given for its name."""
+    for name, low in least.items():
+        if getattr(options, name) < low:
+            raise ValueError(f"--{name} {getattr(options, name)}: must be at least {low}")
+
+
 def _check_range(name: str, value: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"--{name} {value}: must be a finite number")

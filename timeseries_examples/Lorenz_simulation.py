@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from _repo import HERE
 from common.cli import parse
+from common.options import check_least
 from common.runtime import run_main, write_json
 
 if TYPE_CHECKING:
@@ -92,10 +93,7 @@ def check(options: Options) -> Options:
     if options.smoke:
         tiny = {"n_trajectories": 8, "total_steps": 60, "width": 32, "depth": 2, "forecasts": 8, "sets": 2}
         options = replace(options, **tiny, frames=min(options.frames, 100), length=300)
-    least = {"n_trajectories": 1, "frames": 3, "width": 1, "depth": 1, "forecasts": 1, "sets": 2, "length": 100}
-    for name, low in least.items():
-        if getattr(options, name) < low:
-            raise ValueError(f"--{name} {getattr(options, name)}: must be at least {low}")
+    check_least(options, n_trajectories=1, frames=3, width=1, depth=1, forecasts=1, sets=2, length=100)
     if options.frame < 0:
         raise ValueError(f"--frame {options.frame:g}: must be above 0, or 0 for the system's own")
     folder = HERE / "results" / (f"smoke_{options.system}" if options.smoke else options.system)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from _repo import HERE
 from common.cli import parse
+from common.options import check_least
 from common.runtime import run_lock, run_main, write_json
 
 if TYPE_CHECKING:
@@ -116,10 +117,7 @@ def check(options: Options) -> Options:
             "solver": "euler",
         }
         options = replace(options, **tiny, leads=(1, 2), length=50)
-    least = {"lag": 1, "held_out": 1, "width": 1, "depth": 1, "forecasts": 2, "members": 1, "rollouts": 1, "length": 0}
-    for name, low in least.items():
-        if getattr(options, name) < low:
-            raise ValueError(f"--{name} {getattr(options, name)}: must be at least {low}")
+    check_least(options, lag=1, held_out=1, width=1, depth=1, forecasts=2, members=1, rollouts=1, length=0)
     if not options.leads or list(options.leads) != sorted(set(options.leads)) or options.leads[0] != 1:
         raise ValueError(f"--leads {','.join(map(str, options.leads))}: give growing numbers that begin with 1")
     folder = HERE / "results" / ("smoke_md_model" if options.smoke else "md")

@@ -17,6 +17,7 @@ from typing import Literal
 
 from _repo import HERE
 from common.cli import parse
+from common.options import check_least
 from common.runtime import run_lock, run_main
 
 BLOCK = 100.0  # ps between two saved states
@@ -72,10 +73,7 @@ def check(options: Options) -> Options:
     if options.smoke:
         tiny = {"residues": 2, "n_trajectories": 2, "nanoseconds": 0.002, "frame": 0.2, "equilibration": 0.4}
         options = replace(options, **tiny, out=options.out or str(HERE / "results" / "smoke_md"))
-    least = dict.fromkeys(("residues", "n_trajectories", "threads"), 1) | {"equilibration": 0}
-    for name, low in least.items():
-        if getattr(options, name) < low:
-            raise ValueError(f"--{name} {getattr(options, name)}: must be at least {low}")
+    check_least(options, residues=1, n_trajectories=1, threads=1, equilibration=0)
     for name in ("nanoseconds", "frame", "temperature", "friction", "timestep", "hydrogen_mass"):
         if getattr(options, name) <= 0:
             raise ValueError(f"--{name} {getattr(options, name):g}: must be above 0")

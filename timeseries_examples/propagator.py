@@ -23,6 +23,7 @@ from common import checkpoint
 from common.generate import sde_of, velocity_of
 from common.losses import make_loss, network_heads
 from common.mlp import MLP
+from common.options import check_least
 from common.runtime import generator
 from common.series import frames_at, windows
 from common.small_training import fit
@@ -124,9 +125,7 @@ class Recipe:
             raise ValueError("the SDE follows IDFF's bridge from the frame: it needs --method idff --source frame")
         if self.method == "idff" and self.sigma <= 0:
             raise ValueError(f"--sigma {self.sigma:g}: idff's bridge needs one above 0, e.g. 0.2")
-        for name in ("past", "n_steps", "lag"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)}: must be at least 1")
+        check_least(self, past=1, n_steps=1, lag=1)
         if not 0 <= self.t_zero <= 1:
             raise ValueError(f"--t_zero {self.t_zero:g}: a share, from 0 to 1")
 
