@@ -167,7 +167,7 @@ def _table(name: str) -> np.ndarray:
         import difflib
 
         near = difflib.get_close_matches(name, [*TWELVE, *EXAMPLES], 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"; did you mean {near[0]}?" if near else "."
         raise ValueError(f"unknown data set {name!r}{hint} Choose one of {describe()}")
     return _components(table, int(columns))
 
