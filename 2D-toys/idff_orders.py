@@ -81,14 +81,14 @@ def main() -> None:
     if options.smoke:
         options, name = replace(options, steps=20, width=16, n_samples=64), "smoke-orders"
     out = Path(options.out) if options.out else HERE / "results" / name
-    from common import plots2d
+    from common import plots
 
     data = learnt(options)
     rows, paths = compare(data, options)
-    figure, axes = plots2d.panels(list(paths), plots2d.limit_of(*paths.values()), scale=2.8)
+    figure, axes = plots.panels(list(paths), plots.limit_of(*paths.values()), scale=2.8)
     for axis, states in zip(axes, paths.values()):
-        plots2d.paths(axis, states)
-    plots2d.save(figure, out / "figure.png")
+        plots.paths(axis, states)
+    plots.save(figure, out / "figure.png", dpi=120, crop=False)
     with atomic_write(out / "results.json") as path:
         path.write_text(json.dumps({"options": asdict(options), "rows": rows}, indent=2) + "\n")
     print(f"results: {out}")
@@ -128,7 +128,7 @@ def learnt(options: Options) -> Callable[[Tensor, Tensor], Tensor]:
     import torch
 
     from common import toys
-    from common.small_training import fit
+    from common.training.small import fit
 
     torch.manual_seed(options.seed)
     net = network("otcfm", options.width, depth=3)

@@ -30,7 +30,7 @@ from toys import Distribution, reflow, reflow_pairs, sample_paths
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from common.mlp import MLP
+    from common.networks import MLP
 
 NFE = (1, 2, 3, 4, 5, 8, 10, 20, 50, 100)
 FINE = 100  # steps of the trajectories

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from common.mlp import MLP
+    from common.networks import MLP
     from protocols import Method, Points
 
 

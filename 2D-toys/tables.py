@@ -172,7 +172,7 @@ def measure_large(job: Job, names: Sequence[str]) -> None:
 
     from common.losses import network_heads
     from common.metrics import wasserstein2
-    from common.mlp import MLP
+    from common.networks import MLP
     from protocols import points_of
     from scoring import flow
 
@@ -213,7 +213,7 @@ def provenance() -> dict[str, str]:
     """Command, commit and machine."""
     import platform
 
-    from common.cards import commit
+    from common.records.cards import commit
 
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from common.mlp import MLP
+    from common.networks import MLP
 
 # For an exact assignment: entropies in units of the transport cost per point, and Sinkhorn sweeps with each.
 SMOOTHING = ((16.0, 10), (6.0, 15))
@@ -207,7 +207,7 @@ class Class:
 
         from common.ema import EMA
         from common.losses import make_loss, network_heads
-        from common.mlp import MLP
+        from common.networks import MLP
 
         first = next(iter(methods.values()))
         heads = network_heads(first.loss)

@@ -24,7 +24,7 @@ from common.runtime import atomic_write, generator, run_main
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from common.mlp import MLP
+    from common.networks import MLP
 
 Distribution = Literal[
     "gaussian", "8gaussians", "moons", "s-curve", "swissroll", "checkerboard", "pinwheel", "spirals", "circles"
@@ -142,7 +142,7 @@ def network(method: str, width: int, depth: int) -> MLP:
     from torch import nn
 
     from common.losses import network_heads
-    from common.mlp import MLP
+    from common.networks import MLP
 
     heads = network_heads(method)
     return MLP(2 * heads, width, depth, nn.GELU, out_dim=2 * heads)
@@ -154,7 +154,7 @@ def learnt(options: Options) -> tuple[MLP, dict[str, Any]]:
 
     from common import toys
     from common.losses import usual_coupling
-    from common.small_training import fit
+    from common.training.small import fit
 
     start = time.perf_counter()
     torch.manual_seed(options.seed)
@@ -191,14 +191,14 @@ def reflow(
     """Train a rectified flow further, in place, on fixed pairs (x0, x1): the next rectified flow. Returns its losses.
 
     Args:
-        options: of ``common.small_training.fit``.
+        options: of ``common.training.small.fit``.
 
     Source: Liu et al. 2209.03003, section 2.2, equation 3 with the pairs of the flow before.
     """
     import torch
 
     from common import toys
-    from common.small_training import fit
+    from common.training.small import fit
 
     def pairs(step: int) -> tuple[Tensor, Tensor]:
         rows = torch.randint(len(x0), (batch_size,), generator=generator(seed, "reflow", step))
@@ -323,9 +323,9 @@ def draw(
     net: MLP, options: Options, solver: str, states: Tensor, target: Tensor, facts: dict[str, Any], picture: Path
 ) -> None:
     """Source, paths, samples beside the target, and the density that the flow gives."""
-    from common import plots2d
+    from common import plots
 
-    limit = plots2d.limit_of(states[0], target)
+    limit = plots.limit_of(states[0], target)
     title, image = density(net, options, solver, limit)
     titles = [
         f"source: {options.source}",
@@ -334,28 +334,28 @@ def draw(
         f"target: {options.target}",
         title,
     ]
-    figure, axes = plots2d.panels(titles, limit)
-    plots2d.points(axes[0], states[0], plots2d.SOURCE)
-    plots2d.paths(axes[1], states)
-    plots2d.points(axes[2], states[-1])
-    plots2d.points(axes[3], target, plots2d.TARGET)
-    plots2d.image(axes[4], image, limit)
-    plots2d.save(figure, picture)
+    figure, axes = plots.panels(titles, limit)
+    plots.points(axes[0], states[0], plots.SOURCE)
+    plots.paths(axes[1], states)
+    plots.points(axes[2], states[-1])
+    plots.points(axes[3], target, plots.TARGET)
+    plots.image(axes[4], image, limit)
+    plots.save(figure, picture, dpi=120, crop=False)
 
 
 def density(net: MLP, options: Options, solver: str, limit: float, bins: int = 100) -> tuple[str, Tensor]:
     """A title and a picture of the density at t = 1: the ODE's where the source's is known, else 50,000 samples'."""
-    from common import generate, plots2d, toys
+    from common import generate, plots, toys
     from common.solvers import time_grid
 
     if options.source == "gaussian" and options.method != "idff" and solver != "euler_maruyama":
         velocity = generate.velocity_of(net, options.method)
-        exact = log_density(velocity, plots2d.mesh(limit, bins), time_grid(10)).exp()
+        exact = log_density(velocity, plots.mesh(limit, bins), time_grid(10)).exp()
         return "density of the ODE", exact.reshape(bins, bins)
     x0 = toys.sample(options.source, 50_000, generator(options.seed, "density"))
     times = time_grid(options.n_steps, options.grid)
     end = sample_paths(net, options.method, x0, times, solver, options.sigma, options.seed)[0][-1]
-    return "density of 50,000 samples", plots2d.histogram(end, limit, bins)
+    return "density of 50,000 samples", plots.histogram(end, limit, bins)
 
 
 # ---- files

@@ -33,11 +33,11 @@ def main() -> None:
     import torch
 
     from common.checkpoint import load_network
-    from common.fitted import find_fitted
     from common.generate import Sampler, sample_many
     from common.images import grid, save_png
     from common.plots import image_grids, image_rows, loss_curves
     from common.runtime import JsonLines
+    from common.solvers.fitted import find_fitted
 
     def draw(sampler: Sampler, count: int) -> torch.Tensor:
         return torch.cat([images for _, images in sample_many(sampler, range(count), count)])

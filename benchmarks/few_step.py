@@ -174,8 +174,8 @@ def run(options: Options) -> None:
 
 def own_of_weights(sampler: Any, weights: Path) -> tuple[Callable[[int], Any], Callable[[int], Any]]:
     """The fitted samplers and adaptive grids beside a weights file, by their number of steps."""
-    from common import fit
-    from common.fitted import fitted_for
+    from common.scripts import fit
+    from common.solvers.fitted import fitted_for
 
     return lambda n: fitted_for(weights, n, 1.0, sampler.landing), lambda n: fit.adaptive_nodes(sampler, n, weights)
 
@@ -184,9 +184,9 @@ def own_of_points(sampler: PointSampler) -> tuple[Callable[[int], Any], Callable
     """The same for a 2D model, fitted to 512 noises of another stream when they are asked for."""
     from functools import cache
 
-    from common.fitted import fit_sampler, teach
     from common.generate import noise_for
-    from common.grids import adaptive_grid
+    from common.solvers.fitted import fit_sampler, teach
+    from common.solvers.grids import adaptive_grid
 
     teacher = teach(lambda last: sampler.net, noise_for(range(512), (2,), sampler.seed, "fit"), 200)
     fits = cache(lambda n: fit_sampler(lambda last: sampler.net, teacher, n))
@@ -194,12 +194,13 @@ def own_of_points(sampler: PointSampler) -> tuple[Callable[[int], Any], Callable
 
 
 def rms_measure(sampler: Any, options: Options) -> Callable[[Any], float]:
-    """Root mean square difference to the fine solution: 100 steps of AB4, see common.fitted.teach."""
+    """Root mean square difference to the fine solution: 100 steps of AB4, see common.solvers.fitted.teach."""
     import torch
 
-    from common import fit, generate
-    from common.fitted import teach
+    from common import generate
     from common.metrics import rms
+    from common.scripts import fit
+    from common.solvers.fitted import teach
 
     n = options.n_samples
     if isinstance(sampler, PointSampler):
@@ -231,7 +232,7 @@ def quality_measure(sampler: Any, options: Options) -> Callable[[Any], float]:
 
         real = sample(options.model, n, generator(options.seed, "real"))
         return lambda made: wasserstein2(made(range(n)), real)
-    from common.classifier import classify, feature_distance, load_classifier
+    from common.evaluate.classifier import classify, feature_distance, load_classifier
     from common.images import to_uint8
 
     folder = ROOT / options.model
@@ -247,7 +248,7 @@ def quality_measure(sampler: Any, options: Options) -> Callable[[Any], float]:
 
 def real_images(model: str, data: str) -> Any:
     """The real images that the folder's measure.py compares with: uint8, (N, C, H, W)."""
-    from common.data import load_images
+    from common.data.loading import load_images
 
     root = Path(data) if data and model == "mnist" else ROOT / model / "data"
     if model == "mnist":

@@ -142,8 +142,9 @@ def pytorch_fid(weights: Path, options: Options) -> Pipeline:
 
 def ours(weights: Path, options: Options) -> Pipeline:
     """The pipeline of ``python -m common.evaluate``."""
-    from common import feature_sets, features
-    from common.sources import named_source
+    from common.data.sources import named_source
+    from common.evaluate import features
+    from common.evaluate import sets as feature_sets
 
     net = features.inception_network(weights)
 

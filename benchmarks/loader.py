@@ -75,7 +75,7 @@ def packed(folder: Path, store: str) -> Path:
             for file in files:
                 archive.write(file, file.name)
     elif store == "lmdb":
-        from common.containers import LmdbWriter
+        from common.prepare.containers import LmdbWriter
 
         writer = LmdbWriter(target, [])
         writer.write([(file.name, file.read_bytes()) for file in files])
@@ -85,7 +85,7 @@ def packed(folder: Path, store: str) -> Path:
 
 def our_epochs(path: Path, options: Options) -> Iterator[Callable[[], list[int]]]:
     """Functions that each draw one epoch and return its processes: ours is one."""
-    from common.data import Batches, StreamingImages
+    from common.data.loading import Batches, StreamingImages
 
     data = StreamingImages(str(path), options.size, 3, num_workers=options.num_workers, progress=False)
     batches, count = Batches(data, options.batch_size, seed=0), options.n_images // options.batch_size
@@ -158,11 +158,11 @@ def resident(rounds: int) -> None:
     """Cost of a batch of resident 64x64 images, and of the training step that it is for."""
     import torch
 
-    from common.batches import Batch
-    from common.config import TrainConfig
-    from common.data import Batches, synthetic_images
+    from common.cli.configs import TrainConfig
+    from common.data.loading import Batches, synthetic_images
     from common.runtime import Processes
-    from common.trainer import Trainer
+    from common.training.batches import Batch
+    from common.training.trainer import Trainer
 
     config = TrainConfig(method="rf", image_size=64, num_channel=32, batch_size=16, num_res_blocks=1)
     batches = Batches(synthetic_images(512, 64, 3, 0, seed=0), config.batch_size, seed=0)

@@ -64,7 +64,7 @@ def teacher(options: Options) -> tuple[Any, Any, Any]:
         import torch
 
         from common.checkpoint import load_network
-        from common.data import load_images
+        from common.data.loading import load_images
 
         images = load_images("torchvision:MNIST", 28, 1, root=options.data or ROOT / "mnist" / "data", progress=False)
         return load_network(WEIGHTS)[0].to(memory_format=torch.channels_last), images.images, images.labels

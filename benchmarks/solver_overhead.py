@@ -42,9 +42,9 @@ def main() -> None:
     from torchdiffeq import odeint
     from torchdyn.core import NeuralODE
 
-    from common.fitted import adams_sampler
-    from common.mlp import MLP
+    from common.networks import MLP
     from common.solvers import integrate, time_grid
+    from common.solvers.fitted import adams_sampler
 
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -87,11 +87,11 @@ def our_step(device, images, options: Options):
     """One step of ``common.training``."""
     import torch
 
-    from common.batches import CoupledBatches
-    from common.config import TrainConfig
-    from common.data import Batches, ImageData
+    from common.cli.configs import TrainConfig
+    from common.data.loading import Batches, ImageData
     from common.runtime import Processes
-    from common.trainer import Trainer
+    from common.training.batches import CoupledBatches
+    from common.training.trainer import Trainer
 
     config = TrainConfig(
         method="otcfm",

@@ -6,8 +6,8 @@ python celeba_train.py --preset paper --model IDFF --sigma 0.2 --flow_w 2 --para
 """
 
 from _repo import HERE  # noqa: F401
-from common.commands import train_main
 from common.runtime import run_main
+from common.scripts.train import train_main
 from config import FOLDER
 
 if __name__ == "__main__":

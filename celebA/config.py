@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from _repo import HERE
-from common.commands import Folder
-from common.config import TrainConfig
+from common.cli.configs import TrainConfig
+from common.scripts.folder import Folder
 
 # Rezaei et al. 2024, as their script for CelebA has it.
 PAPER = TrainConfig(

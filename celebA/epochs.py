@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from common import checkpoint
-from common.batches import Ahead
-from common.config import TrainConfig
-from common.data import ImageData, StreamingImages
-from common.report import Event, Report
+from common.cli.configs import TrainConfig
+from common.data.loading import ImageData, StreamingImages
 from common.runtime import Processes
-from common.trainer import Trainer
-from common.training import train
+from common.training.batches import Ahead
+from common.training.loop import train
+from common.training.report import Event, Report
+from common.training.trainer import Trainer
 
 BEST = "rf_best.pth"
 
@@ -90,7 +90,7 @@ def epoch_state(trainer: Trainer, number: int, loss: float, held_out: float | No
 def train_epochs(
     config: TrainConfig, data: ImageData | StreamingImages, out: Path, weights_name: str, processes: Processes
 ) -> Path:
-    """Train as ``common.training.train`` does, with the same arguments, and keep every epoch's weights in ``out``.
+    """Train as ``common.training.loop.train`` does, with the same arguments, and keep every epoch's weights in ``out``.
 
     Raises:
         ValueError: as there; and class labels, which this recipe does not take.

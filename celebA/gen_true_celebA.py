@@ -4,8 +4,8 @@ python gen_true_celebA.py --n_samples 50000 --save_dir samples/true
 """
 
 from _repo import HERE  # noqa: F401
-from common.commands import true_main
 from common.runtime import run_main
+from common.scripts.true import true_main
 from config import FOLDER
 
 if __name__ == "__main__":

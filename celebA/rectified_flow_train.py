@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from _repo import HERE  # noqa: F401
-from common.commands import train_main
 from common.runtime import run_main
+from common.scripts.train import train_main
 from config import GENERATOR_FOLDER
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
-"""CelebA-HQ at 256x256: presets (see ``common.config.large_image_presets``), data and names."""
+"""CelebA-HQ at 256x256: presets (see ``common.scripts.presets256.large_image_presets``), data and names."""
 
 from _repo import HERE
-from common.commands import Folder
-from common.config import large_image_presets
+from common.scripts.folder import Folder
+from common.scripts.presets256 import large_image_presets
 
 FOLDER = Folder(
     here=HERE,

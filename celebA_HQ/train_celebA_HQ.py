@@ -6,8 +6,8 @@ python train_celebA_HQ.py --preset small             # a CPU, a few hundred step
 """
 
 from _repo import HERE  # noqa: F401
-from common.commands import train_main
 from common.runtime import run_main
+from common.scripts.train import train_main
 from config import FOLDER
 
 if __name__ == "__main__":

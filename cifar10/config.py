@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from _repo import HERE
-from common.commands import Folder
-from common.config import TrainConfig
+from common.cli.configs import TrainConfig
+from common.scripts.folder import Folder
 
 # Tong et al. 2024 and Rezaei et al. 2024: 35.7M parameters, 400k steps, for a GPU.
 PAPER = TrainConfig(

@@ -4,8 +4,8 @@ python gen_true_cifar10.py --save_dir samples/true
 """
 
 from _repo import HERE  # noqa: F401
-from common.commands import true_main
 from common.runtime import run_main
+from common.scripts.true import true_main
 from config import FOLDER
 
 if __name__ == "__main__":

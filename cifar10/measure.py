@@ -5,8 +5,8 @@ python measure.py --n_steps 10 --solver heun --out results/measured.json
 """
 
 from _repo import HERE  # noqa: F401
-from common.measure import measure_main
 from common.runtime import run_main
+from common.scripts.measure import measure_main
 from config import FOLDER
 
 if __name__ == "__main__":

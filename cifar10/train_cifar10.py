@@ -5,8 +5,8 @@ accelerate-launch train_cifar10.py --preset paper -mp bf16 -e results/paper
 """
 
 from _repo import HERE  # noqa: F401
-from common.commands import train_main
 from common.runtime import run_main
+from common.scripts.train import train_main
 from config import FOLDER
 
 if __name__ == "__main__":

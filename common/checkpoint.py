@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from common import foreign
+from common.networks import build_network
 from common.runtime import atomic_write
-from common.unet import build_network
 
 FORMAT = "flow-checkpoint"
 _PRIMITIVES = (str, int, float, bool, type(None))
@@ -173,7 +173,7 @@ def load_network(
     Args:
         path: a file, or a run folder (see ``find``).
         ema: the averaged weights if the file has them; False: the raw ones.
-        extra: training options that are known (a dict or object with fields of ``common.config.TrainConfig``); they
+        extra: training options that are known (a dict, or an object with fields of ``TrainConfig``); they
             fill in what foreign tensors do not tell, and must not contradict the file.
         reverse_time: whether foreign weights were trained with t = 0 data and t = 1 noise. None: as their project does.
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from common import solvers
-from common.fitted import FittedSampler
 from common.paths import expand
 from common.runtime import generator
+from common.solvers.fitted import FittedSampler
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 

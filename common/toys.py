@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from common.couplings import couple
 from common.losses import make_loss, network_heads, usual_coupling
-from common.mlp import MLP
+from common.networks import MLP
 from common.runtime import generator
-from common.small_training import fit
+from common.training.small import fit
 
 Draw = Callable[[int, torch.Generator], Tensor]  # draw(n, generator) -> (n, D) float32
 Pairs = Callable[[int], tuple[Tensor, Tensor]]  # pairs(step) -> x0, x1, coupled
@@ -176,7 +176,7 @@ def train(
         source, target: names of DISTRIBUTIONS or functions draw(n, generator) -> (n, 2).
         coupling: "auto": that of the method's paper.
         reg: of a sinkhorn coupling.
-        options: of ``common.small_training.fit``.
+        options: of ``common.training.small.fit``.
     """
     torch.manual_seed(seed)
     heads = network_heads(method)

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-
-from common.mlp import MLP
 
 NO_LABELS = "labels were given to an unconditional network: leave y out, or train with --num_classes"
 
@@ -424,55 +422,3 @@ class ConditionalUNet(nn.Module):
         return self.head(h)
 
     _stage = UNet._stage
-
-
-def network_description(config: Any, heads: int = 1) -> dict[str, Any]:
-    """The constructor arguments of a run's network, as primitives that a checkpoint can hold.
-
-    Args:
-        config: an object with the network fields of ``common.config.TrainConfig``.
-        heads: outputs per image channel: 1 for a velocity, 2 for IDFF (which also takes its input twice).
-    """
-    with_null = config.num_classes > 0 and config.label_dropout > 0
-    shared = {
-        "in_channels": config.in_channels * heads,
-        "out_channels": config.in_channels * heads,
-        "channels": config.num_channel,
-        "channel_mult": list(config.channel_mult),
-        "num_res_blocks": config.num_res_blocks,
-        "num_heads": config.num_heads,
-        "dropout": config.dropout,
-        "num_classes": config.num_classes + with_null,
-        "null_class": with_null,
-        "checkpointing": config.checkpointing,
-    }
-    if config.network == "conditional_unet":
-        if config.patch_size != 1:
-            raise ValueError("--patch_size belongs to --network unet; conditional_unet takes 1")
-        return {"name": "ConditionalUNet", **shared}
-    return {
-        "name": "UNet",
-        "image_size": config.image_size,
-        **shared,
-        "attention_resolutions": list(config.attention_resolutions),
-        "head_channels": config.head_channels,
-        "patch_size": config.patch_size,
-    }
-
-
-def build_network(description: dict[str, Any]) -> nn.Module:
-    """Build the network that ``network_description`` (or a checkpoint) describes."""
-    arguments = dict(description)
-    match arguments.pop("name", None):
-        case "UNet":
-            return UNet(**arguments)
-        case "ConditionalUNet":
-            return ConditionalUNet(**arguments)
-        case "MLP":
-            return MLP(**arguments | {"activation": getattr(nn, arguments["activation"])})
-        case "GeneratorUNet":
-            from common.generator_unet import GeneratorUNet
-
-            return GeneratorUNet(**arguments)
-        case name:
-            raise ValueError(f"unknown network {name!r}; known: UNet, ConditionalUNet, GeneratorUNet, MLP")

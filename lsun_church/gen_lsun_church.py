@@ -5,8 +5,8 @@ accelerate-launch gen_lsun_church.py --range 10000:20000 --sampling_method heun 
 """
 
 from _repo import HERE  # noqa: F401
-from common.commands import gen_main
 from common.runtime import run_main
+from common.scripts.gen import gen_main
 from config import FOLDER
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ python simple_gen_test.py --invert photo.jpg
 """
 
 from _repo import HERE  # noqa: F401
-from common.commands import grid_main
 from common.runtime import run_main
+from common.scripts.grid import grid_main
 from config import FOLDER
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from _repo import HERE
-from common.commands import Folder
-from common.config import TrainConfig
+from common.cli.configs import TrainConfig
+from common.scripts.folder import Folder
 
 # Class-conditional rectified flow at 28x28; space-to-depth makes it a network for a CPU.
 DEFAULT = TrainConfig(

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from _repo import HERE
-from common.data import ImageData, load_images
+from common.data.loading import ImageData, load_images
+from common.data.sources import DownloadError
 from common.runtime import atomic_write, run_main
-from common.sources import DownloadError
 
 TIMEOUT = 900  # seconds
 CHILD = """
@@ -70,7 +70,7 @@ def _advice(reason: str, folder: Path) -> str:
 
 
 def load_mnist(root: str | Path, image_size: int, channels: int, split: str = "train", **options: Any) -> ImageData:
-    """MNIST by torchvision, and by Keras when that fails; options as in ``common.data.load_images``.
+    """MNIST by torchvision, and by Keras when that fails; options as in ``common.data.loading.load_images``.
 
     Raises:
         DownloadError: Neither has it; torchvision's reason has been printed, the line gives Keras's.

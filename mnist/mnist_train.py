@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from _repo import HERE  # noqa: F401
-from common.commands import train_main
 from common.runtime import run_main
+from common.scripts.train import train_main
 from config import FOLDER
 
 if TYPE_CHECKING:

@@ -306,8 +306,8 @@ def _cost(samples: Samples) -> dict[str, Any]:
 
 def _origin(device: torch.device) -> dict[str, str]:
     """Commit and hardware."""
-    from common.cards import commit
-    from common.training import hardware
+    from common.records.cards import commit
+    from common.training.loop import hardware
 
     return {"commit": commit(), "hardware": hardware(device)}
 
@@ -326,16 +326,16 @@ def line(row: dict[str, Any]) -> str:
 # --------------------------------------------------------------------------------------------------- pictures
 def picture(x: Tensor, real: Tensor | None, path: Path) -> None:
     """Images as a grid of 64; 2000 points of the plane, beside real ones where there are any."""
-    from common import plots2d
+    from common import plots
     from common.images import grid, save_png
 
     if x.ndim == 4:
         return save_png(path, grid(x[:SHOWN]))
     sets = {"samples": x[:DRAWN]} | ({} if real is None else {"target": real})
-    figure, axes = plots2d.panels(list(sets), plots2d.limit_of(*sets.values()))
-    for axis, points, colour in zip(axes, sets.values(), (plots2d.MADE, plots2d.TARGET)):
-        plots2d.points(axis, points, colour)
-    plots2d.save(figure, path)
+    figure, axes = plots.panels(list(sets), plots.limit_of(*sets.values()))
+    for axis, points, colour in zip(axes, sets.values(), (plots.MADE, plots.TARGET)):
+        plots.points(axis, points, colour)
+    plots.save(figure, path, dpi=120, crop=False)
 
 
 def save_trajectory(
@@ -363,13 +363,13 @@ def save_trajectory(
 
 def trajectory_picture(states: Tensor, times: Sequence[float], path: Path) -> None:
     """Images: 8 samples, one a row, at 8 times; points of the plane: lines from source to end."""
-    from common import plots2d
+    from common import plots
     from common.images import grid, save_png
 
     if states.ndim == 5:
         count = min(MOMENTS, len(times))
         chosen = [round(i * (len(times) - 1) / (count - 1)) for i in range(count)]
         return save_png(path, grid(states[chosen, :8].transpose(0, 1).flatten(0, 1), n_columns=count))
-    figure, axes = plots2d.panels(["paths"], plots2d.limit_of(states.flatten(0, 1)), scale=4.0)
-    plots2d.paths(axes[0], states)
-    plots2d.save(figure, path)
+    figure, axes = plots.panels(["paths"], plots.limit_of(states.flatten(0, 1)), scale=4.0)
+    plots.paths(axes[0], states)
+    plots.save(figure, path, dpi=120, crop=False)

@@ -15,8 +15,8 @@ from typing import Annotated, Any, TypeVar, get_args
 
 from _repo import HERE
 from common.cli import CONFIG_HELP, Names, read_flags
-from common.config import SolverName
-from common.options import allowed, check_device, convert, field_types, find_config, load_config
+from common.cli.configs import SolverName
+from common.cli.values import allowed, check_device, convert, field_types, find_config, load_config
 from options import Config, Run
 
 __all__ = ["PREDICTORS", "check", "parse"]

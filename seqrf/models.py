@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import segments
 from common import checkpoint, generate
-from common.cards import file_hash
+from common.records.cards import file_hash
 from common.runtime import keep_freed_memory
 from common.solvers import CountNFE
 from endpoints import after

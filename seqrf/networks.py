@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.mlp import MLP
-from common.unet import ConditionalUNet, UNet, build_network, zeroed
+from common.networks import MLP, build_network
+from common.unet import ConditionalUNet, UNet, zeroed
 from segments import checked_edges
 
 ENTRIES = {UNet: "time_embed", ConditionalUNet: "time_mlp", MLP: "net.0"}  # where the time enters

@@ -1,8 +1,9 @@
 """How good samples are: what one evaluation compares all its samples with, made once.
 
 * Points of the plane: the exact W2 distance to fresh points of the target.
-* Images: the recognised share and the feature distance of a small classifier (``common.measure``), against the data's
-  test split or a fifth held out; with Inception weights also FID and KID against the training images, as papers do.
+* Images: the recognised share and the feature distance of a small classifier (``common.evaluate.recogniser``),
+  against the data's test split or a fifth held out; with Inception weights also FID and KID against the training
+  images, as papers do.
 
 A figure's floor, what perfect samples would get, stands beside it as NAME_floor.
 """
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from common.data import ImageData
-    from common.measure import Recogniser
+    from common.data.loading import ImageData
+    from common.evaluate.recogniser import Recogniser
     from options import Data, Run
 
     Figures = dict[str, float | None]
@@ -131,8 +132,8 @@ def make_image_judge(
     data: Data, seed: int, workdir: Path, device: torch.device | str = "cpu", smoke: bool = False
 ) -> ImageJudge:
     """Load the real images, the classifier and Inception's weights where there are any; see :func:`make_judge`."""
-    from common.inception import find_weights
-    from common.measure import make_recogniser, real_images
+    from common.evaluate.features import find_weights
+    from common.evaluate.recogniser import make_recogniser, real_images
 
     given = Path(data.classifier) if data.classifier else None
     if given is not None and not given.exists():
@@ -151,7 +152,7 @@ def make_image_judge(
 
 def load_split(data: Data, split: str, smoke: bool = False, limit: int | None = None) -> ImageData:
     """Real images of "train" or "test", all or so many evenly spread; for --smoke made-up ones."""
-    from common.data import load_images, synthetic_images
+    from common.data.loading import load_images, synthetic_images
 
     if smoke:
         return synthetic_images(64, data.image_size, data.channels, 10, seed=0)
@@ -168,7 +169,7 @@ def _root(data: Data) -> Path:
 
 def has_test(data: Data) -> bool:
     """Whether the data has a test split of its own."""
-    from common.sources import open_source
+    from common.data.sources import open_source
 
     if data.dataset.startswith("torchvision:"):
         return True
@@ -193,10 +194,10 @@ class InceptionReference:
 
     def measure(self, images: Tensor) -> Figures:
         """fid, kid and kid_error (both times 1000), and the number of real images; uint8 images (N, C, H, W)."""
-        from common.inception import features
+        from common.evaluate.features import inception_features
         from common.metrics import frechet_distance, gaussian_statistics, kernel_distance
 
-        fake, real = features(images, self.weights, self.device), self.real["features"]
+        fake, real = inception_features(images, self.weights, self.device), self.real["features"]
         fid = frechet_distance(*gaussian_statistics(fake), self.real["mean"], self.real["cov"])
         size = min(1000, len(fake), len(real))
         kid, error = kernel_distance(fake, real, subset_size=size, generator=generator(0, "kid"))
@@ -208,15 +209,15 @@ def inception_reference(
 ) -> InceptionReference:
     """Inception's features of the training images, from workdir/inception.pt if they are there."""
     from common import checkpoint
-    from common.cards import file_hash
-    from common.inception import features
+    from common.evaluate.features import inception_features
     from common.metrics import gaussian_statistics
+    from common.records.cards import file_hash
 
     file = workdir / "inception.pt"
     of = {"data": data.dataset, "shape": list(train.images.shape), "weights": file_hash(weights)}
     real = checkpoint.load(file) if file.exists() else {}
     if real.get("of") != of:
-        every = features(train.images, weights, device)
+        every = inception_features(train.images, weights, device)
         mean, cov = gaussian_statistics(every)
         kept = every[:: -(-len(every) // KEPT)].clone()
         real = {"of": of, "count": len(every), "mean": mean, "cov": cov, "features": kept}

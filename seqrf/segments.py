@@ -61,7 +61,7 @@ def adaptive_edges(trajectory: Tensor, times: Edges | Tensor, k: int, shortest: 
 
     Source: Yoon & Lee 2402.06461, as in the authors' code.
     """
-    from common.grids import adaptive_grid
+    from common.solvers.grids import adaptive_grid
 
     steps = max(1, round(shortest * (len(times) - 1)))
     return checked_edges(adaptive_grid(trajectory, times, k, "straightness", steps))

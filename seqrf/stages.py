@@ -237,7 +237,7 @@ def teacher_edges(teacher: Model, k: int, n_samples: int, n_steps: int, config: 
     from tqdm import tqdm
 
     from common.generate import labels_for
-    from common.grids import partition, segment_costs
+    from common.solvers.grids import partition, segment_costs
     from evaluate import draw
     from segments import checked_edges
 

@@ -15,14 +15,14 @@ import models
 import networks
 import segments
 from common import checkpoint
-from common.batches import Ahead
-from common.cards import commit, write_card
-from common.config import TrainConfig
-from common.options import to_yaml
-from common.report import Report
+from common.cli.configs import TrainConfig
+from common.cli.values import to_yaml
+from common.records.cards import commit, write_card
 from common.runtime import Processes, generator, run_lock
-from common.trainer import Trainer
-from common.training import begin, hardware, in_words, loop, write_final
+from common.training.batches import Ahead
+from common.training.loop import begin, hardware, in_words, loop, write_final
+from common.training.report import Report
+from common.training.trainer import Trainer
 from options import DISTILL, Run
 from pairs import Pairs
 

@@ -24,15 +24,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from climate import Climate, coloured, month_of, season_of, static_maps
-from common.batches import Ahead
-from common.config import TrainConfig
+from common.cli.configs import TrainConfig
 from common.losses import network_heads
+from common.networks import build_network
 from common.paths import expand, path_of
 from common.runtime import Processes, generator
 from common.series import windows
 from common.solvers import euler_maruyama, integrate, time_grid
-from common.trainer import Trainer
-from common.unet import build_network
+from common.training.batches import Ahead
+from common.training.trainer import Trainer
 from config import Options, stored
 from data import Fields
 

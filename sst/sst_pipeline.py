@@ -14,12 +14,12 @@ import maps
 import skill
 from _repo import HERE
 from common import checkpoint
-from common.cards import commit, write_card
 from common.cli import to_yaml
-from common.report import Report
+from common.networks import build_network
+from common.records.cards import commit, write_card
 from common.runtime import Processes, pick_device, processes, run_lock, write_json
-from common.training import begin, hardware, in_words, loop, write_final
-from common.unet import build_network
+from common.training.loop import begin, hardware, in_words, loop, write_final
+from common.training.report import Report
 from config import DEFAULT, WEIGHTS, DrawOptions, Options, run_folder, smoke
 from flow import FieldBatches, FieldTrainer, check, description
 from forecast import Ensemble, Forecaster, World, fit_spread, forecast, load_forecaster, world

@@ -16,10 +16,14 @@ import pytest
 import torch
 
 from common import checkpoint, runtime
-from common.commands import gen_main, grid_main, make_sampler, train_main, true_main
-from common.config import GridConfig
+from common.cli.configs import GridConfig
 from common.images import save_png
-from common.measure import measure_main
+from common.scripts.gen import gen_main
+from common.scripts.grid import grid_main
+from common.scripts.measure import measure_main
+from common.scripts.sampling import make_sampler
+from common.scripts.train import train_main
+from common.scripts.true import true_main
 from started import start
 from tiny import NAME, ROOT, TINY, folder, images, options, run, weights
 

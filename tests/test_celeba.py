@@ -14,13 +14,15 @@ import torch
 from PIL import Image
 
 from common import checkpoint
-from common.commands import data_spec, epochs_as_steps, smoke_preset, train_main, true_main
-from common.config import TrainConfig, TrueConfig
-from common.data import fits_in_memory
+from common.cli.configs import TrainConfig, TrueConfig
+from common.data.loading import fits_in_memory
 from common.generate import noise_for
 from common.images import save_png
 from common.runtime import JsonLines, Processes
-from common.trainer import Trainer
+from common.scripts.folder import data_spec, smoke_preset
+from common.scripts.train import epochs_as_steps, train_main
+from common.scripts.true import true_main
+from common.training.trainer import Trainer
 from tiny import ALONE, ROOT, folder, images, options, run, weights
 
 NAMES = ("_repo", "config", "epochs", "rectified_flow_train")
@@ -88,7 +90,7 @@ def test_training_and_real_images_from_a_place(place, tmp_path, monkeypatch):
     final = train_main(place, "", [*CPU, "--total_steps", "2"])
     assert final.exists() and checkpoint.load_network(final)[1]["step"] == 2
     whole = true_main(place, "", ["--save_dir", str(tmp_path / "true")])
-    monkeypatch.setattr("common.data.fits_in_memory", lambda *shape: not fits_in_memory(*shape))
+    monkeypatch.setattr("common.data.loading.fits_in_memory", lambda *shape: not fits_in_memory(*shape))
     streamed = true_main(place, "", ["--save_dir", str(tmp_path / "streamed")])
     for k in range(20):  # images that do not fit in memory are decoded one by one
         a, b = (np.asarray(Image.open(path / f"{k:06d}.png")) for path in (whole, streamed))

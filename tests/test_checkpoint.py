@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 from common import checkpoint
-from common.config import TrainConfig
+from common.cli.configs import TrainConfig
 from common.ema import EMA
-from common.unet import ConditionalUNet, build_network, network_description
+from common.networks import build_network, network_description
+from common.unet import ConditionalUNet
 from nets import images, randomised, same
 
 CONFIG = TrainConfig(

@@ -16,7 +16,7 @@ from typing import Literal
 import pytest
 
 from common.cli import index_range, parse, parse_with_extra, to_yaml, validate
-from common.config import GenConfig, GridConfig, SampleConfig, TrainConfig, TrueConfig
+from common.cli.configs import GenConfig, GridConfig, SampleConfig, TrainConfig, TrueConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = {
@@ -28,7 +28,7 @@ SCRIPT = """
 import sys
 sys.path.insert(0, {root!r})
 from common.cli import parse
-from common.config import {cls}
+from common.cli.configs import {cls}
 from common.runtime import run_main
 
 def main():
@@ -208,7 +208,7 @@ def test_json_and_python_files(tmp_path):
     )
     assert train(f"--config={tmp_path / 'b.py'}") == expected
     (tmp_path / "c.py").write_text(
-        "from common.config import TrainConfig\n"
+        "from common.cli.configs import TrainConfig\n"
         "def get_config():\n    return TrainConfig(lr=1.0, num_channel=64, channel_mult=(1, 2))\n"
     )
     assert train(f"-c {tmp_path / 'c.py'}") == expected

@@ -16,9 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
-from common import data as data_module
-from common import sources
-from common.data import (
+from common.data import loading as data_module
+from common.data import sources
+from common.data.loading import (
     Batches,
     ImageData,
     StreamingImages,

@@ -15,7 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from common import measure, plots
+from common import plots
+from common.evaluate import recogniser as measure
 from common.images import to_uint8
 from common.metrics import rms
 from common.runtime import generator
@@ -232,7 +233,7 @@ def image_options(tmp_path, **changes):
 
 
 def test_images_are_measured_by_a_classifier_that_is_trained_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("common.inception.find_weights", lambda path: None)
+    monkeypatch.setattr("common.evaluate.features.find_weights", lambda path: None)
     data = image_options(tmp_path)
     judge = Q.make_image_judge(data, 0, tmp_path)
     x, y = (part[4::5] for part in shades())
@@ -243,14 +244,14 @@ def test_images_are_measured_by_a_classifier_that_is_trained_once(tmp_path, monk
     assert shown["recognised"] < 0.4 and shown["feature_distance"] == found["feature_distance"]
     noise = judge.measure(torch.rand(50, 1, 8, 8) * 2 - 1)
     assert noise["recognised"] is None and noise["feature_distance"] > 3 * found["feature_distance_floor"]
-    monkeypatch.setattr("common.classifier.train_classifier", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr("common.evaluate.classifier.train_classifier", lambda *a: pytest.fail("trained again"))
     kept = Q.make_image_judge(replace(data, classifier=str(tmp_path / "classifier.pt")), 0, tmp_path / "other")
     assert kept.measure(x, y) == found
     assert judge.real(4) is None
 
 
 def test_a_classifier_that_does_not_fit_or_is_not_there(tmp_path, monkeypatch):
-    monkeypatch.setattr("common.inception.find_weights", lambda path: None)
+    monkeypatch.setattr("common.evaluate.features.find_weights", lambda path: None)
     grey = Q.make_image_judge(image_options(tmp_path), 0, tmp_path).recogniser
     assert isinstance(grey, measure.Recogniser)
     with pytest.raises(ValueError, match="is for images of 1 channels, not 3"):
@@ -260,7 +261,7 @@ def test_a_classifier_that_does_not_fit_or_is_not_there(tmp_path, monkeypatch):
 
 
 def test_images_without_labels_and_weights_are_told(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("common.inception.find_weights", lambda path: None)
+    monkeypatch.setattr("common.evaluate.features.find_weights", lambda path: None)
     data = image_options(tmp_path)
     np.savez(tmp_path / "images.npz", images=shades(24)[0].numpy())
     assert Q.make_image_judge(data, 0, tmp_path).measure(torch.zeros(2, 1, 8, 8)) == {}
@@ -283,7 +284,7 @@ def test_fid_and_kid_compare_with_training_images_whose_features_are_kept(tmp_pa
 
     weights = tmp_path / "weights.pth"
     weights.write_bytes(b"weights")
-    monkeypatch.setattr("common.inception.features", features)
+    monkeypatch.setattr("common.evaluate.features.inception_features", features)
     data = image_options(tmp_path, inception=str(weights))
     judge = Q.make_image_judge(data, 0, tmp_path)
     x, y = shades()

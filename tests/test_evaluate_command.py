@@ -18,10 +18,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common import checkpoint, evaluate, feature_sets, features, inception, metrics, scores
-from common.data import synthetic_images
+from common import checkpoint, metrics
+from common.data.loading import synthetic_images
+from common.evaluate import comparison as evaluate
+from common.evaluate import features, scores
+from common.evaluate import sets as feature_sets
 from common.images import open_writer, save_png
-from common.page import page
+from common.records.page import page
 from common.runtime import JsonLines, run_main
 from nets import random_inception
 from tiny import ROOT, options, weights
@@ -452,13 +455,13 @@ def test_missing_inception_weights_are_one_line(place, tmp_path, monkeypatch, ca
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     words = [str(place / "a"), str(place / "b"), "--small", *CPU]
     refusal = line_of(capsys, lambda: evaluate.main(words))
-    assert inception.URL in refusal and str(tmp_path / "checkpoints" / inception.FILE) in refusal
+    assert features.URL in refusal and str(tmp_path / "checkpoints" / features.FILE) in refusal
     assert "--inception PATH" in refusal and "--features FILE" in refusal
     assert "no Inception weights at x.pth" in line_of(capsys, lambda: evaluate.main([*words, "--inception", "x.pth"]))
 
 
 def test_help_needs_no_torch():
-    code = "import sys; sys.argv = ['evaluate', '--help']; from common import evaluate; evaluate.main()"
+    code = "import sys; sys.argv = ['evaluate', '--help']; from common.evaluate.comparison import main; main()"
     shown = subprocess.run([sys.executable, "-X", "importtime", "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert shown.returncode == 0 and "--foreign_statistics" in shown.stdout and "| torch\n" not in shown.stderr
 
@@ -470,7 +473,7 @@ def test_help_needs_no_torch():
 def inception_file(tmp_path_factory):
     """A file of random weights where pytorch-fid looks for the true ones: below a TORCH_HOME."""
     home = tmp_path_factory.mktemp("torch")
-    file = home / "hub" / "checkpoints" / inception.FILE
+    file = home / "hub" / "checkpoints" / features.FILE
     file.parent.mkdir(parents=True)
     random_inception(file)
     return home, file
@@ -513,7 +516,7 @@ def test_logits_are_those_of_the_last_layer_without_its_bias(inception_file):
     images = synthetic_images(2, 8, 3, 2, 5).images
     rows, logits = features.inception_network(file).run(images)
     torch.testing.assert_close(logits, rows @ checkpoint.load(file)["fc.weight"].T)
-    torch.testing.assert_close(rows, inception.features(images, file), rtol=0, atol=1e-4 * rows.std().item())
+    torch.testing.assert_close(rows, features.inception_features(images, file), rtol=0, atol=1e-4 * rows.std().item())
 
 
 @pytest.mark.slow

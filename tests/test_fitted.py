@@ -9,13 +9,15 @@ import pytest
 import torch
 
 import tiny
-from common import fit, fitted, generate
-from common.commands import gen_main, grid_main
-from common.config import SampleConfig
-from common.fitted import FittedSampler, Teacher, fit_sampler, fit_weights, rms, teach
+from common import generate
+from common.cli.configs import SampleConfig
 from common.generate import Sampler, velocity_of
-from common.mlp import MLP
-from common.solvers import SOLVERS, CountNFE, integrate, time_grid
+from common.networks import MLP
+from common.scripts import fit, sampling
+from common.scripts.gen import gen_main
+from common.scripts.grid import grid_main
+from common.solvers import SOLVERS, CountNFE, fitted, integrate, time_grid
+from common.solvers.fitted import FittedSampler, Teacher, fit_sampler, fit_weights, rms, teach
 from nets import randomised
 from problems import Mixture
 from tiny import TINY, network
@@ -190,8 +192,8 @@ def test_foreign_and_damaged_files_are_named(tmp_path, text, message, capsys):
     fitted.samplers_path(weights).write_text(text)
     with pytest.raises(ValueError, match=message):
         fitted.find_fitted(weights, 4, 1.0)
-    made = fit.resolved(Sampler(network(), "rf", (1, 8, 8)), SampleConfig(), weights)  # auto goes on without it
-    assert made.solver == fit.SOLVER and message in capsys.readouterr().out
+    made = sampling.resolved(Sampler(network(), "rf", (1, 8, 8)), SampleConfig(), weights)  # auto goes on without it
+    assert made.solver == sampling.SOLVER and message in capsys.readouterr().out
 
 
 # -------------------------------------------------------------------------------------------------------- command lines
@@ -212,12 +214,12 @@ def test_fit_then_sample(tmp_path, capsys):
     assert (
         pictures[""][0] == pictures["--solver fitted"][0] and "fitted, 3 steps, grid fitted, NFE 3" in pictures[""][1]
     )
-    assert f"{fit.SOLVER}, 4 steps, grid {fit.GRID}, NFE 4" in pictures["--n_steps 4"][1]
-    assert f"{fit.SOLVER}, 3 steps, grid edm" in pictures["--grid edm"][1]
-    assert f"{fit.SOLVER}, 3 steps, grid adaptive" in pictures["--grid adaptive"][1]
+    assert f"{sampling.SOLVER}, 4 steps, grid {sampling.GRID}, NFE 4" in pictures["--n_steps 4"][1]
+    assert f"{sampling.SOLVER}, 3 steps, grid edm" in pictures["--grid edm"][1]
+    assert f"{sampling.SOLVER}, 3 steps, grid adaptive" in pictures["--grid adaptive"][1]
     assert len({picture for picture, _ in pictures.values()}) == 5
     kept = fitted.read_samplers(weights)["adaptive"]
-    assert len(kept) == fit.LARGEST and all(e["times"][0] == 0 and e["times"][-1] == 1 for e in kept)
+    assert len(kept) == sampling.LARGEST and all(e["times"][0] == 0 and e["times"][-1] == 1 for e in kept)
     grid_main(folder, "", [*argv, "--n_steps", "3"])  # the second time the grid is read
     assert (tmp_path / "a.png").read_bytes() == pictures["--grid adaptive"][0]
 
@@ -258,8 +260,8 @@ def test_wrong_flags_are_one_line(tmp_path, main, flags, message):
 def test_every_plain_solver_can_be_asked_for():
     from typing import get_args
 
-    from common.config import GridName, SolverName
-    from common.grids import GRIDS
+    from common.cli.configs import GridName, SolverName
+    from common.solvers.grids import GRIDS
 
     others = {"auto", "fitted", "dopri5", "torchdyn", "idff", "euler_maruyama"}
     assert set(get_args(SolverName)) == {*SOLVERS, *others}

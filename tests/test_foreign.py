@@ -12,8 +12,8 @@ from torch import nn
 from torchcfm.models.unet.unet import UNetModelWrapper
 
 from common import checkpoint, foreign
-from common.commands import grid_main
-from common.generator_unet import GeneratorUNet
+from common.foreign.generator_unet import GeneratorUNet
+from common.scripts.grid import grid_main
 from common.unet import ConditionalUNet, UNet
 from nets import images, randomised, same
 from tiny import folder

@@ -15,8 +15,7 @@ from PIL import Image
 from torch import nn
 
 from common import checkpoint, runtime
-from common.commands import gen_main, grid_main, make_sampler
-from common.config import GridConfig, SolverName
+from common.cli.configs import GridConfig, SolverName
 from common.generate import (
     CountedNetwork,
     Sampler,
@@ -33,6 +32,9 @@ from common.generate import (
 )
 from common.images import save_png, to_uint8
 from common.runtime import Processes, generator
+from common.scripts.gen import gen_main
+from common.scripts.grid import grid_main
+from common.scripts.sampling import make_sampler
 from problems import slope_of
 from tiny import TINY, folder, network, options, weights
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.grids import adaptive_grid, partition, segment_costs, time_grid
 from common.solvers import integrate
+from common.solvers.grids import adaptive_grid, partition, segment_costs, time_grid
 
 
 def walk(nodes=7, batch=3, seed=0):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from common import inception
+from common.evaluate import features
 from common.metrics import kernel_distance
 from common.runtime import generator
 from nets import random_inception
@@ -104,10 +104,10 @@ def test_features_are_those_of_pytorch_fid(theirs):
     images = torch.randint(0, 256, (3, 3, 20, 24), generator=generator(1), dtype=torch.uint8)
     with torch.no_grad():
         want = net(images.float() / 255)[0].flatten(1)
-    ours = inception.features(images, file, batch_size=2)
+    ours = features.inception_features(images, file, batch_size=2)
     assert ours.shape == (3, 2048) and want.std() > 1e-3
     torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-4 * want.abs().mean().item())
-    grey = inception.features(images[:1, :1], file)
+    grey = features.inception_features(images[:1, :1], file)
     with torch.no_grad():
         want = net(images[:1, :1].expand(-1, 3, -1, -1).float() / 255)[0].flatten(1)
     torch.testing.assert_close(grey, want, rtol=1e-4, atol=1e-4 * want.abs().mean().item())
@@ -115,24 +115,24 @@ def test_features_are_those_of_pytorch_fid(theirs):
 
 def test_other_images_and_other_weights_are_refused(theirs, tmp_path):
     with pytest.raises(ValueError, match=r"uint8 images \(N, 1 or 3, H, W\), not torch.float32 \(1, 3, 8, 8\)"):
-        inception.features(torch.zeros(1, 3, 8, 8), theirs[1])
+        features.inception_features(torch.zeros(1, 3, 8, 8), theirs[1])
     torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="holds no Inception weights of FID: download https://github.com/mseitzer"):
-        inception.load_inception(tmp_path / "other.pth")
+        features.load_inception(tmp_path / "other.pth")
 
 
 def test_weights_are_found_in_the_cache_or_where_they_are_said_to_be(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    assert inception.find_weights() is None
-    with pytest.raises(FileNotFoundError, match=re.escape(f"no Inception weights at x.pth: download {inception.URL}")):
-        inception.find_weights("x.pth")
-    file = tmp_path / "checkpoints" / inception.FILE
+    assert features.find_weights() is None
+    with pytest.raises(FileNotFoundError, match=re.escape(f"no Inception weights at x.pth: download {features.URL}")):
+        features.find_weights("x.pth")
+    file = tmp_path / "checkpoints" / features.FILE
     file.parent.mkdir()
     file.write_bytes(b"weights")
-    assert inception.find_weights() == file == inception.find_weights(file)
+    assert features.find_weights() == file == features.find_weights(file)
 
 
 def test_pytorch_fid_downloads_the_same_file():
     from pytorch_fid.inception import FID_WEIGHTS_URL
 
-    assert inception.URL == FID_WEIGHTS_URL
+    assert features.URL == FID_WEIGHTS_URL

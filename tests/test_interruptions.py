@@ -15,8 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from common import batches, checkpoint, runtime, training
+from common import checkpoint, runtime
 from common.runtime import JsonLines, run_lock
+from common.training import batches
+from common.training import loop as training
+from common.training.trainer import Trainer
 from tiny import NAME, ROOT, difference, last, run, states_differ
 
 CHANGES = {"method": "rf", "num_classes": 3, "dropout": 0.1, "total_steps": 8}
@@ -26,7 +29,7 @@ CHILD = """
 import sys, time
 import torch
 import tiny
-from common import training
+from common.training.trainer import Trainer
 from common.runtime import run_main
 
 torch.set_num_threads(int(sys.argv[3]))
@@ -43,13 +46,13 @@ def slow_save(state, path):
     time.sleep(600)
 
 torch.save = slow_save
-update = training.Trainer.update
+update = Trainer.update
 
 def slow_update(self, batch):
     time.sleep(0.05 if sys.argv[2] != "slow" else 0)
     return update(self, batch)
 
-training.Trainer.update = slow_update
+Trainer.update = slow_update
 options = eval(sys.argv[4])
 run_main(lambda: tiny.run(tiny.Path(sys.argv[1]), **options))
 """
@@ -153,7 +156,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, monkeypatch):
 
 def test_one_ctrl_c_may_come_as_two_signals(tmp_path, monkeypatch):
     """A launcher passes on the Ctrl-C that the terminal has sent to the whole group already."""
-    update = training.Trainer.update
+    update = Trainer.update
 
     def twice(self, batch):
         if self.step == 1:
@@ -161,21 +164,21 @@ def test_one_ctrl_c_may_come_as_two_signals(tmp_path, monkeypatch):
             signal.raise_signal(signal.SIGTERM)
         return update(self, batch)
 
-    monkeypatch.setattr(training.Trainer, "update", twice)
+    monkeypatch.setattr(Trainer, "update", twice)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, **CHANGES, save_step=100)
     assert last(tmp_path)["step"] == 2
 
 
 def test_the_last_step_is_not_interrupted(tmp_path, monkeypatch):
-    update = training.Trainer.update
+    update = Trainer.update
 
     def at_the_end(self, batch):
         if self.step == 7:
             signal.raise_signal(signal.SIGTERM)
         return update(self, batch)
 
-    monkeypatch.setattr(training.Trainer, "update", at_the_end)
+    monkeypatch.setattr(Trainer, "update", at_the_end)
     assert checkpoint.load(run(tmp_path, **CHANGES))["step"] == 8
 
 

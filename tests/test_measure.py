@@ -12,12 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from common import classifier, feature_sets, features, measure
-from common.data import ImageData
+from common.data.loading import ImageData
+from common.evaluate import classifier, features
+from common.evaluate import sets as feature_sets
 from common.images import save_png
 from common.metrics import frechet_distance, gaussian_statistics
-from common.page import SHOWN_SIDE, page
+from common.records.page import SHOWN_SIDE, page
 from common.runtime import generator
+from common.scripts import measure
 from tiny import NAME, ROOT, folder, images, run
 
 # ---- classifier

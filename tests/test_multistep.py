@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from common.mlp import MLP
-from common.multistep import IPNDM, MULTISTEP, adams_weights, unipc_weights
+from common.networks import MLP
 from common.solvers import CountNFE, integrate, time_grid
+from common.solvers.multistep import IPNDM, MULTISTEP, adams_weights, unipc_weights
 from problems import Gaussians, Mixture, Riccati, error_of, slope_of
 
 LAMBDA = ("dpmpp2m", "dpmpp3m", "unipc2", "unipc3")

@@ -20,14 +20,16 @@ import pytest
 import torch
 from PIL import Image
 
-from common import archives, containers, prepare, tfrecord
-from common.containers import read_header, verify
-from common.data import StreamingImages, load_images
+from common.data import archives
+from common.data.loading import StreamingImages, load_images
+from common.data.sources import Source, open_source
 from common.images import decode, fit
-from common.inputs import open_input
-from common.prepare import PrepareConfig
+from common.prepare import command as prepare
+from common.prepare import containers, tfrecord
+from common.prepare.command import PrepareConfig
+from common.prepare.containers import read_header, verify
+from common.prepare.inputs import open_input
 from common.runtime import run_main
-from common.sources import Source, open_source
 from tiny import ROOT
 
 S, N = 8, 7  # side and number of the images prepared; the sources are 20 wide and 16 high
@@ -725,7 +727,7 @@ def test_wrong_options(tmp_path, changes, message):
 
 
 def test_help_answers_without_torch():
-    code = "import sys, common.prepare; print({'torch', 'numpy', 'PIL', 'tqdm'} & set(sys.modules))"
+    code = "import sys, common.prepare.command; print({'torch', 'numpy', 'PIL', 'tqdm'} & set(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "set()"
     shown = subprocess.run([sys.executable, "-m", "common.prepare", "--help"], cwd=ROOT, capture_output=True, text=True)

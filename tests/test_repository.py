@@ -16,7 +16,7 @@ import pytest
 
 from tiny import ROOT
 
-LIBRARY = sorted((ROOT / "common").glob("*.py"))
+LIBRARY = sorted((ROOT / "common").rglob("*.py"))
 FOLDERS = sorted({path.parent for path in ROOT.glob("*/_repo.py")})
 SCRIPTS = [path for folder in FOLDERS for path in sorted(folder.glob("*.py"))]
 BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
@@ -40,21 +40,11 @@ LATE |= {
     "xarray",
     "torchcfm",
 }
-TORCH_FREE = {
-    "__init__.py",
-    "cli.py",
-    "options.py",
-    "config.py",
-    "runtime.py",
-    "commands.py",
-    "measure.py",
-    "fit.py",
-    "prepare.py",
-    "evaluate.py",
-    "compare.py",
-    "page.py",
-    "bits.py",
-}
+# What --help needs, below common/: rooms and files that import no torch.
+TORCH_FREE = re.compile(
+    r"__init__\.py|runtime\.py|(cli|scripts)/.*|records/(__init__|compare|page)\.py|data/__init__\.py|.*/__main__\.py"
+    r"|prepare/(__init__|command)\.py|evaluate/(__init__|comparison|likelihood)\.py"
+)
 DATASETS = re.compile(r"mnist|cifar|celeb|lsun|lorenz", re.IGNORECASE)
 
 
@@ -100,7 +90,7 @@ def test_the_library_imports_no_folder_and_nothing_slow(path):
     assert not (used & names) - set(sys.stdlib_module_names), "common must not know the folders"
     early = set(imports(tree, at_import=True))
     assert not early & LATE, "import it inside the function that needs it"
-    if path.name in TORCH_FREE:
+    if TORCH_FREE.fullmatch(path.relative_to(ROOT / "common").as_posix()):
         assert not early & {"torch", "numpy"}, "--help must not wait for torch"
 
 
@@ -192,9 +182,12 @@ def test_every_module_of_the_library_is_importable_with_the_promised_names():
         "cli": ["parse"],
     }
     for path in LIBRARY:
-        module = importlib.import_module("common" if path.stem == "__init__" else f"common.{path.stem}")
-        for name in promised.get(path.stem, []):
-            assert callable(getattr(module, name)), f"{path.stem}.{name}"
+        if path.stem != "__main__":
+            importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+    for place, names in promised.items():
+        module = importlib.import_module(f"common.{place}")
+        for name in names:
+            assert callable(getattr(module, name)), f"{place}.{name}"
 
 
 # ---- documents

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from common import scores
+from common.evaluate import scores
 from common.metrics import frechet_distance, gaussian_statistics
 from common.runtime import generator
 from common.solvers import time_grid

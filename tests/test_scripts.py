@@ -17,10 +17,10 @@ from PIL import Image
 
 import started
 from common import checkpoint, cli
-from common.commands import FLAGS, smoke_preset
-from common.config import TrainConfig
+from common.cli.configs import TrainConfig
 from common.losses import network_heads
-from common.unet import build_network, network_description
+from common.networks import build_network, network_description
+from common.scripts.folder import FLAGS, smoke_preset
 from tiny import ROOT, network, options
 
 # name: (train script, its weights, suffix of gen_*.py, side, where the scripts are started)

@@ -15,10 +15,9 @@ from torch import nn
 
 from common import checkpoint
 from common.metrics import straightness
-from common.mlp import MLP
-from common.small_training import fit
+from common.networks import MLP, build_network, network_description
 from common.solvers import CountNFE, dopri5, integrate
-from common.unet import build_network, network_description
+from common.training.small import fit
 from nets import randomised
 from problems import Gaussians, Mixture
 from tiny import ROOT, options

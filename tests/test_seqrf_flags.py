@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 
-from common.options import to_yaml
+from common.cli.values import to_yaml
 from common.solvers import SOLVERS
 from tiny import ROOT
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from common.mlp import MLP
+from common.networks import MLP
 from common.solvers import (
     GRIDS,
     SOLVERS,

@@ -13,9 +13,8 @@ import torch
 from common import checkpoint
 from common.couplings import couple
 from common.images import from_uint8
-from common.mlp import MLP
+from common.networks import MLP, build_network, network_description
 from common.runtime import JsonLines, generator
-from common.unet import build_network, network_description
 from tiny import ALONE, ROOT, difference, images, options
 
 sys.path.insert(0, str(ROOT / "seqrf"))

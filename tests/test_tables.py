@@ -14,7 +14,7 @@ import torch
 from common.couplings import entropic_plan
 from common.losses import make_loss, network_heads, squared_error
 from common.metrics import wasserstein2
-from common.mlp import MLP
+from common.networks import MLP
 from common.runtime import generator
 from started import start
 from tiny import ROOT

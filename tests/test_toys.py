@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from common import checkpoint, plots2d, toys
+from common import checkpoint, plots, toys
 from common.metrics import straightness, wasserstein2
-from common.mlp import MLP
+from common.networks import MLP
 from common.runtime import generator
-from common.small_training import fit
 from common.solvers import GRIDS, SOLVERS, integrate, time_grid
+from common.training.small import fit
 from started import start
 from tiny import ROOT
 
@@ -161,27 +161,27 @@ def test_a_short_training_comes_near_the_floor(script):
 
 
 def test_histogram_and_mesh_describe_the_same_cells():
-    mesh = plots2d.mesh(2.0, 4)
+    mesh = plots.mesh(2.0, 4)
     assert mesh[:4].tolist() == [[-1.5, -1.5], [-0.5, -1.5], [0.5, -1.5], [1.5, -1.5]]
     weights = torch.arange(16)
-    density = plots2d.histogram(mesh.repeat_interleave(weights, 0), 2.0, 4)
+    density = plots.histogram(mesh.repeat_interleave(weights, 0), 2.0, 4)
     assert torch.allclose(density.flatten(), weights / 120)  # cells of area 1
-    half = plots2d.histogram(torch.tensor([[0.1, 0.1], [9.0, 0.0]]), 2.0, 4)
+    half = plots.histogram(torch.tensor([[0.1, 0.1], [9.0, 0.0]]), 2.0, 4)
     assert half.sum() == 0.5 and half[2, 2] == 0.5
 
 
 def test_a_figure_has_an_axis_a_title_and_is_a_picture(tmp_path):
-    figure, axes = plots2d.panels(["one", "two", "three"], limit=3.0, columns=2)
+    figure, axes = plots.panels(["one", "two", "three"], limit=3.0, columns=2)
     assert [axis.get_title() for axis in axes] == ["one", "two", "three"] and axes[0].get_xlim() == (-3, 3)
     x = torch.randn(5, 40, 2, generator=generator(0))
-    plots2d.points(axes[0], x[0])
-    plots2d.paths(axes[1], x, n_paths=7)
-    plots2d.image(axes[2], plots2d.histogram(x[0], 3.0, 10), 3.0)
+    plots.points(axes[0], x[0])
+    plots.paths(axes[1], x, n_paths=7)
+    plots.image(axes[2], plots.histogram(x[0], 3.0, 10), 3.0)
     (lines,) = [c for c in axes[1].collections if hasattr(c, "get_segments")]
     assert len(lines.get_segments()) == 7 and lines.get_segments()[3].shape == (5, 2)
-    plots2d.save(figure, tmp_path / "figure.png", dpi=50)
+    plots.save(figure, tmp_path / "figure.png", dpi=50, crop=False)
     assert Image.open(tmp_path / "figure.png").size == (220, 245)
-    assert plots2d.limit_of(x[0], torch.tensor([[0.0, -10.0]])) == pytest.approx(10.8)
+    assert plots.limit_of(x[0], torch.tensor([[0.0, -10.0]])) == pytest.approx(10.8)
 
 
 # ---- toys.py

@@ -13,14 +13,15 @@ import torch
 import yaml
 
 from common import checkpoint
-from common import trainer as trainer_module
-from common.batches import CoupledBatches
-from common.commands import smoke_preset, train_main
-from common.config import TrainConfig
-from common.data import Batches, StreamingImages
+from common.cli.configs import TrainConfig
+from common.data.loading import Batches, StreamingImages
 from common.images import save_png
 from common.runtime import JsonLines, Processes
-from common.trainer import Trainer, learning_rate
+from common.scripts.folder import smoke_preset
+from common.scripts.train import train_main
+from common.training import trainer as trainer_module
+from common.training.batches import CoupledBatches
+from common.training.trainer import Trainer, learning_rate
 from tiny import ALONE, NAME, difference, folder, images, last, options, run, states_differ, weights
 
 RF = {"method": "rf", "num_classes": 3, "dropout": 0.1, "grad_accum": 2, "lr_decay": "cosine", "val_step": 1}

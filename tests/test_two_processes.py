@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.commands import gen_main
 from common.runtime import JsonLines
+from common.scripts.gen import gen_main
 from tiny import ALONE, NAME, ROOT, folder, last, options, run, weights
 
 COMMON = {"num_classes": 3, "total_steps": 3, "dropout": 0.0, "val_step": 3, "sample_step": 3}
@@ -30,7 +30,7 @@ import sys
 from pathlib import Path
 import tiny
 from common import generate
-from common.commands import gen_main
+from common.scripts.gen import gen_main
 from common.runtime import processes, run_main
 
 def main():
@@ -48,16 +48,16 @@ run_main(main)
 STOPPED = """
 import sys, time
 import tiny
-from common import training
+from common.training.trainer import Trainer
 from common.runtime import processes, run_main
 
-update = training.Trainer.update
+update = Trainer.update
 
 def slow_update(self, batch):
     time.sleep(0.05)
     return update(self, batch)
 
-training.Trainer.update = slow_update
+Trainer.update = slow_update
 here = processes("cpu")
 run_main(lambda: tiny.run(tiny.Path(sys.argv[1]), here, **RUNS["plain"] | dict(total_steps=10**6, save_step=10**6)))
 """

@@ -11,17 +11,9 @@ from torch import nn
 from torchcfm.models.unet.nn import timestep_embedding as torchcfm_embedding
 from torchcfm.models.unet.unet import UNetModelWrapper
 
-from common.config import TrainConfig
-from common.unet import (
-    AttentionBlock,
-    ConditionalUNet,
-    Dropout,
-    ResBlock,
-    UNet,
-    build_network,
-    network_description,
-    timestep_embedding,
-)
+from common.cli.configs import TrainConfig
+from common.networks import build_network, network_description
+from common.unet import AttentionBlock, ConditionalUNet, Dropout, ResBlock, UNet, timestep_embedding
 from nets import images, randomised
 
 # sha256 of "name shape" of every tensor of the CIFAR-10 network, sorted: weights in the world depend on these names

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from common import checkpoint
-from common.commands import Folder
-from common.config import TrainConfig
-from common.data import ImageData, synthetic_images
+from common.cli.configs import TrainConfig
+from common.data.loading import ImageData, synthetic_images
 from common.losses import network_heads
+from common.networks import build_network, network_description
 from common.runtime import Processes, generator
-from common.training import train
-from common.unet import build_network, network_description
+from common.scripts.folder import Folder
+from common.training.loop import train
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "weights_step_final.pt"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from _repo import HERE
 from common.cli import parse
-from common.options import check_least
+from common.cli.values import check_least
 from common.runtime import run_main, write_json
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def trained(options: Options) -> tuple[Propagator, Options, float]:
 
     import propagator as flows
     from common.runtime import run_lock
-    from common.training import write_final
+    from common.training.loop import write_final
     from systems import SYSTEMS, trajectories
 
     system, start = SYSTEMS[options.system], time.perf_counter()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from _repo import HERE
 from common.cli import parse
-from common.options import check_least
+from common.cli.values import check_least
 from common.runtime import run_lock, run_main, write_json
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def trained(options: Options, train_set: list[np.ndarray]) -> tuple[Propagator, 
     import torch
 
     import propagator as flows
-    from common.training import write_final
+    from common.training.loop import write_final
     from ensemble import as_states
 
     start, out = time.perf_counter(), Path(options.out)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from common.plots2d import save
+from common.plots import save
 
 REAL, MODEL = "#2b2d42", "#d1495b"
 

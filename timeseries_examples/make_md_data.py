@@ -17,7 +17,7 @@ from typing import Literal
 
 from _repo import HERE
 from common.cli import parse
-from common.options import check_least
+from common.cli.values import check_least
 from common.runtime import run_lock, run_main
 
 BLOCK = 100.0  # ps between two saved states

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from common import checkpoint
+from common.cli.values import check_least
 from common.generate import sde_of, velocity_of
 from common.losses import make_loss, network_heads
-from common.mlp import MLP
-from common.options import check_least
+from common.networks import MLP
 from common.runtime import generator
 from common.series import frames_at, windows
-from common.small_training import fit
 from common.solvers import euler_maruyama, integrate, time_grid
+from common.training.small import fit
 from dihedrals import wrap
 
 SpaceName = Literal["line", "circle", "angle"]

@@ -16,7 +16,7 @@ import hopt
 import network
 import score
 from bases import make
-from common.cards import commit, without_folders
+from common.records.cards import commit, without_folders
 from common.runtime import generator, read_json, write_json
 from datasets import TWELVE, Data, load
 from panels import comparison

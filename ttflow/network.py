@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from common import checkpoint
-from common.mlp import MLP
+from common.networks import MLP
 from common.paths import LinearPath
 from common.runtime import generator
-from common.small_training import fit
+from common.training.small import fit
 
 WIDTH, DEPTH = 100, 2
 
@@ -49,7 +49,7 @@ class Velocity(nn.Module):
     """velocity(x, t) = scale net(x / scale, t).
 
     Args:
-        net: Of ``common.mlp``.
+        net: Of ``common.networks``.
         scale: A length of the data.
         recipe: How it was trained.
     """

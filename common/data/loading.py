@@ -1,0 +1,426 @@
+"""Images for training: one uint8 copy in memory (or decoded on the fly), and batches that are a function of the step.
+
+``load_images`` reads any source of ``common.data.sources`` into an :class:`ImageData`; :class:`StreamingImages` keeps the
+same source on disk. :class:`Batches` draws from either. Batch k depends on (seed, k) alone, so a resumed run needs
+no state of a loader, and several processes take their rows of the same global batch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.images import fit, from_uint8
+from common.runtime import generator
+from common.data.sources import Source, channels_first, open_source
+
+_CHUNK = 256  # images that a thread takes at a time
+_BLOCK = 4  # of a batch: an image at a time costs 5% in the pool, more would leave threads idle at the end
+_SMALL = 64  # up to this side decoding is mostly Python, where a second thread costs more than it gives (measured)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """Images in memory.
+
+    Attributes:
+        images: (N,C,H,W) uint8.
+        labels: (N,) int64, or None.
+        class_names: Name of each label; empty without labels.
+        source: Where they come from.
+    """
+
+    images: Tensor
+    labels: Tensor | None = None
+    class_names: tuple[str, ...] = ()
+    source: str = ""
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def to(self, device: torch.device | str) -> ImageData:
+        """The same images on a device."""
+        labels = None if self.labels is None else self.labels.to(device)
+        return replace(self, images=self.images.to(device), labels=labels)
+
+    def read(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Images (B,C,H,W) uint8 and labels (B,) at ``indices``, on the device of the data."""
+        indices = indices.to(self.images.device)
+        return self.images[indices], None if self.labels is None else self.labels[indices]
+
+
+def load_images(
+    spec: str,
+    image_size: int,
+    channels: int,
+    root: str | Path | None = None,
+    split: str = "train",
+    labels: bool = True,
+    num_workers: int = 2,
+    limit: int | None = None,
+    corrupt_limit: int = 10,
+    progress: bool = True,
+) -> ImageData:
+    """Reads images into one uint8 tensor; threads decode straight into it, so no second copy is ever made.
+
+    Images of another size are cropped to their centre square and resized (bicubic, antialiased); grey and colour
+    are converted. An unreadable image is named and left out.
+
+    Args:
+        spec: ``torchvision:NAME``, a folder, .zip, .tar, LMDB, .npy or .npz; see ``common.data.sources.open_source``.
+        image_size: Side of the images wanted.
+        channels: 1 or 3.
+        root: Folder of torchvision's sets.
+        split: "train" or "test".
+        labels: False drops the labels.
+        num_workers: Decoding threads.
+        limit: Takes this many images, evenly spread over the source (a prefix would hold the first classes only).
+        corrupt_limit: More unreadable images than this are an error.
+        progress: Progress bar and lines of information; False is silent.
+
+    Raises:
+        FileNotFoundError: The path does not exist.
+        ValueError: No images, too many unreadable ones, or more than memory holds.
+    """
+    say = print if progress else _silent
+    source, chosen = _open(spec, image_size, channels, root, split, labels, limit, say)
+    if not fits_in_memory(len(chosen), channels, image_size, image_size):
+        size = len(chosen) * channels * image_size**2 / 2**30
+        raise ValueError(f"--data {spec}: {size:.1f} GiB of pixels do not fit in memory; give --resident stream")
+    images = _whole_array(source, image_size, channels) if len(chosen) == source.count else None
+    if images is None:
+        images, kept = _decode_all(source, chosen, image_size, channels, num_workers, corrupt_limit, progress)
+        chosen = chosen[kept]
+    label = None if source.labels is None else torch.from_numpy(source.labels[chosen])
+    return ImageData(images, label, source.class_names, source.where)
+
+
+def _silent(line: str) -> None:
+    pass
+
+
+def _open(spec, image_size, channels, root, split, labels, limit, say) -> tuple[Source, np.ndarray]:
+    """The source and the indices to take from it."""
+    if image_size < 1 or channels not in (1, 3):
+        raise ValueError(f"image_size {image_size}, channels {channels}: give a size >= 1 and 1 (grey) or 3 (colour)")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit {limit}: give 1 or more images")
+    source = open_source(spec, root, split, say)
+    if not labels:
+        source = replace(source, labels=None, class_names=())
+    count = source.count if limit is None else min(limit, source.count)
+    return source, np.arange(count) * source.count // count
+
+
+def _whole_array(source: Source, image_size: int, channels: int) -> Tensor | None:
+    """The pixels of an array source of the right shape, without decoding one by one; None when it is none."""
+    if source.rows is None or channels_first(source.rows[0:1], source.layout).shape[1:] != (
+        channels,
+        *[image_size] * 2,
+    ):
+        return None
+    if isinstance(source.rows, np.ndarray):  # torchvision's CIFAR-like sets are channels-first underneath: no copy
+        return torch.from_numpy(np.ascontiguousarray(channels_first(source.rows, source.layout)))
+    images = torch.empty(source.count, channels, image_size, image_size, dtype=torch.uint8)
+    for start in range(0, source.count, 4 * _CHUNK):
+        block = channels_first(source.rows[start : start + 4 * _CHUNK], source.layout)
+        images[start : start + len(block)] = torch.from_numpy(block)
+    return images
+
+
+@dataclass
+class Unreadable:
+    """The images that could not be read, by position; more than ``limit`` are a ValueError that lists them."""
+
+    limit: int
+    say: Callable[[str], None]
+    found: dict[int, str] = field(default_factory=dict)
+
+    def add(self, position: int, name: str, error: Exception) -> None:
+        """Notes an image, and says so."""
+        reason = " ".join(str(error).split()) or type(error).__name__
+        self.found[position] = f"{name} ({reason[:80]})"
+        if len(self.found) > self.limit:
+            listed = "; ".join(self.found[key] for key in sorted(self.found)[:20])
+            raise ValueError(f"more than {self.limit} images cannot be read: {listed}")
+        self.say(f"skipped an image that cannot be read: {self.found[position]}")
+
+
+def _decode_all(
+    source: Source, chosen: np.ndarray, size: int, channels: int, workers: int, corrupt_limit: int, progress: bool
+) -> tuple[Tensor, np.ndarray]:
+    """Images (M,C,S,S) uint8 and the positions in ``chosen`` that could be read."""
+    from tqdm import tqdm
+
+    images = torch.empty(len(chosen), channels, size, size, dtype=torch.uint8)
+    pixels, unreadable = images.numpy(), Unreadable(corrupt_limit, tqdm.write if progress else _silent)
+    first_size = _decode_one(source, 0, int(chosen[0]), pixels)[2]
+    if first_size is not None and max(first_size) <= _SMALL:
+        workers = 1
+
+    failed: list[int] = []  # by all threads: they stop by themselves, however late the main thread reads the results
+
+    def decode_chunk(start: int) -> list[tuple]:
+        rows = []
+        for position in range(start, min(start + _CHUNK, len(chosen))):
+            if len(failed) > corrupt_limit:
+                break
+            rows.append(_decode_one(source, position, int(chosen[position]), pixels))
+            if rows[-1][1] is not None:
+                failed.append(position)
+        return rows
+
+    resized, example = 0, ""
+    bar = tqdm(total=len(chosen), desc="reading images", unit="img", disable=None if progress else True)
+    with bar, ThreadPoolExecutor(max(1, workers)) as pool:
+        for chunk in pool.map(decode_chunk, range(0, len(chosen), _CHUNK)):  # in order
+            bar.update(len(chunk))
+            for position, error, old_size in chunk:
+                name = source.name(int(chosen[position]))
+                if error is not None:
+                    unreadable.add(position, name, error)
+                elif old_size != (size, size):
+                    example = example or f"{name} is {old_size[0]}x{old_size[1]}"
+                    resized += 1
+    if resized and progress:
+        print(f"resized {resized} of {len(chosen)} images to {size}x{size} ({example})")
+    kept = _close_gaps(pixels, sorted(unreadable.found))
+    if not len(kept):
+        raise ValueError(f"--data {source.where}: none of its {len(chosen)} images can be read")
+    return images[: len(kept)], kept
+
+
+def _decode_one(source: Source, position: int, index: int, out: np.ndarray) -> tuple:
+    """Decodes image ``index`` into ``out[position]``; (position, error or None, size before resizing)."""
+    try:
+        image = source.load(index)
+        out[position] = fit(image, out.shape[-1], out.shape[1])
+        return position, None, image.size
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001  decoders raise anything on damaged bytes: SyntaxError, struct.error, ...
+        return position, error, None
+
+
+def _close_gaps(pixels: np.ndarray, broken: list[int]) -> np.ndarray:
+    """Moves the good rows together in place; returns their old positions."""
+    kept = np.setdiff1d(np.arange(len(pixels)), broken)
+    for start in range(broken[0] if broken else len(kept), len(kept), _CHUNK):
+        rows = kept[start : start + _CHUNK]
+        pixels[start : start + len(rows)] = pixels[rows]
+    return kept
+
+
+class StreamingImages:
+    """Images decoded when they are asked for; for sets that do not fit in memory. Same source as ``load_images``.
+
+    An unreadable image is replaced by the next readable one, so that a batch stays a function of its indices;
+    more than ``corrupt_limit`` of them are a ValueError.
+    """
+
+    def __init__(
+        self,
+        spec: str,
+        image_size: int,
+        channels: int,
+        root: str | Path | None = None,
+        split: str = "train",
+        labels: bool = True,
+        num_workers: int = 2,
+        limit: int | None = None,
+        corrupt_limit: int = 10,
+        progress: bool = True,
+    ):
+        say = print if progress else _silent
+        self._source, self._chosen = _open(spec, image_size, channels, root, split, labels, limit, say)
+        self._shape, self._unreadable = (channels, image_size, image_size), Unreadable(corrupt_limit, say)
+        self._pool = ThreadPoolExecutor(max(1, num_workers), thread_name_prefix="decode")
+        self.source, self.class_names = self._source.where, self._source.class_names
+        self.labels = None if self._source.labels is None else torch.from_numpy(self._source.labels[self._chosen])
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def read(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Images (B,C,H,W) uint8 and labels (B,) at ``indices``, on the CPU. Cost: one decoding per image."""
+        images = torch.empty(len(indices), *self._shape, dtype=torch.uint8)
+        pixels, wanted = images.numpy(), indices.tolist()
+        starts = range(0, len(wanted), _BLOCK)
+        blocks = self._pool.map(lambda start: self._read_block(start, wanted[start : start + _BLOCK], pixels), starts)
+        used = [index for block in blocks for index in block]
+        return images, None if self.labels is None else self.labels[torch.tensor(used, dtype=torch.int64)]
+
+    def _read_block(self, start: int, wanted: list[int], pixels: np.ndarray) -> list[int]:
+        return [self._read_one(start + k, index, pixels) for k, index in enumerate(wanted)]
+
+    def _read_one(self, row: int, index: int, pixels: np.ndarray) -> int:
+        """Decodes image ``index``, or the next readable one, into ``pixels[row]``; returns the index used."""
+        for candidate in (k % len(self) for k in range(index, index + len(self))):
+            if candidate in self._unreadable.found:
+                continue
+            _, error, _ = _decode_one(self._source, row, int(self._chosen[candidate]), pixels)
+            if error is None:
+                return candidate
+            self._unreadable.add(candidate, self._source.name(int(self._chosen[candidate])), error)
+        raise ValueError(f"--data {self.source}: none of its images can be read")
+
+
+class Batches:
+    """Training batches as a pure function of the step.
+
+    The stream is an endless row of epochs, each a fresh permutation; batch k is its positions [kB, (k+1)B), so every
+    image is seen exactly once an epoch and a batch may reach into the next epoch.
+
+    Args:
+        data: :class:`ImageData` or :class:`StreamingImages`.
+        batch_size: Global batch, over all processes.
+        seed: Orders, flips and hidden labels are functions of it and the step.
+        flip: Horizontal flips, half of the images.
+        device: Where batches go; resident data on that device is indexed there.
+        normalise: float32 in [-1, 1]; False leaves uint8.
+        drop: (share, null): that share of the labels is replaced by ``null``, the index of "no label".
+        subset: (M,) indices of the data to use, for example the training part; no pixel is copied.
+    """
+
+    def __init__(
+        self,
+        data: ImageData | StreamingImages,
+        batch_size: int,
+        seed: int,
+        flip: bool = True,
+        device: torch.device | str = "cpu",
+        normalise: bool = True,
+        drop: tuple[float, int] | None = None,
+        subset: Tensor | None = None,
+    ):
+        self.data, self.batch_size, self.seed, self.flip = data, batch_size, seed, flip
+        self.device, self.normalise, self.drop, self.subset = torch.device(device), normalise, drop, subset
+        self.n = len(data) if subset is None else len(subset)
+        self._orders: dict[int, Tensor] = {}
+        if batch_size < 1:
+            raise ValueError(f"--batch_size {batch_size}: give 1 or more")
+        if self.n == 0:
+            raise ValueError("no images to make batches of; give more data or a smaller --val_fraction")
+
+    def at(self, step: int, rows: slice = slice(None)) -> tuple[Tensor, Tensor | None]:
+        """Batch of a step: x1 (B,C,H,W) float32 in [-1, 1] and labels (B,) or None.
+
+        ``rows`` is this process's part of the global batch; the parts together are the whole.
+        """
+        images, labels = self.data.read(self.indices(step)[rows])
+        images = images.to(self.device)
+        labels = None if labels is None else labels.to(self.device)
+        if self.flip:
+            flips = torch.rand(self.batch_size, generator=generator(self.seed, "flip", step))[rows] < 0.5
+            images = _flipped(images, flips)
+        if self.drop is not None and labels is not None:
+            hidden = torch.rand(self.batch_size, generator=generator(self.seed, "drop", step))[rows] < self.drop[0]
+            labels = labels.masked_fill(hidden.to(self.device), self.drop[1])
+        return from_uint8(images) if self.normalise else images, labels
+
+    def indices(self, step: int) -> Tensor:
+        """(B,) indices of the data in the global batch of ``step``."""
+        positions = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        first, last = int(positions[0]) // self.n, int(positions[-1]) // self.n
+        parts = [
+            self._order(epoch)[positions[positions // self.n == epoch] % self.n] for epoch in range(first, last + 1)
+        ]
+        chosen = torch.cat(parts)
+        return chosen if self.subset is None else self.subset.to(chosen.device)[chosen]
+
+    def _order(self, epoch: int) -> Tensor:
+        """The permutation of an epoch; it and its neighbours are kept."""
+        order = self._orders.get(epoch)
+        if order is None:
+            order = torch.randperm(self.n, generator=generator(self.seed, "epoch", epoch))
+            self._orders = {**{k: v for k, v in self._orders.items() if abs(k - epoch) == 1}, epoch: order}
+        return order
+
+
+def _flipped(images: Tensor, chosen: Tensor) -> Tensor:
+    """Images (B,C,H,W) with the chosen rows mirrored; on a CPU in place, one by one, so that they stay in the cache."""
+    if images.device.type != "cpu":
+        return torch.where(chosen.to(images.device)[:, None, None, None], images.flip(-1), images)
+    pixels = images.numpy()
+    for row in chosen.nonzero()[:, 0].tolist():  # numpy mirrors 3 to 5 times as fast as torch
+        pixels[row] = pixels[row, :, :, ::-1].copy()
+    return images
+
+
+def split_train_val(n: int, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Disjoint sorted indices (train, validation) that together are 0..n-1; at least one stays for training."""
+    if n < 1 or not 0 <= val_fraction < 1:
+        raise ValueError(f"--val_fraction {val_fraction} of {n} images: give 0 <= fraction < 1 and at least one image")
+    count = min(n - 1, max(1, round(n * val_fraction))) if val_fraction > 0 else 0
+    order = torch.randperm(n, generator=generator(seed, "split"))
+    return order[count:].sort().values, order[:count].sort().values
+
+
+def check_labels(labels: Tensor | None, num_classes: int) -> None:
+    """Raises ValueError when ``labels`` do not suit a network of ``num_classes`` classes (0: any do)."""
+    if num_classes == 0:
+        return
+    if labels is None:
+        raise ValueError(f"--num_classes {num_classes}, but the data has no labels; give class folders, or 0")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise ValueError(
+            f"labels reach from {low} to {high}; --num_classes {num_classes} allows 0 to {num_classes - 1}"
+        )
+
+
+def fits_in_memory(n: int, c: int, h: int, w: int) -> bool:
+    """Whether n uint8 images (C,H,W) take at most half of the memory that is free."""
+    return n * c * h * w <= _free_memory() // 2
+
+
+def _free_memory() -> int:
+    """Bytes of memory that are free, within a container's limit; a quarter of the machine's where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        return min(free, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    except (OSError, ValueError):  # no container, or "max"
+        return free
+
+
+def synthetic_images(n: int, image_size: int, channels: int, num_classes: int, seed: int) -> ImageData:
+    """Soft coloured shapes, for --smoke and tests: a class is a shape and a hue; place, size and shade vary.
+
+    Returns:
+        images (n,channels,image_size,image_size) uint8; labels 0, 1, 2, ... in turn, None when num_classes is 0.
+    """
+    g = generator(seed, "synthetic")
+    kind = torch.arange(n) % max(num_classes, 1)
+    axis = torch.linspace(-1, 1, image_size)
+    centre, radius = torch.rand(n, 2, generator=g) * 0.8 - 0.4, torch.rand(n, generator=g) * 0.25 + 0.3
+    dx = (axis[None, None, :] - centre[:, :1, None]).abs()
+    dy = (axis[None, :, None] - centre[:, 1:, None]).abs()
+    norm = 0.6 + 0.7 * kind[:, None, None].float()  # |x|^p + |y|^p: a star, a diamond, a disc, ... a square
+    distance = (dx.clamp_min(1e-6) ** norm + dy.clamp_min(1e-6) ** norm) ** (1 / norm)
+    inside = torch.sigmoid((radius[:, None, None] - distance) * 12)[:, None]
+    hue = kind[:, None] / max(num_classes, 1) + torch.arange(channels) / 3 + 0.05 * torch.rand(n, 1, generator=g)
+    colour = (0.55 + 0.45 * torch.cos(2 * torch.pi * hue))[:, :, None, None]
+    ground = 0.1 + 0.1 * torch.rand(n, channels, 1, 1, generator=g)
+    images = ((ground + inside * (colour - ground)).clamp(0, 1) * 255).round().to(torch.uint8)
+    names = tuple(f"shape {k}" for k in range(num_classes))
+    return ImageData(images, kind if num_classes else None, names, "synthetic")

@@ -1,0 +1,323 @@
+"""Measure generated images against real ones: FID, KID, precision and recall, Inception score; every result a card.
+
+    python -m common.evaluate A B --out card.json        # two sets, or a statistics file in place of one
+    python -m common.evaluate B --save real.npz          # statistics, to be used in place of B
+    python -m common.evaluate compare CARD...            # a table of cards that can be compared
+    python -m common.evaluate page RUN_FOLDER            # one offline page about a run
+    python -m common.evaluate bits --weights W --data B  # bits per dimension of images under a flow
+
+A is the generated set, B the real one: a folder, zip, tar, LMDB, .npy or .npz. The network is pytorch-fid's Inception,
+whose weights are never downloaded (--inception PATH), or any TorchScript network (--features FILE), whose distances
+are then not called FID. Published FIDs are of 50,000 images; with fewer, compare cards of as many images only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+from common import cli
+from common.records.compare import circumstances, command, write
+
+if TYPE_CHECKING:
+    from common.evaluate.features import FeatureNetwork
+    from common.evaluate.sets import FeatureSet, ImageSet
+
+FEWEST, ENOUGH = 2048, 50_000  # images: the dimension of Inception's features; what published FIDs are of
+USAGE = "python -m common.evaluate A B, or A --save FILE, compare CARD..., page RUN_FOLDER, bits --weights W --data B"
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Options of the comparison of two sets of images."""
+
+    # ---- sets
+    a: str = ""
+    """Generated images, or statistics; may stand first without this flag"""
+    b: str = ""
+    """Real images, or statistics; may stand second without this flag"""
+    split: Literal["train", "test"] = "train"
+    """Which images, where a set has folders train/ and test/"""
+    side: int = 0
+    """Crop to the centre square and resize to this side before the network; 0: leave the images as they are"""
+    small: bool = False
+    """Measure also fewer than 2,048 images; such a number means little"""
+
+    # ---- network
+    inception: str = ""
+    """Weights of FID's Inception; empty: those in torch's cache"""
+    features: str = ""
+    """A TorchScript network instead. It is code: take it from people you trust"""
+    pixels: Literal["signed", "unit", "bytes"] = "signed"
+    """What that network takes: [-1, 1], [0, 1] or uint8"""
+    resize: int = 0
+    """Side that the images get for that network; 0: their own"""
+
+    # ---- measurements
+    kept: int = 10_000
+    """Features kept of each set, a random sample, for all but FID and the Inception score"""
+    kid_subsets: int = 100
+    """Subsets of KID, of up to 1000 images each"""
+    neighbours: int = 3
+    """Neighbour that gives the radius in precision and recall"""
+    resamples: int = 4
+    """Random halves of A's kept features that tell the spread of FID; 0: none"""
+    crosscheck: bool = False
+    """FID also by torch-fidelity or clean-fid, whichever is installed, with the same weights"""
+    seed: int = 0
+    """Of the samples and subsets"""
+
+    # ---- files
+    out: str = ""
+    """Card to write, .json; empty: print it"""
+    save: str = ""
+    """Write the statistics of A to this .npz"""
+    cache: str = ""
+    """Folder that keeps statistics by the content of the images"""
+    foreign_statistics: bool = False
+    """Take a statistics file that does not say its network for one of this network"""
+
+    # ---- running
+    batch_size: int = 50
+    """Images at a time; changes speed and memory only"""
+    num_workers: int = 2
+    """Threads that read images"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps"""
+
+
+def main(argv: Sequence[str] | None = None) -> Any:
+    """The command line; returns the card, the table or the page's path."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    first = words[0] if words else ""
+    if first == "compare":
+        from common.records.compare import compare_main
+
+        return compare_main(words[1:])
+    if first == "page":
+        from common.records.page import page_main
+
+        return page_main(words[1:])
+    if first == "bits":
+        from common.evaluate.likelihood import bits_main
+
+        return bits_main(words[1:])
+    config = cli.parse(EvaluateConfig, description=__doc__ or "", argv=with_flags(words, ("a", "b")))
+    return evaluate(config, command(words))
+
+
+def with_flags(words: Sequence[str], names: Sequence[str]) -> list[str]:
+    """A command line whose first words are the values of flags, with these flags before them."""
+    plain = next((k for k, word in enumerate(words) if word.startswith("-")), len(words))
+    if plain > len(names):
+        raise ValueError(f"unexpected argument {words[len(names)]!r}: {USAGE}")
+    return [part for name, word in zip(names, words[:plain]) for part in (f"--{name}", word)] + list(words[plain:])
+
+
+# ---------------------------------------------------------------------------------------------------- the comparison
+def evaluate(config: EvaluateConfig, told: str = "") -> dict[str, Any]:
+    """Measure A against B and write the card; with ``save`` alone write A's statistics.
+
+    Raises:
+        FileNotFoundError: a set or the network is not there.
+        ValueError: a wrong option, damaged images or statistics, too few images.
+    """
+    _check(config)
+    started, package = time.perf_counter(), crosscheck_package() if config.crosscheck else None
+    network = _network(config)
+    opened = [_open(config, spec, network) for spec in (config.a, config.b) if spec]  # both, before hours of work
+    a = _features(config, opened[0], network)
+    if config.save:
+        from common.evaluate.sets import save_statistics
+
+        save_statistics(config.save, a)
+        print(f"statistics of {a.count} images: {config.save}")
+    if not config.b:
+        return {}
+    b = _features(config, opened[1], network)
+    card = {"kind": "evaluation", "a": _described(config.a, a), "b": _described(config.b, b), **network.about()}
+    card |= {"side": config.side, "split": config.split, "seed": config.seed, "kept": config.kept}
+    card["metrics"] = measure(a, b, config)
+    if package is not None:
+        card["crosscheck"] = crosscheck(config, package)
+    card["warnings"] = warnings_of(a, b)
+    card |= circumstances(config.device, told, started)
+    for warning in card["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
+    return write(card, config.out)
+
+
+def _check(config: EvaluateConfig) -> None:
+    """Raises ValueError for options that make no sense."""
+    if not config.a or not (config.b or config.save):
+        raise ValueError(f"give two sets of images: {USAGE}")
+    if config.inception and config.features:
+        raise ValueError("--inception and --features exclude each other; give one of them")
+    if config.crosscheck and config.features:
+        raise ValueError("--crosscheck is of FID, which --features does not give; leave one of them out")
+    folders = [Path(spec).expanduser().is_dir() for spec in (config.a, config.b)]
+    if config.crosscheck and (config.side or not all(folders)):
+        raise ValueError("--crosscheck reads folders of images as they are: give two folders, and no --side")
+    if (config.resize or config.pixels != "signed") and not config.features:
+        raise ValueError("--resize and --pixels belong to --features FILE; Inception has its own rule")
+    if config.save and Path(config.save).suffix != ".npz":
+        raise ValueError(f"--save {config.save}: give a name that ends in .npz")
+    lowest = {"batch_size": 1, "num_workers": 1, "kept": 4, "kid_subsets": 1, "neighbours": 1, "side": 0, "resize": 0}
+    for name, least in lowest.items():
+        if getattr(config, name) < least:
+            raise ValueError(f"--{name} {getattr(config, name)}: give {least} or more")
+    if config.resamples < 0 or config.resamples == 1:
+        raise ValueError(f"--resamples {config.resamples}: give 0, or 2 or more")
+
+
+def _network(config: EvaluateConfig) -> FeatureNetwork:
+    from common.evaluate import features
+    from common.runtime import pick_device
+
+    if config.features:
+        return features.torchscript_network(
+            Path(config.features).expanduser(), pick_device(config.device), config.pixels, config.resize
+        )
+    return features.inception_network(features.find_inception(config.inception), pick_device(config.device))
+
+
+def _open(config: EvaluateConfig, spec: str, network: FeatureNetwork) -> FeatureSet | ImageSet:
+    """Statistics from a file of them, or images that are still to be read; refused when they are too few."""
+    from common.evaluate import sets
+
+    if sets.is_statistics(spec):
+        features = sets.load_statistics(spec, network, config.foreign_statistics)
+        _check_count(spec, features.count or FEWEST, config.small)
+        return features
+    images = sets.open_set(spec, config.side, config.split)
+    _check_count(spec, len(images), config.small)
+    return images
+
+
+def _features(config: EvaluateConfig, opened: FeatureSet | ImageSet, network: FeatureNetwork) -> FeatureSet:
+    from common.evaluate import sets
+
+    if isinstance(opened, sets.FeatureSet):
+        return opened
+    options, running = (config.kept, config.seed), (config.batch_size, config.num_workers)
+    if config.cache:
+        return sets.cached(opened, network, Path(config.cache).expanduser(), *options, *running)
+    return sets.collect(opened.batches(*running), network, *options, len(opened))
+
+
+def _check_count(spec: str, count: int, small: bool) -> None:
+    if count < FEWEST and not small:
+        raise ValueError(f"{spec} has {count} images: a distance of fewer than {FEWEST:,} means little; --small allows")
+
+
+def measure(a: FeatureSet, b: FeatureSet, config: EvaluateConfig) -> dict[str, Any]:
+    """All figures that two sets of features allow. Those of Inception are called FID and KID, others by their kind."""
+    from common import metrics
+    from common.evaluate import scores
+    from common.evaluate.features import INCEPTION
+    from common.runtime import generator
+
+    frechet, kernel = ("fid", "kid") if a.about["backend"] == INCEPTION else ("frechet_distance", "kernel_distance")
+    figures: dict[str, Any] = {frechet: metrics.frechet_distance(a.mean, a.cov, b.mean, b.cov)}
+    smaller = min(len(a.rows), len(b.rows))
+    if config.resamples and len(a.rows) >= 4:
+        halves = generator(config.seed, "halves")
+        mean, spread = scores.frechet_of_halves(a.rows, b.mean, b.cov, config.resamples, halves)
+        size = len(a.rows) // 2
+        figures[f"{frechet}_of_halves"] = {"mean": mean, "std": spread, "size": size, "resamples": config.resamples}
+    if smaller >= 2:
+        size, draw = min(1000, smaller), generator(config.seed, "subsets")
+        value, error = metrics.kernel_distance(a.rows, b.rows, config.kid_subsets, size, draw)
+        figures |= {kernel: value, f"{kernel}_error": error, f"{kernel}_subsets": [config.kid_subsets, size]}
+    if smaller > config.neighbours:
+        precision, recall = scores.precision_recall(b.rows, a.rows, config.neighbours)
+        figures |= {"precision": precision, "recall": recall, "neighbours": config.neighbours}
+        figures["manifolds"] = [len(a.rows), len(b.rows)]
+    for name, features in (("", a), ("_real", b)):
+        if features.score is not None:
+            figures[f"inception_score{name}"], figures[f"inception_score{name}_std"] = features.score
+    return figures
+
+
+def warnings_of(a: FeatureSet, b: FeatureSet) -> list[str]:
+    """What a reader of the figures must know."""
+    told = []
+    for name, features in (("A", a), ("B", b)):
+        if features.about.get("unverified"):
+            told.append(f"{name}: statistics of unknown origin and count, taken on the user's word")
+        elif features.count < ENOUGH:
+            told.append(f"{name} has {features.count:,} images, published FIDs {ENOUGH:,}: fewer give larger values")
+    sides = a.about.get("side"), b.about.get("side")
+    if None not in sides and sides[0] != sides[1]:
+        told.append(f"the images of A have side {sides[0]}, those of B {sides[1]}: --side N makes them alike")
+    if a.content and a.content == b.content:
+        told.append("A and B hold the same images")
+    return told
+
+
+def _described(spec: str, features: FeatureSet) -> dict[str, Any]:
+    """A set on a card: its name without folders, count, content and, for generated images, how they were made."""
+    path = Path(spec).expanduser()
+    facts: dict[str, Any] = {"name": path.resolve().name, "images": features.count, "side": features.about.get("side")}
+    facts["content"] = features.content
+    made = path / "samples.json" if path.is_dir() else path.with_suffix(".samples.json")
+    if made.is_file():
+        try:
+            known = dict(json.loads(made.read_text()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{made} is damaged ({error}): make the samples again") from error
+        facts["made"] = {k: Path(v).name if isinstance(v, str) and "/" in v else v for k, v in known.items()}
+    return facts
+
+
+def crosscheck_package() -> ModuleType:
+    """torch-fidelity, or clean-fid where that is not installed.
+
+    Raises:
+        ValueError: neither is installed.
+    """
+    for name in ("torch_fidelity", "cleanfid.fid"):
+        with contextlib.suppress(ImportError):
+            return importlib.import_module(name)
+    raise ValueError("--crosscheck needs another package: pip install torch-fidelity (or clean-fid)")
+
+
+def crosscheck(config: EvaluateConfig, package: Any) -> dict[str, Any]:
+    """FID of the two folders by another package with the same weights; clean-fid in the mode of pytorch-fid."""
+    import torch
+
+    from common.evaluate.features import find_inception
+
+    folders = [str(Path(spec).expanduser()) for spec in (config.a, config.b)]
+    weights = find_inception(config.inception)
+    if hasattr(package, "calculate_metrics"):
+        options = {"fid": True, "cuda": False, "verbose": False, "batch_size": config.batch_size, "save_cpu_ram": True}
+        options["feature_extractor_weights_path"] = str(weights)
+        found = package.calculate_metrics(input1=folders[0], input2=folders[1], **options)
+        return {"by": "torch-fidelity", "fid": float(found["frechet_inception_distance"])}
+    options = {"num_workers": 0, "use_dataparallel": False, "verbose": False, "batch_size": config.batch_size}
+    with _clean_fid_reads(weights):  # by default it wants a GPU, and downloads the weights
+        value = package.compute_fid(*folders, mode="legacy_pytorch", device=torch.device("cpu"), **options)
+    return {"by": "clean-fid legacy_pytorch", "fid": float(value)}
+
+
+@contextlib.contextmanager
+def _clean_fid_reads(weights: Path) -> Iterator[None]:
+    """Inside the block clean-fid's network takes its weights from a file, for which it has no option."""
+    from common import checkpoint
+
+    module: Any = importlib.import_module("cleanfid.inception_pytorch")
+    kept = module.load_state_dict_from_url
+    module.load_state_dict_from_url = lambda url, progress: checkpoint.load(weights)
+    try:
+        yield
+    finally:
+        module.load_state_dict_from_url = kept

@@ -1,0 +1,105 @@
+"""Bits per dimension of images under a trained flow: ``python -m common.evaluate bits --weights W --data IMAGES``."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from common import cli
+from common.records.compare import circumstances, command, write
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class BitsConfig:
+    """Options of bits per dimension."""
+
+    weights: str = ""
+    """Checkpoint, or a run folder"""
+    data: str = ""
+    """Images: a folder, zip, tar, LMDB, .npy or .npz"""
+    split: Literal["train", "test"] = "test"
+    """Which images, where the set has folders train/ and test/"""
+    n_samples: int = 64
+    """Images, evenly spread over the set"""
+    solver: Literal["euler", "midpoint", "heun", "rk4"] = "heun"
+    """Solver of the flow and of its density"""
+    n_steps: int = 50
+    """Steps of it; double them to see what the solver misses"""
+    probes: int = 1
+    """Of Hutchinson's estimate of the divergence"""
+    batch_size: int = 32
+    """Images at a time"""
+    seed: int = 0
+    """Of the dequantisation and the probes"""
+    out: str = ""
+    """Card to write, .json; empty: print it"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps"""
+
+
+def bits_main(argv: Sequence[str]) -> dict[str, Any]:
+    """Read the options, measure, write the card."""
+    return bits(cli.parse(BitsConfig, description=__doc__ or "", argv=argv), command(["bits", *argv]))
+
+
+def bits(config: BitsConfig, told: str = "") -> dict[str, Any]:
+    """Bits per dimension of images under the flow of a checkpoint; see ``common.evaluate.scores.bits_per_dimension``.
+
+    IDFF's velocity is held at its value of t = 0.995 from there on, as ``common.generate.invert`` does.
+    """
+    if not config.weights or not config.data:
+        raise ValueError("give --weights FILE and --data IMAGES")
+    if min(config.n_samples, config.n_steps, config.batch_size, config.probes) < 1:
+        raise ValueError("--n_samples, --n_steps, --batch_size and --probes must be at least 1")
+    import torch
+    from tqdm import tqdm
+
+    from common import checkpoint
+    from common.data.loading import load_images
+    from common.evaluate import scores
+    from common.records.cards import file_hash
+    from common.runtime import generator, pick_device
+    from common.solvers import time_grid
+
+    started, device = time.perf_counter(), pick_device(config.device)
+    velocity, channels, size, step = _flow(config.weights, device)
+    limit = config.n_samples
+    images = load_images(config.data, size, channels, split=config.split, labels=False, limit=limit).images
+    values, times, nfe = [], time_grid(config.n_steps), 0
+    for start in tqdm(range(0, len(images), config.batch_size), desc="bits", unit="batch", dynamic_ncols=True):
+        part = images[start : start + config.batch_size].to(device)
+        draws = [generator(config.seed, "bits", start + k) for k in range(len(part))]
+        found, density = scores.bits_per_dimension(velocity, part, times, config.solver, config.probes, draws)
+        values.append(found)
+        nfe = density.nfe
+    found = torch.cat(values)
+    error = found.std().item() / math.sqrt(len(found)) if len(found) > 1 else None
+    metrics = {"bits_per_dimension": found.mean().item(), "bits_per_dimension_error": error, "nfe": nfe}
+    about = {"name": Path(config.data).expanduser().resolve().name, "images": len(found), "side": size}
+    card = {"kind": "bits", "b": {**about, "split": config.split}, "dequantisation": "uniform, one draw an image"}
+    card |= {"weights": file_hash(checkpoint.find(config.weights)), "step": step, "seed": config.seed}
+    card |= {"solver": config.solver, "n_steps": config.n_steps, "probes": config.probes, "metrics": metrics}
+    return write({**card, **circumstances(config.device, told, started)}, config.out)
+
+
+def _flow(weights: str, device: torch.device) -> tuple[Callable[..., Any], int, int, int | None]:
+    """The velocity of a checkpoint's flow, channels and side of its images, and its step."""
+    from common import checkpoint, generate
+
+    net, info = checkpoint.load_network(weights)
+    size, method = info["network"].get("image_size"), info["method"]["name"]
+    if not size:
+        raise ValueError(f"{weights} is not a network of images: bits are those of pixels")
+    if generate.real_classes(net) and not net.null_class:
+        raise ValueError(f"{weights} needs a class for each image: bits are for weights that do without")
+    flow = generate.velocity_of(net.to(device).requires_grad_(False), method)
+    latest = 1 - generate.SMALLEST_REMAINDER if method == "idff" else 1.0
+    channels = info["network"]["in_channels"] // (2 if method == "idff" else 1)
+    return lambda x, t: flow(x, t.clamp(max=latest)), channels, size, info.get("step")

@@ -1,0 +1,118 @@
+"""Networks by description, as checkpoints have them; and the MLP of 2D toys. The U-Nets are in ``common.unet``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.unet import ConditionalUNet, UNet
+
+
+class MLP(nn.Module):
+    """Fully connected net(x, t, y=None): (B, dim) -> (B, out_dim), with t appended to x.
+
+    The defaults are the network of Tong et al.'s 2D experiments (2302.00482): 3 hidden layers of 64, SELU.
+
+    Args:
+        dim: Features of x.
+        width: Units of each hidden layer.
+        depth: Number of hidden layers.
+        activation: Class of the nonlinearity.
+        num_classes: Classes of y, appended one-hot; 0: unconditional. y = num_classes, or y = None, means "no label".
+        out_dim: Features of the output; None: dim. IDFF's two heads need 2 * dim.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        width: int = 64,
+        depth: int = 3,
+        activation: type[nn.Module] = nn.SELU,
+        num_classes: int = 0,
+        out_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        if min(dim, width, depth) < 1 or num_classes < 0:
+            raise ValueError(f"dim, width and depth must be at least 1: got {dim}, {width}, {depth}, {num_classes=}")
+        self.num_classes = num_classes
+        self.description = {  # primitives, from which common.networks.build_network makes the network again
+            "name": "MLP",
+            "dim": dim,
+            "width": width,
+            "depth": depth,
+            "activation": activation.__name__,
+            "num_classes": num_classes,
+            "out_dim": out_dim or dim,
+        }
+        sizes = [dim + 1 + num_classes, *[width] * depth]
+        layers: list[nn.Module] = []
+        for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True):
+            layers += [nn.Linear(n_in, n_out), activation()]
+        self.net = nn.Sequential(*layers, nn.Linear(width, out_dim or dim))
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """x (B, dim), t (B,) or a scalar, y (B,) integer labels or None -> (B, out_dim)."""
+        inputs = [x, t.to(x.dtype).expand(x.shape[0])[:, None]]
+        if self.num_classes:
+            inputs.append(self._one_hot(x, y))
+        return self.net(torch.cat(inputs, dim=1))
+
+    def _one_hot(self, x: Tensor, y: Tensor | None) -> Tensor:
+        """(B, num_classes); a row of zeros where there is no label."""
+        if y is None:
+            return x.new_zeros(x.shape[0], self.num_classes)
+        return (y[:, None] == torch.arange(self.num_classes, device=y.device)).to(x.dtype)
+
+
+def network_description(config: Any, heads: int = 1) -> dict[str, Any]:
+    """The constructor arguments of a run's network, as primitives that a checkpoint can hold.
+
+    Args:
+        config: an object with the network fields of ``common.cli.configs.TrainConfig``.
+        heads: outputs per image channel: 1 for a velocity, 2 for IDFF (which also takes its input twice).
+    """
+    with_null = config.num_classes > 0 and config.label_dropout > 0
+    shared = {
+        "in_channels": config.in_channels * heads,
+        "out_channels": config.in_channels * heads,
+        "channels": config.num_channel,
+        "channel_mult": list(config.channel_mult),
+        "num_res_blocks": config.num_res_blocks,
+        "num_heads": config.num_heads,
+        "dropout": config.dropout,
+        "num_classes": config.num_classes + with_null,
+        "null_class": with_null,
+        "checkpointing": config.checkpointing,
+    }
+    if config.network == "conditional_unet":
+        if config.patch_size != 1:
+            raise ValueError("--patch_size belongs to --network unet; conditional_unet takes 1")
+        return {"name": "ConditionalUNet", **shared}
+    return {
+        "name": "UNet",
+        "image_size": config.image_size,
+        **shared,
+        "attention_resolutions": list(config.attention_resolutions),
+        "head_channels": config.head_channels,
+        "patch_size": config.patch_size,
+    }
+
+
+def build_network(description: dict[str, Any]) -> nn.Module:
+    """Build the network that ``network_description`` (or a checkpoint) describes."""
+    arguments = dict(description)
+    match arguments.pop("name", None):
+        case "UNet":
+            return UNet(**arguments)
+        case "ConditionalUNet":
+            return ConditionalUNet(**arguments)
+        case "MLP":
+            return MLP(**arguments | {"activation": getattr(nn, arguments["activation"])})
+        case "GeneratorUNet":
+            from common.foreign.generator_unet import GeneratorUNet
+
+            return GeneratorUNet(**arguments)
+        case name:
+            raise ValueError(f"unknown network {name!r}; known: UNet, ConditionalUNet, GeneratorUNet, MLP")

@@ -1,0 +1,365 @@
+"""Prepare a data set: any images on disk, cropped and resized once, into one zip or LMDB that training reads fast.
+
+    python -m common.prepare images --size 64 --crop 140 --from photos.tar.gz --to data/photos64.zip
+    python -m common.prepare NAME --from PATH --to FILE.lmdb        # crop and size from the folder NAME's prepare.json
+
+``--from`` takes a folder, zip, tar (also .gz, .bz2, .xz), LMDB, .npy/.npz, parquet or TFRecord files, a folder of
+those, or a folder of images with list_eval_partition.txt, of which ``--split`` is taken. The images are cropped
+(``--box``, ``--crop``, else the centre square), resized (bicubic, antialiased) and encoded by threads. Killed at any
+moment, the same command goes on where it was and gives the same file. Images that cannot be read are named and left
+out, up to ``--corrupt_limit``. The file's header.json says what was done, with a checksum (``--check`` compares).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from common import cli
+from common.runtime import JsonLines, read_json, run_lock, write_json
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from common.data.sources import Source
+
+ROOT = Path(__file__).resolve().parents[1]
+_CHUNK = 64  # images between two points from which a killed run goes on
+_PNG_LEVEL = 1  # of zlib: 6% larger than PIL's 6 on photographs of 256x256, in 40% of the time
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Options of the preparation of a data set."""
+
+    # ---- files
+    source: str = ""
+    """The images; --from is another name of this option"""
+    to: str = ""
+    """File to write, .zip or .lmdb (for millions of images)"""
+    split: Literal["train", "val", "test", "all"] = "train"
+    """Which images, where the source has train/ and test/ folders, files of splits or a partition list"""
+    attribute: str = ""
+    """Attribute that becomes the label, folders 0_no_NAME/ and 1_NAME/; for sources with a list of attributes"""
+
+    # ---- images
+    size: int = 0
+    """Side of the images to write"""
+    crop: int = 0
+    """Side of the centre square that is kept before resizing; 0: the largest"""
+    box: tuple[int, ...] = ()
+    """LEFT,TOP,RIGHT,BOTTOM in pixels, kept before resizing; instead of --crop"""
+    channels: int = 3
+    """3 colour, 1 grey"""
+    format: Literal["png", "jpeg"] = "png"
+    """Encoding; png loses nothing"""
+    quality: int = 95
+    """Of jpeg, 1 to 100; the chroma is not subsampled"""
+
+    # ---- running
+    num_workers: int = 2
+    """Threads that decode, resize and encode"""
+    corrupt_limit: int = 10
+    """More unreadable images than this are an error"""
+    check: bool = False
+    """Read the finished file back and compare its checksum"""
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """The command line; returns the header of the file."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and not words[0].startswith("-"):
+        words.insert(0, "--preset")
+    aliases = {"from": "source", "image_size": "size"}
+    config = cli.parse(PrepareConfig, _presets(), description=__doc__ or "", aliases=aliases, argv=words)
+    header = prepare(config)
+    print(f"{config.to}: {header['count']} images of {header['size']}x{header['size']}, checksum {header['checksum']}")
+    return header
+
+
+def _presets() -> dict[str, PrepareConfig]:
+    """``images``, and the folders that have a prepare.json with some of the options."""
+    from common.cli.values import convert, field_types, load_config
+
+    presets, types = {"images": PrepareConfig()}, field_types(PrepareConfig)
+    for file in sorted(ROOT.glob("*/prepare.json")):
+        values = load_config(file)
+        unknown = [key for key in values if key not in types]
+        if unknown:
+            raise ValueError(f"{file}: unknown key {unknown[0]}; choose from {', '.join(types)}")
+        values = {str(key): convert(f"{file}: {key}", types[key], value) for key, value in values.items()}
+        presets[file.parent.name] = replace(presets["images"], **values)
+    return presets
+
+
+def _check(config: PrepareConfig) -> None:
+    """Raises ValueError for options that make no sense."""
+    if not config.source or not config.to:
+        raise ValueError("give --from PATH and --to FILE.zip or FILE.lmdb")
+    if config.size < 1:
+        raise ValueError(f"--size {config.size}: give the side of the images, e.g. --size 64")
+    if config.channels not in (1, 3):
+        raise ValueError(f"--channels {config.channels}: give 3 (colour) or 1 (grey)")
+    if not 1 <= config.quality <= 100:
+        raise ValueError(f"--quality {config.quality}: give 1 to 100")
+    if config.box and config.crop:
+        raise ValueError("--crop and --box exclude each other; give one of them")
+    if config.crop < 0 or config.num_workers < 1 or config.corrupt_limit < 0:
+        raise ValueError("--crop and --corrupt_limit must be at least 0, --num_workers at least 1")
+    left, top, right, bottom = config.box if len(config.box) == 4 else (0, 0, 0 if config.box else 1, 1)
+    if not (0 <= left < right and 0 <= top < bottom):
+        raise ValueError(f"--box {','.join(map(str, config.box))}: give LEFT,TOP,RIGHT,BOTTOM, e.g. 25,57,153,185")
+
+
+# ---- the whole
+
+
+def prepare(config: PrepareConfig, progress: bool = True) -> dict[str, Any]:
+    """Writes the file that the options describe, or goes on with it; returns its header.
+
+    Raises:
+        FileNotFoundError: There is no such source.
+        ValueError: A wrong option, a damaged source, too many unreadable images, or another file in the way.
+    """
+    _check(config)
+    from tqdm import tqdm
+
+    from common.prepare.containers import read_header, verify, writer_for
+
+    to = Path(config.to).expanduser()
+    writer_for(to)
+    work, say = to.with_name(f".{to.name}.part"), tqdm.write if progress else _silent
+    with run_lock(work), _relabelled():
+        try:
+            source, names = _open(config, work, say)
+            plan = _plan(config, source, names)
+            if to.exists():
+                advice = "give another --to, or delete that file"
+                _check_same(to, read_header(to), {key: plan[key] for key in plan if key != "pillow"}, advice)
+                say(f"{to} is complete")
+            else:
+                _write(config, to, work, source, names, plan, progress)
+            header = verify(to) if config.check else read_header(to)
+        except BaseException:
+            if not (work / "journal.jsonl").exists():  # nothing to go on from
+                shutil.rmtree(work, ignore_errors=True)
+            raise
+        shutil.rmtree(work, ignore_errors=True)
+    return header
+
+
+def _silent(line: str) -> None:
+    pass
+
+
+@contextlib.contextmanager
+def _relabelled() -> Iterator[None]:
+    """Errors of the sources speak of --data, which is called --from here."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        if not str(error).startswith("--data "):
+            raise
+        raise type(error)(str(error).replace("--data ", "--from ", 1)) from error
+
+
+def _open(config: PrepareConfig, work: Path, say: Callable[[str], None]) -> tuple[Source, list[str]]:
+    """The source, and the name that each of its images gets."""
+    from common.prepare.inputs import open_input
+
+    source = open_input(config.source, config.split, config.attribute, work, say)
+    return source, output_names(source, ".png" if config.format == "png" else ".jpg")
+
+
+def _plan(config: PrepareConfig, source: Source, names: list[str]) -> dict[str, Any]:
+    """What the bytes of the file depend on."""
+    import PIL
+
+    from common.prepare.containers import digest
+
+    rule = f"box {','.join(map(str, config.box))}, " if config.box else f"centre {config.crop}, " if config.crop else ""
+    return {
+        "format": "prepared images",
+        "version": 1,
+        "size": config.size,
+        "channels": config.channels,
+        "crop": rule + f"centre square, resized to {config.size} (bicubic, antialiased)",
+        "encoding": "png" if config.format == "png" else f"jpeg, quality {config.quality}, 4:4:4",
+        "pillow": PIL.__version__,
+        "split": config.split,
+        "attribute": config.attribute,
+        "source": {"kind": source.kind, "count": source.count, "names": digest("\n".join(sorted(names)).encode())},
+    }
+
+
+def _check_same(file: Path, there: dict[str, Any], plan: dict[str, Any], advice: str) -> None:
+    """Raises ValueError when a file was begun or made by another plan."""
+    differing = [key for key in plan if plan[key] != there.get(key)]
+    if differing:
+        told = ", ".join(f"{key} {there.get(key)} there and {plan[key]} now" for key in differing[:3])
+        raise ValueError(f"{file} was made with other settings: {told}; {advice}")
+
+
+def _write(
+    config: PrepareConfig, to: Path, work: Path, source: Source, names: list[str], plan: dict, progress: bool
+) -> None:
+    """Encodes what is not there yet, in the order of the names, and moves the finished file to its place."""
+    from tqdm import tqdm
+
+    from common.data.loading import Unreadable
+    from common.prepare.containers import checksum, writer_for
+
+    _begin(work / "plan.json", plan)
+    journal = JsonLines(work / "journal.jsonl")
+    rows = journal.read()
+    entries = [entry for row in rows for entry in row["entries"]]
+    unreadable = Unreadable(config.corrupt_limit, tqdm.write if progress else _silent)
+    for name, reason in (skipped for row in rows for skipped in row["skipped"]):
+        unreadable.add(len(unreadable.found), name, ValueError(reason))
+    done = len(entries) + len(unreadable.found)
+    order = sorted(range(source.count), key=names.__getitem__)
+    writer = writer_for(to)(work / "data", entries)
+    bar = tqdm(total=source.count, initial=done, desc=to.name, unit="img", disable=None if progress else True)
+    try:
+        for chunk in _encoded(config, source, order[done:]):
+            good = [(names[index], data) for index, data, _ in chunk if data is not None]
+            skipped = [[source.name(index), _reason(error)] for index, data, error in chunk if data is None]
+            added = writer.write(good)
+            for name, reason in skipped:
+                unreadable.add(len(unreadable.found), name, ValueError(reason))
+            journal.append({"entries": added, "skipped": skipped})
+            entries += added
+            bar.update(len(chunk))
+        if not entries:
+            raise ValueError(f"--data {source.where}: none of its {source.count} images can be read")
+        skipped = list(unreadable.found.values())
+        writer.finish(plan | {"count": len(entries), "checksum": checksum(entries), "skipped": skipped})
+    finally:
+        bar.close()
+        writer.close()
+    (work / "data").replace(to)
+
+
+def _begin(file: Path, plan: dict[str, Any]) -> None:
+    """Writes the plan of a new file; refuses to go on with a file that was begun by another."""
+    if file.exists():
+        advice = f"go on with those settings, or delete the folder {file.parent}"
+        _check_same(file.parent, read_json(file), plan, advice)
+        return
+    write_json(file, plan)
+
+
+# ---- names
+
+
+def output_names(source: Source, suffix: str) -> list[str]:
+    """The name of each image in the file, all different: class folder, and the old name or else the number.
+
+    Folders that all images share are left out, and whatever could point outside of an archive.
+    """
+    numbers = [f"{index:08d}{suffix}" for index in range(source.count)]
+    if source.names is None:
+        return _in_class_folders(source, numbers)
+    safe = [_safe(name) for name in source.names]
+    parts = [name.split("/") for name in safe]
+    shared = len(os.path.commonprefix([part[:-1] for part in parts]))
+    short = ["/".join(part[shared:]) for part in parts]
+    for candidate in ([re.sub(r"\.\w+$", "", name) + suffix for name in short], [name + suffix for name in short]):
+        if len(set(candidate)) == len(candidate):
+            return _in_class_folders(source, candidate)
+    return _in_class_folders(source, numbers)
+
+
+def _safe(name: str) -> str:
+    """A relative name that is not hidden, without steps upwards, drive letters and bytes that are not UTF-8."""
+    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return "/".join(re.sub(r"^(\.|__MACOSX)+|[\\:]", "_", part) for part in name.split("/") if part) or "image"
+
+
+def _in_class_folders(source: Source, names: list[str]) -> list[str]:
+    """The names, with the class's folder in front where they do not tell the labels themselves."""
+    import numpy as np
+
+    from common.data.sources import class_labels
+
+    told = class_labels(names)[0]
+    if source.labels is None or (told is not None and np.array_equal(told, source.labels)):
+        return names
+    folders = [re.sub(r"[^\w.+-]+", "_", name) for name in source.class_names]
+    if class_labels([f"{folder}/image" for folder in folders])[1] != tuple(folders):  # they would not sort by label
+        folders = [f"{k:0{len(str(len(folders)))}d}_{name}" for k, name in enumerate(folders)]
+    return [f"{folders[label]}/{name.rpartition('/')[2]}" for label, name in zip(source.labels, names, strict=True)]
+
+
+# ---- images
+
+
+def _encoded(config: PrepareConfig, source: Source, order: Sequence[int]) -> Iterator[list[tuple]]:
+    """Chunks of (index, encoded image or None, error or None), in order; a few chunks ahead are being made."""
+
+    def encode_chunk(indices: Iterable[int]) -> list[tuple]:
+        return [(index, *_encode_one(config, source, index)) for index in indices]
+
+    pool, pending = ThreadPoolExecutor(config.num_workers), deque[Future]()
+    try:
+        for start in range(0, len(order), _CHUNK):
+            pending.append(pool.submit(encode_chunk, order[start : start + _CHUNK]))
+            if len(pending) > 2 * config.num_workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _encode_one(config: PrepareConfig, source: Source, index: int) -> tuple[bytes | None, Exception | None]:
+    """The encoded image, or why there is none."""
+    from PIL import Image
+
+    from common.images import fit
+
+    try:
+        pixels = fit(cropped(source.load(index), config.crop, config.box), config.size, config.channels)
+        image = Image.fromarray(pixels[0] if config.channels == 1 else pixels.transpose(1, 2, 0).copy())
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001  decoders raise anything on damaged bytes
+        return None, error
+    buffer = io.BytesIO()
+    if config.format == "png":
+        image.save(buffer, "PNG", compress_level=_PNG_LEVEL)
+    else:
+        image.save(buffer, "JPEG", quality=config.quality, subsampling=0)
+    return buffer.getvalue(), None
+
+
+def cropped(image: Image, crop: int = 0, box: tuple[int, ...] = ()) -> Image:
+    """The part of an image to keep: a box (left, top, right, bottom), or a square of side ``crop`` in the centre.
+
+    Raises:
+        ValueError: The image is smaller than that.
+    """
+    if crop:
+        left, top = (image.width - crop) // 2, (image.height - crop) // 2
+        box = (left, top, left + crop, top + crop)
+    if not box:
+        return image
+    left, top, right, bottom = box
+    if left < 0 or top < 0 or right > image.width or bottom > image.height:
+        raise ValueError(f"{image.width}x{image.height} is smaller than the crop {','.join(map(str, box))}")
+    return image.crop((left, top, right, bottom))
+
+
+def _reason(error: Exception) -> str:
+    """One line, the same in every run: without addresses of objects."""
+    return re.sub(r" <\S+ object at \w+>", "", " ".join(str(error).split()))[:80] or type(error).__name__

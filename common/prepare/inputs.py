@@ -1,0 +1,282 @@
+"""What can be prepared but not trained on directly: compressed tar, parquet, TFRecord, folders with a partition file.
+
+``open_input`` adds these to ``common.data.sources.open_source``.
+"""
+
+from __future__ import annotations
+
+import bisect
+import bz2
+import gzip
+import itertools
+import json
+import lzma
+import re
+import shutil
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from common.data import sources
+from common.data.archives import AGAIN, open_tar
+from common.data.sources import Source
+from common.images import decode
+from common.prepare.tfrecord import open_tfrecord
+from common.runtime import atomic_write
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_COMPRESSED = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_RECORDS = re.compile(r"\.tfrecords?(-\d+-of-\d+)?$")
+_SPLIT_NAMES = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}  # and partition numbers
+
+
+def open_input(spec: str, split: str, attribute: str, work: Path, say: Callable[[str], None]) -> Source:
+    """Opens what ``--from`` names.
+
+    Args:
+        spec: Anything that ``open_source`` reads, a compressed .tar, a .parquet or TFRecord file or a folder of such
+            files, a folder of .npy files, or a folder with list_eval_partition.txt.
+        split: "train", "val" or "test"; "all" where there is a partition file.
+        attribute: Column of the attribute file that becomes the label; empty: none.
+        work: Folder for what has to be unpacked.
+        say: Gets lines of information.
+
+    Raises:
+        FileNotFoundError: No such path.
+        ValueError: It holds no images, is damaged, or is not what it seems to be.
+    """
+    path = Path(spec).expanduser()
+    if attribute and not (path.is_dir() and _lists(path, "list_eval_partition")):
+        raise ValueError(f"--attribute {attribute}: only for a folder that has list_eval_partition and list_attr files")
+    if path.is_dir():
+        return _open_folder(path, split, attribute, say) or sources.open_source(spec, None, split, say)
+    if path.is_file() and path.suffix.lower() in _COMPRESSED:
+        return open_tar(_unpacked(path, work, say), split, say)
+    if path.is_file() and path.suffix.lower() == ".parquet":
+        return open_parquet(path)
+    if path.is_file() and _RECORDS.search(path.name):
+        return open_tfrecord(path)
+    return sources.open_source(spec, None, split, say)
+
+
+def _open_folder(path: Path, split: str, attribute: str, say: Callable[[str], None]) -> Source | None:
+    """A source from a folder of files that each hold many images; None for any other folder."""
+    if _lists(path, "list_eval_partition"):
+        return open_partitioned(path, split, attribute, say)
+    names = sorted(sources.list_files(path))
+    if any(map(sources.is_image, names)):
+        return None
+    files = [path / name for name in names]
+    kinds: list[tuple[Callable[[Path], Source], Callable[[Path], bool]]] = [
+        (open_parquet, lambda file: file.suffix == ".parquet"),
+        (open_tfrecord, lambda file: bool(_RECORDS.search(file.name))),
+        (sources.open_npy, lambda file: file.suffix == ".npy"),
+    ]
+    for opener, is_one in kinds:
+        chosen = [file for file in files if is_one(file)]
+        if chosen:
+            return concatenated([opener(file) for file in _of_split(_largest(chosen), split)], str(path))
+    return None
+
+
+def _of_split(files: list[Path], split: str) -> list[Path]:
+    """The files with the split's name between dots and dashes, when some have one: train-00000-of-00002.parquet."""
+    numbers = [{_SPLIT_NAMES[word] for word in re.split(r"\W|_", f.name) if word in _SPLIT_NAMES} for f in files]
+    if not any(numbers):
+        return files
+    chosen = [file for file, number in zip(files, numbers, strict=True) if _SPLIT_NAMES.get(split) in number]
+    if not chosen:
+        raise ValueError(f"--split {split}: no such file among {', '.join(file.name for file in files[:5])}")
+    return chosen
+
+
+def _largest(files: list[Path]) -> list[Path]:
+    """Of the resolutions of one set, NAME-r02.tfrecords to NAME-r10.tfrecords (Karras et al. 2018), the largest."""
+    levels = [int(match[1]) if (match := re.search(r"-r(\d\d)\.tfrecords$", file.name)) else -1 for file in files]
+    return [file for file, level in zip(files, levels, strict=True) if level == max(levels)]
+
+
+def concatenated(parts: list[Source], where: str) -> Source:
+    """The images of several sources, one after the other; labels when all have the same classes."""
+    starts = [0, *itertools.accumulate(part.count for part in parts)]
+
+    def load(index: int) -> Image:
+        k = bisect.bisect_right(starts, index) - 1
+        return parts[k].load(index - starts[k])
+
+    classes = parts[0].class_names
+    found = [part.labels for part in parts if part.labels is not None and part.class_names == classes]
+    labels = np.concatenate(found) if len(found) == len(parts) else None
+    kind = f"{parts[0].kind} files" if len(parts) > 1 else parts[0].kind
+    return Source(where, load, starts[-1], None, labels, classes if labels is not None else (), kind=kind)
+
+
+def _unpacked(path: Path, work: Path, say: Callable[[str], None]) -> Path:
+    """The uncompressed tar of a compressed one, in ``work``: its members can then be read in any order."""
+    target = work / "source.tar"
+    if target.exists():
+        return target
+    say(f"unpacking {path} to {target}, which is deleted at the end")
+    try:
+        with _COMPRESSED[path.suffix.lower()](path) as packed, atomic_write(target) as temporary:
+            with open(temporary, "wb") as file:
+                shutil.copyfileobj(packed, file, 2**20)
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise ValueError(f"--data {path}: damaged, or not compressed as its name says ({error}); {AGAIN}") from error
+    return target
+
+
+# ---- a folder of images with lists
+
+
+def _lists(path: Path, name: str) -> list[Path]:
+    return sorted(file for file in path.glob(f"{name}*") if file.suffix in (".txt", ".csv"))
+
+
+def open_partitioned(path: Path, split: str, attribute: str, say: Callable[[str], None]) -> Source:
+    """Images whose split stands in list_eval_partition*.txt or .csv, lines "NAME 0", 0 training, 1 validation, 2 test.
+
+    The images lie in a folder or zip called img_align*, else anywhere below ``path``; they are matched by file name.
+
+    Args:
+        path: The folder of the list.
+        split: "train", "val", "test" or "all".
+        attribute: Column of list_attr*.txt or .csv (values 1 and -1) to use as label 1 and 0; empty: no labels.
+        say: Gets a line when listed images are missing.
+
+    Raises:
+        ValueError: A list that cannot be read, an unknown attribute, or no image of the split.
+    """
+    rows = _table(_lists(path, "list_eval_partition")[0])
+    wanted = {name for name, *value in rows if split == "all" or value == [str(_SPLIT_NAMES[split])]}
+    places = [place for place in sorted(path.glob("img_align*")) if place.is_dir() or place.suffix == ".zip"]
+    images = sources.open_source(str(places[0] if places else path), None, split, say)
+    names = images.names or ()
+    chosen = [k for k, name in enumerate(names) if name.rpartition("/")[2] in wanted]
+    if not chosen:
+        raise ValueError(f"--data {path}: none of the {len(wanted)} images of --split {split} is there")
+    if len(chosen) < len(wanted):
+        say(f"{len(wanted) - len(chosen)} of the {len(wanted)} images of --split {split} are not there")
+    kept = [names[k] for k in chosen]
+    labels = _attribute(path, attribute, kept) if attribute else None
+    classes = (f"no_{attribute}", attribute) if attribute else ()
+    return Source(str(path), lambda k: images.load(chosen[k]), len(kept), kept, labels, classes, kind="partition")
+
+
+def _table(path: Path) -> list[list[str]]:
+    """Rows of a list separated by blanks or commas."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--data {path}: not a text file ({error.reason})") from error
+    return [row for line in text.splitlines() if (row := line.replace(",", " ").split())]
+
+
+def _attribute(path: Path, attribute: str, names: Sequence[str]) -> np.ndarray:
+    """0 or 1 for each image, from the list of attributes."""
+    files = _lists(path, "list_attr")
+    if not files:
+        raise FileNotFoundError(f"--attribute {attribute}: there is no list_attr*.txt or .csv in {path}")
+    rows = _table(files[0])
+    header, rows = (rows[1], rows[2:]) if len(rows[0]) == 1 else (rows[0][1:], rows[1:])  # .txt begins with a count
+    if attribute not in header:
+        raise ValueError(f"--attribute {attribute}: choose one of {', '.join(header)}")
+    column = header.index(attribute) + 1
+    values = {row[0]: row[column] for row in rows if len(row) == len(header) + 1}
+    found = [values.get(name.rpartition("/")[2]) for name in names]
+    if not set(found) <= {"1", "-1"}:
+        bad = next(name for name, value in zip(names, found, strict=True) if value not in ("1", "-1"))
+        raise ValueError(f"--data {files[0]}: no value 1 or -1 of {attribute} for {bad}")
+    return np.array([value == "1" for value in found], np.int64)
+
+
+# ---- parquet
+
+
+class ParquetImages:
+    """Images of a parquet file, by their number; a row group is read at a time and the last two are kept."""
+
+    def __init__(self, file: Any, column: str):
+        self.file, self.column = file, column
+        rows = (file.metadata.row_group(k).num_rows for k in range(file.num_row_groups))
+        self.starts = [0, *itertools.accumulate(rows)]
+        self._groups: OrderedDict[int, list[Any]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __call__(self, index: int) -> Image:
+        group = bisect.bisect_right(self.starts, index) - 1
+        with self._lock:
+            if group not in self._groups:
+                self._groups[group] = self._read(group)
+                if len(self._groups) > 2:
+                    self._groups.popitem(last=False)
+            value = self._groups[group][index - self.starts[group]]
+        if value is None:
+            raise ValueError("no bytes in this row")
+        return decode(value.as_py())
+
+    def _read(self, group: int) -> list[Any]:
+        import pyarrow as pa
+
+        column = self.file.read_row_group(group, columns=[self.column]).column(0).combine_chunks()
+        if pa.types.is_struct(column.type):
+            column = column.field("bytes")
+        return [value if value.is_valid else None for value in column]
+
+
+def open_parquet(path: Path) -> Source:
+    """A source from a parquet file with a column of encoded images (binary, or a struct with ``bytes``).
+
+    An integer column "label" gives labels, with the names that the Hugging Face hub writes into the schema.
+
+    Raises:
+        ModuleNotFoundError: pyarrow is not installed.
+        ValueError: Damaged, or without such a column.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("parquet files need the package pyarrow: pip install pyarrow") from error
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"--data {path}: not a readable parquet file ({error}); {AGAIN}") from error
+    schema = file.schema_arrow
+    columns = {field.name: _image_column(field, pa) for field in schema}
+    found = {name: column for name, column in columns.items() if column}
+    if not found or file.metadata.num_rows == 0:
+        raise ValueError(f"--data {path}: no column of encoded images in it, only {', '.join(columns) or 'nothing'}")
+    load = ParquetImages(file, found.get("image") or next(iter(found.values())))
+    count, labels, classes = file.metadata.num_rows, None, ()
+    if "label" in columns and pa.types.is_integer(schema.field("label").type):
+        labels, classes = _parquet_labels(file, schema)
+    return Source(str(path), load, count, None, labels, classes, kind="parquet")
+
+
+def _image_column(field: Any, pa: Any) -> str:
+    """The name of the bytes of a column of images; empty when it holds something else."""
+    if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
+        return field.name
+    if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
+        return f"{field.name}.bytes"
+    return ""
+
+
+def _parquet_labels(file: Any, schema: Any) -> tuple[np.ndarray, tuple[str, ...]]:
+    labels = np.asarray(file.read(columns=["label"]).column(0).to_numpy(), np.int64)
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        names = tuple(str(name) for name in features["label"]["names"])
+    except (KeyError, TypeError, ValueError):
+        names = ()
+    if labels.min() < 0:
+        raise ValueError("negative labels mean that the classes are hidden; give another --split")
+    return labels, names if len(names) > labels.max() else tuple(map(str, range(labels.max() + 1)))

@@ -1,0 +1,200 @@
+"""Cards of evaluations: what they say beside the figures, and a table of those that can be compared.
+
+    python -m common.evaluate compare CARD... [--out TABLE.md]
+
+Writes Markdown, and with ``--out`` a .csv of the same name beside it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common import cli
+from common.records.cards import without_folders
+from common.records.page import refresh
+from common.runtime import atomic_write
+
+
+def command(words: Sequence[str]) -> str:
+    """The command of an evaluation as its card tells it."""
+    return without_folders(["python", "-m", "common.evaluate", *words])
+
+
+def circumstances(device: str, told: str, started: float) -> dict[str, Any]:
+    """Where and how a card was made: hardware, versions, command, seconds since ``started``."""
+    import torch
+
+    from common.records.cards import commit
+    from common.runtime import pick_device
+    from common.training.loop import hardware
+
+    facts = {"hardware": hardware(pick_device(device)), "torch": torch.__version__, "commit": commit()}
+    return {**facts, "command": told, "seconds": round(time.perf_counter() - started, 1)}
+
+
+def write(card: dict[str, Any], out: str) -> dict[str, Any]:
+    """Print a card, or write it whole; the page of a run folder that it lies in is written again."""
+    text = json.dumps(card, indent=2)
+    if not out:
+        print(text)
+        return card
+    with atomic_write(out) as temporary:
+        temporary.write_text(text + "\n")
+    short = {key: value for key, value in card["metrics"].items() if isinstance(value, float)}
+    print(f"{', '.join(f'{key} {value:.5g}' for key, value in short.items())}; card: {out}")
+    refresh(Path(out).parent)
+    return card
+
+
+# -------------------------------------------------------------------------------------------------------------- table
+# What numbers in one column must have been measured with: place on the card, and what to call it.
+_ALIKE = {
+    "evaluation": {
+        "backend": "backend",
+        "weights": "network's weights",
+        "resize": "resize rule",
+        "side": "--side",
+        "a.images": "number of generated images",
+        "a.side": "side of the generated images",
+        "b.images": "number of real images",
+        "b.content": "real images",
+        "kept": "--kept",
+        "metrics.neighbours": "--neighbours",
+        "metrics.kid_subsets": "subsets of KID",
+        "metrics.kernel_distance_subsets": "subsets of the kernel distance",
+    },
+    "bits": {
+        "b.name": "images",
+        "b.images": "number of images",
+        "b.side": "side of the images",
+        "b.split": "split",
+        "dequantisation": "dequantisation",
+    },
+}
+# of the samples, shown where a card has them
+_SETTINGS = ("solver", "grid", "landing", "n_steps", "nfe", "cfg", "probes", "seed")
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Options of the table; the cards stand first on the command line."""
+
+    out: str = ""
+    """Markdown file to write, with a .csv beside it; empty: print the table"""
+
+
+def compare_main(argv: Sequence[str]) -> str:
+    """Read the cards, check that they can be compared, print or write the table; returns it as Markdown."""
+    plain = next((k for k, word in enumerate(argv) if word.startswith("-")), len(argv))
+    config = cli.parse(CompareConfig, description=__doc__ or "", argv=list(argv[plain:]))
+    rows = table({path: read_card(Path(path).expanduser()) for path in argv[:plain]})
+    text = markdown(rows)
+    if not config.out:
+        print(text, end="")
+        return text
+    out = Path(config.out)
+    if out.suffix != ".md":
+        raise ValueError(f"--out {config.out}: give a name that ends in .md; the .csv goes beside it")
+    for file, content in ((out, text), (out.with_suffix(".csv"), as_csv(rows))):
+        with atomic_write(file) as temporary:
+            temporary.write_text(content)
+    print(f"{len(rows)} rows: {out}, {out.with_suffix('.csv')}")
+    return text
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """A card of an evaluation.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: something else, or damaged.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no card at {path}: python -m common.evaluate A B --out {path} writes one")
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no card ({type(error).__name__}): measure again with --out {path}") from error
+    if not isinstance(card, dict) or card.get("kind") not in _ALIKE or not isinstance(card.get("metrics"), dict):
+        raise ValueError(f"{path} is no card of an evaluation: python -m common.evaluate A B --out {path} writes one")
+    return card
+
+
+def table(cards: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of figures and of the settings in which the samples differ.
+
+    Args:
+        cards: Path or label -> card.
+
+    Raises:
+        ValueError: no cards, or cards whose numbers were not measured alike.
+    """
+    if not cards:
+        raise ValueError("give cards to compare: python -m common.evaluate compare CARD...")
+    (first, reference), *others = cards.items()
+    for label, card in others:
+        _check_alike(first, reference, label, card)
+    rows = []
+    for label, card in zip(_labels(list(cards)), cards.values()):
+        made = card if card["kind"] == "bits" else _at(card, "a.made", {})
+        name = str(card["weights"])[:12] if card["kind"] == "bits" else _at(card, "a.name", "")
+        settings = {key: made[key] for key in _SETTINGS if key in made}
+        figures = {k: v for k, v in card["metrics"].items() if isinstance(v, (int, float)) and k != "neighbours"}
+        rows.append({"card": label, "set": name, **settings, **figures})
+    return [{key: row.get(key) for key in dict.fromkeys(k for r in rows for k in r)} for row in rows]
+
+
+def _check_alike(first: str, a: Mapping[str, Any], label: str, b: Mapping[str, Any]) -> None:
+    if a["kind"] != b["kind"]:
+        raise ValueError(f"{first} is a card of {a['kind']}, {label} one of {b['kind']}: compare them separately")
+    for place, name in _ALIKE[a["kind"]].items():
+        mine, theirs = _at(a, place), _at(b, place)
+        if mine != theirs:
+            told = f"{name} {_short(mine)} in {first}, {_short(theirs)} in {label}"
+            raise ValueError(f"numbers that cannot be compared: {told}; measure them alike, or compare separately")
+
+
+def _at(card: Mapping[str, Any], place: str, default: Any = None) -> Any:
+    """The entry of a dotted place; the default where there is none."""
+    value: Any = card
+    for key in place.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return default if value is None else value
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) < 50 else f"{text[:12]}..."
+
+
+def _labels(paths: Sequence[str]) -> list[str]:
+    """Names of files; with their folders where names alone would be the same."""
+    names = [Path(path).stem for path in paths]
+    return names if len(set(names)) == len(names) else list(paths)
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of the same keys as a Markdown table."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    text = "" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of the same keys as CSV, numbers in full."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()

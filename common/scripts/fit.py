@@ -1,0 +1,67 @@
+"""The body of fit_sampler.py: samplers of few steps, fitted to a network's own fine trajectories."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from common import cli
+from common.cli.configs import FitConfig, SampleConfig, WeightsConfig
+from common.scripts.folder import Folder
+from common.scripts.sampling import FIT_NOISE, TEST_NOISE, make_sampler, teacher_of
+
+
+def fit_main(folder: Folder, description: str, argv: list[str] | None = None) -> list[dict[str, Any]]:
+    """Fit samplers to the weights, test them on other noises, keep them beside the weights."""
+    config, extra = cli.parse_with_extra(FitConfig, description=description, argv=argv)
+    if min(config.n_noises, config.n_test) < 1 or min(config.n_steps) < 1 or config.search < 0:
+        raise ValueError("--n_noises, --n_test and --n_steps must be at least 1, --search at least 0")
+    if config.fine_steps < 2 * max(config.n_steps):
+        raise ValueError(f"--fine_steps {config.fine_steps} is less than twice the {max(config.n_steps)} steps to fit")
+    if config.smoke:
+        config = replace(config, n_noises=2, n_test=2, fine_steps=2 * max(config.n_steps), search=0)
+    import torch
+    from tqdm import tqdm
+
+    from common import checkpoint
+    from common.metrics import rms
+    from common.records.cards import commit
+    from common.solvers import fitted, integrate
+
+    shared = {f.name: getattr(config, f.name) for f in fields(WeightsConfig)}
+    asked = SampleConfig(**shared, solver="euler", grid="uniform")
+    sampler, info = make_sampler(folder, asked, extra)
+    weights = checkpoint.find(info["path"]) if Path(info["path"]).exists() else None
+    teacher, velocity_for = teacher_of(
+        sampler, config.n_noises, FIT_NOISE, config.fine_steps, "fine trajectories", config.seed
+    )
+    test, test_velocity = teacher_of(sampler, config.n_test, TEST_NOISE, config.fine_steps, "for the test", config.seed)
+
+    @torch.no_grad()
+    def error(method: Any, times: Any) -> float:
+        x = integrate(test_velocity(float(times[-2])), test.states[0], times, method)
+        return rms(x, test.states[-1])
+
+    results = []
+    for n in config.n_steps:
+        with tqdm(total=(8 + config.search) * n, desc=f"{n} steps", unit="evaluation", dynamic_ncols=True) as bar:
+            found = fitted.fit_sampler(velocity_for, teacher, n, config.search, bar.update)
+        facts = {
+            **found.facts,
+            "rms": error(found, found.times),
+            "rms_euler": error("euler", replace(sampler, n_steps=n).times()),
+            "n_noises": config.n_noises,
+            "n_test": config.n_test,
+            "fine_steps": config.fine_steps,
+            "search": config.search,
+            "seed": config.seed,
+            "commit": commit(),
+        }
+        results.append({"n_steps": n, **facts})
+        print(f"{n} steps: RMS to the fine end {facts['rms']:.4f} on {config.n_test} other noises; ", end="")
+        print(f"Euler {facts['rms_euler']:.4f}")
+        if weights is not None and not (config.smoke and not config.weights):
+            path = fitted.keep_fitted(weights, found, config.cfg, facts, sampler.landing)
+            print(f"kept in {path}: use it with --solver fitted --n_steps {n}")
+    return results

@@ -1,0 +1,128 @@
+"""What is particular to a data set's folder, and its data.
+
+A folder says what is its own (presets, data, names) in a :class:`Folder`; the bodies of its scripts are the modules
+beside this one, the same everywhere. Torch is imported inside the functions, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from common.cli.configs import TrainConfig
+
+FLAGS = {"flow_w": "flow_weight"}  # more spellings, of IDFF's scripts
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What is particular to a data set's folder.
+
+    Args:
+        here: the folder.
+        presets: training options by name; the first is the default.
+        data: the usual ``--data``; empty where the images have to be fetched by hand, to one of ``places``.
+        weights: the shipped weights, relative to ``here``.
+        weights_name: name of a run's final weights; ``{METHOD}`` is replaced.
+        landing: the usual ``--landing``: below 1 for weights whose velocity near the data is mostly error.
+        load_data: loads the data when ``data`` needs more than ``common.data.loading.load_images``.
+        places: files and folders below data/ (or ``--data_root``) that are the images, the first that is there.
+        advice: what to fetch, and where from, when none of them is there.
+        runs: the run folder, relative to ``here``; empty: results/ with a name that says method and constants.
+    """
+
+    here: Path
+    presets: dict[str, TrainConfig]
+    data: str
+    weights: str
+    weights_name: str
+    landing: float = 1.0
+    load_data: Callable[..., Any] | None = None
+    places: tuple[str, ...] = ()
+    advice: str = ""
+    runs: str = ""
+
+    def run_folder(self, config: TrainConfig) -> Path:
+        """Where a run goes without ``--out``."""
+        if self.runs and not config.smoke:
+            return self.here / self.runs
+        return self.here / "results" / self.run_name(config)
+
+    def run_name(self, config: TrainConfig) -> str:
+        """Name of a run's folder: METHOD-WEIGHT-SIGMA for idff as in its paper, METHOD-SIGMA otherwise."""
+        if config.smoke:
+            return f"smoke-{config.method}"
+        weight = f"{config.flow_weight}-" if config.method == "idff" else ""
+        return f"{config.method.upper()}-{weight}{config.sigma}"
+
+
+def smoke_preset(config: TrainConfig) -> TrainConfig:
+    """A run of seconds on a CPU that goes through every part of training: few levels, large images in large patches."""
+    levels, size = min(4, len(config.channel_mult)), config.image_size
+    patch = max(config.patch_size, 2, size // 32)
+    return replace(
+        config,
+        image_size=size if config.network == "unet" else min(size, 2 * 2**levels),
+        num_channel=32,
+        channel_mult=(1,) * levels,
+        num_res_blocks=1,
+        head_channels=32,
+        patch_size=patch if config.network == "unet" and size % (patch * 2 ** (levels - 1)) == 0 else 1,
+        total_steps=min(config.total_steps, 4),
+        epochs=0,
+        batch_size=min(config.batch_size, 8),
+        warmup=2,
+        save_step=2,
+        sample_step=4,
+        val_step=2,
+        log_step=2,
+    )
+
+
+def _data_root(folder: Folder, config: Any) -> Path:
+    return Path(config.data_root) if config.data_root else folder.here / "data"
+
+
+def data_spec(folder: Folder, config: Any) -> str:
+    """What ``--data`` is when it is not given: the folder's own, or the first of its places that is there.
+
+    Raises:
+        FileNotFoundError: none is; the line says what to fetch.
+    """
+    if config.data or not folder.places:
+        return config.data or folder.data
+    root = _data_root(folder, config)
+    for name in folder.places:
+        if (root / name).exists():
+            return str(root / name)
+    raise FileNotFoundError(
+        f"no images in {root} (looked for {', '.join(folder.places)}): {folder.advice}; or give --data FOLDER_OR_ZIP, "
+        "or --smoke for made-up images"
+    )
+
+
+def load_data(folder: Folder, config: Any, image_size: int, channels: int, stream: bool = False, **options: Any) -> Any:
+    """The images of ``--data``, or the folder's own, or made-up ones for ``--smoke``; ``stream``: decoded when used."""
+    from common.data import loading
+
+    if config.smoke:
+        return loading.synthetic_images(64, image_size, channels, getattr(config, "num_classes", 0) or 10, seed=0)
+    options |= {"root": _data_root(folder, config), "num_workers": getattr(config, "num_workers", 2)}
+    if stream:
+        return loading.StreamingImages(data_spec(folder, config), image_size, channels, **options)
+    load = folder.load_data if folder.load_data is not None and not config.data else None
+    if load is not None:
+        return load(image_size=image_size, channels=channels, **options)
+    return loading.load_images(data_spec(folder, config), image_size, channels, **options)
+
+
+def too_large(folder: Folder, config: Any, image_size: int, channels: int, **options: Any) -> bool:
+    """Whether images on the disk would not fit in memory: they are counted, not decoded."""
+    from common.data.loading import fits_in_memory
+
+    if config.smoke or (not config.data and folder.load_data) or data_spec(folder, config).startswith("torchvision:"):
+        return False
+    count = len(load_data(folder, config, image_size, channels, stream=True, progress=False, **options))
+    return not fits_in_memory(count, channels, image_size, image_size)

@@ -1,0 +1,51 @@
+"""The body of gen_*.py: many images, resumable and splittable."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from common import cli
+from common.cli.configs import GenConfig
+from common.scripts.folder import Folder
+from common.scripts.sampling import make_sampler, weights_hash
+
+
+def gen_main(folder: Folder, description: str, argv: list[str] | None = None) -> Path:
+    """Generate many images as numbered PNG files or one .npz; goes on where it was stopped."""
+    config, extra = cli.parse_with_extra(GenConfig, description=description, argv=argv)
+    from tqdm import tqdm
+
+    from common import generate
+    from common.images import add_counted, open_writer, to_uint8
+    from common.runtime import processes
+
+    if config.smoke:
+        config = replace(config, n_samples=min(config.n_samples, 16))
+    here = processes(config.device)
+    sampler, info = make_sampler(folder, replace(config, device=str(here.device)), extra)
+    start, stop = cli.index_range(config.range, config.n_samples)
+    target = Path(config.save_dir) if config.save_dir else folder.here / "samples" / "gen"
+    keys = ("n_steps", "cfg", "label", "seed", "ema", "rtol", "atol")
+    fingerprint = {"weights": weights_hash(info["path"]), **{key: getattr(config, key) for key in keys}}
+    fingerprint |= {"solver": sampler.solver, "grid": sampler.grid, "landing": sampler.landing}
+    fingerprint["times"] = sampler.times_hash()
+    c, h, w = sampler.shape
+    writer = open_writer(target, config.n_samples, (c, h, w), fingerprint)
+    todo = writer.missing(start, stop)[here.rank :: here.world]
+    here.wait()  # all see the same images missing before the first one is written
+    evaluations = 0
+    with tqdm(total=len(todo), unit="image", dynamic_ncols=True, disable=not here.is_main) as bar:
+        for indices, images in generate.sample_many(sampler, todo, config.batch_size, config.label):
+            for index, image in zip(indices, to_uint8(images)):
+                writer.write(index, image)
+            evaluations += sampler.nfe * len(indices)
+            bar.update(len(indices))
+            bar.set_postfix(nfe=sampler.nfe)
+    here.wait()
+    if here.is_main:
+        if todo:  # the mean of the images made here: an adaptive solver's number differs between batches
+            add_counted(target, nfe=evaluations / len(todo))
+        writer.finish()
+        print(f"images {start} to {stop - 1} are in {target}" + (f", NFE {sampler.nfe}" if todo else ""))
+    return target

@@ -1,0 +1,53 @@
+"""The body of simple_gen_test.py: a picture of images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common import cli
+from common.cli.configs import GridConfig
+from common.scripts.folder import Folder
+from common.scripts.invert import invert
+from common.scripts.sampling import make_sampler
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def grid_main(folder: Folder, description: str, argv: list[str] | None = None) -> Path:
+    """A picture of images from the shipped or given weights, and what it took: a grid, arcs or an inversion."""
+    config, extra = cli.parse_with_extra(GridConfig, description=description, argv=argv)
+    if config.invert:
+        return invert(folder, config, extra)
+    import time
+
+    import torch
+    from tqdm import tqdm
+
+    from common import generate
+    from common.images import grid, save_png
+
+    sampler, info = make_sampler(folder, config, extra)
+    start, parts, name, columns = time.perf_counter(), [], "", None
+    if config.interpolate:
+        name, columns, rows = "_arcs", config.columns, math.ceil(config.n_samples / config.columns)
+        made: Iterator[Tensor] = generate.interpolate(sampler, rows, columns, config.batch_size, config.label)
+    else:
+        batches = generate.sample_many(sampler, range(config.n_samples), config.batch_size, config.label)
+        made = (images for _, images in batches)
+    with tqdm(total=config.n_samples, unit="image", dynamic_ncols=True) as bar:
+        for images in made:
+            parts.append(images)
+            bar.update(len(images))
+    out = Path(config.out) if config.out else folder.here / "samples" / f"{sampler.solver}_nfe{sampler.nfe}{name}.png"
+    save_png(out, grid(torch.cat(parts), columns))
+    print(
+        f"{sum(map(len, parts))} images, {info['method']['name']} weights of step {info.get('step', '?')}, "
+        f"{sampler.solver}, {config.n_steps} steps, grid {sampler.grid}, NFE {sampler.nfe}, seed {config.seed}, "
+        f"{time.perf_counter() - start:.1f} s"
+    )
+    print(f"picture: {out}")
+    return out

@@ -1,0 +1,62 @@
+"""simple_gen_test.py --invert: an image to its noise and back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from common.cli.configs import GridConfig
+from common.scripts.folder import Folder
+from common.scripts.sampling import make_sampler
+
+
+def invert(folder: Folder, config: GridConfig, extra: dict[str, Any]) -> Path:
+    """Follow an image to its noise and back: errors printed, and a picture of the image, the noise / 3, and the way."""
+    if config.interpolate:
+        raise ValueError("--invert and --interpolate make two different pictures: give one of them")
+    import torch
+
+    from common import generate
+    from common.images import from_uint8, grid, save_png
+    from common.metrics import rms
+
+    if not config.landing:
+        config = replace(config, landing=1.0)  # the folder's choice is for sampling, and cannot be undone
+    solver, times = ("rk4", "power") if config.solver == "auto" else (config.solver, "uniform")
+    config = replace(config, solver=solver, grid=times if config.grid == "auto" else config.grid)
+    sampler, _ = make_sampler(folder, config, extra)
+    labels = generate.label_of_one(sampler, config.label)
+    image = from_uint8(torch.from_numpy(read_image(config.invert, sampler.shape)))[None]
+    noise, again = generate.invert(sampler, image, labels)
+    error = 127.5 * rms(again, image)
+    ratio = 20 * math.log10(255 / error) if error else math.inf
+    told = f"{sampler.solver}, {config.n_steps} steps, grid {sampler.grid}, NFE {sampler.nfe} both ways"
+    print(f"{config.invert}: {told}")
+    print(f"noise: mean {noise.mean():.3f}, spread {noise.std():.3f}; of a normal one they are 0 and 1")
+    if noise.std() > 2:
+        print("note: what these weights miss of the image is magnified on the way to the noise; train longer")
+    print(f"error after both ways: RMS {error:.3f} of 255 grey levels, PSNR {ratio:.1f} dB")
+    out = Path(config.out) if config.out else folder.here / "samples" / f"invert_{Path(config.invert).stem}.png"
+    save_png(out, grid(torch.cat([image, noise / 3, again]), 3))
+    print(f"picture: {out}")
+    return out
+
+
+def read_image(path: str, shape: tuple[int, int, int]) -> Any:
+    """An image file as (C, H, W) uint8: its centre square, resized.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or no image in it.
+    """
+    from common.images import decode, fit
+
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"--invert {path}: no such file; give an image, e.g. a PNG or JPEG file")
+    try:
+        return fit(decode(file.read_bytes()), shape[-1], shape[0]).copy()
+    except Exception as error:  # decoders raise anything on damaged bytes
+        reason = " ".join(str(error).split())[:80]
+        raise ValueError(f"--invert {path}: not an image that can be read ({reason}); give a PNG or JPEG") from error

@@ -1,0 +1,114 @@
+"""Measure a folder's generated images with a small classifier trained on its real ones (``measure.py``)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common import cli
+from common.cli.configs import MeasureConfig
+from common.scripts.folder import Folder, load_data
+from common.scripts.sampling import make_sampler
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from common.data.loading import ImageData
+
+
+def measure_main(
+    folder: Folder, description: str, has_test: bool = True, argv: list[str] | None = None, residual: bool = False
+) -> dict[str, Any]:
+    """Share of class-conditional samples recognised as their class, and the feature distance to real images.
+
+    Args:
+        has_test: whether the data has a test split; else a part of the training images is held out.
+        residual: the classifier, when it has to be trained: ResNet-9 rather than a plain one.
+    """
+    config, extra = cli.parse_with_extra(MeasureConfig, description=description, argv=argv)
+    import torch
+    from tqdm import tqdm
+
+    from common import checkpoint, generate
+    from common.evaluate.recogniser import make_recogniser, real_images
+    from common.images import to_uint8
+    from common.records.cards import add_measurement, commit
+    from common.records.page import refresh
+    from common.runtime import write_json
+
+    if config.inception:
+        from common.evaluate.features import find_inception
+
+        inception = find_inception("" if config.inception == "cache" else config.inception)
+    preset = next(iter(folder.presets.values()))
+    sampler, info = make_sampler(folder, config, extra)  # first, since missing weights end it here
+
+    def load(split: str) -> ImageData:
+        return load_data(folder, config, preset.image_size, preset.in_channels, split=split)
+
+    train, test = real_images(load, has_test and not config.smoke)
+    keep = None if config.smoke else folder.here / "results" / "classifier.pt"
+    options = {"residual": residual and not config.smoke, "precision": config.mixed_precision}
+    recogniser = make_recogniser(train, test, keep, config.epochs, preset.flip, config.seed, **options)
+    images, labels = [], []
+    with tqdm(total=config.n_samples, unit="image", desc="samples", dynamic_ncols=True) as bar:
+        for indices, part in generate.sample_many(sampler, range(config.n_samples), config.batch_size, config.label):
+            images.append(to_uint8(part))
+            wanted = generate.labels_for(indices, generate.real_classes(sampler.net), config.label)
+            labels += [] if wanted is None else [wanted]
+            bar.update(len(indices))
+    measured = recogniser.measure(torch.cat(images), torch.cat(labels) if labels else None)
+    result = {
+        "weights": info["path"],
+        "step": info.get("step"),
+        "solver": sampler.solver,
+        "n_steps": config.n_steps,
+        "grid": sampler.grid,
+        "landing": sampler.landing,
+        "nfe": sampler.nfe,
+        "cfg": config.cfg,
+        "seed": config.seed,
+        "generated": config.n_samples,
+        "commit": commit(),
+        "real": len(recogniser.real),
+        "classifier_accuracy": recogniser.accuracy,
+        **measured,
+        "feature_distance_real": recogniser.floor,
+    }
+    if config.inception:
+        known = None if config.smoke else folder.here / "data" / "statistics"
+        result |= inception_figures(torch.cat(images), train.images, inception, known)
+    print(json.dumps(result, indent=2))
+    if config.out:
+        write_json(config.out, result)
+    if config.card:
+        del result["weights"]
+        card = add_measurement(checkpoint.find(info["path"]), result)
+        print(f"card: {card}")
+        refresh(card.parent)
+    return result
+
+
+def inception_figures(images: Tensor, real: Tensor, weights: Path, known: Path | None) -> dict[str, Any]:
+    """FID, KID, precision, recall and Inception score of uint8 images (N, C, S, S) against real ones.
+
+    Args:
+        images, real: generated and real images.
+        weights: file of FID's Inception.
+        known: folder that keeps the statistics of real images by their content; None: keep nothing.
+    """
+    from common.evaluate import comparison, features, sets
+
+    network, config = features.inception_network(weights), comparison.EvaluateConfig()
+    b = sets.set_of(real, "the real images")
+    options = (config.kept, config.seed, config.batch_size, config.num_workers)
+    if known is not None:
+        reference = sets.cached(b, network, known, *options)
+    else:
+        reference = sets.collect(b.batches(*options[2:]), network, *options[:2], len(b))
+    a = sets.set_of(images, "the generated images")
+    found = sets.collect(a.batches(*options[2:]), network, *options[:2], len(a))
+    figures = comparison.measure(found, reference, config)
+    flat = {key: value for key, value in figures.items() if isinstance(value, float)}
+    return flat | {"fid_real": reference.count, "inception": network.weights}

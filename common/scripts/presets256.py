@@ -1,0 +1,75 @@
+"""Presets of the folders of 256x256 images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from common.cli.configs import TrainConfig
+
+
+def large_image_presets(batch_size: int) -> dict[str, TrainConfig]:
+    """IDFF presets for 256x256 colour images, by name.
+
+    ``paper`` is the network and recipe of IDFF's released scripts for these sizes. The others change what it takes:
+    ``default`` is for one GPU of 24 GB, ``multi`` for several, ``small`` for a CPU, which sees patches of 8x8 pixels as
+    one (space-to-depth). Their learning rates are chosen here, not tuned.
+
+    Args:
+        batch_size: of ``paper``.
+    """
+    paper = TrainConfig(
+        method="idff",
+        sigma=0.2,
+        flow_weight=2.0,
+        image_size=256,
+        num_channel=128,
+        channel_mult=(1, 1, 2, 2, 4, 4),
+        num_res_blocks=2,
+        attention_resolutions=(16,),
+        num_heads=4,
+        head_channels=64,
+        dropout=0.1,
+        lr=1e-5,
+        warmup=5000,
+        ema_decay=0.9999,
+        batch_size=batch_size,
+        total_steps=500_000,
+        flip=False,
+        save_step=10_000,
+        sample_step=10_000,
+        val_step=10_000,
+    )
+    one = replace(
+        paper,
+        batch_size=32,
+        grad_accum=4,
+        checkpointing=True,
+        mixed_precision="bf16",
+        lr=1e-4,
+        flip=True,
+        save_step=2000,
+    )
+    several = replace(one, batch_size=128, grad_accum=2, parallel=True, lr=2e-4)
+    small = replace(
+        one,
+        patch_size=8,
+        num_channel=64,
+        channel_mult=(1, 2, 3),
+        num_res_blocks=1,
+        attention_resolutions=(8,),
+        head_channels=32,
+        dropout=0.0,
+        lr=5e-4,
+        lr_decay="cosine",
+        warmup=50,
+        ema_decay=0.99,
+        batch_size=16,
+        grad_accum=1,
+        checkpointing=False,
+        total_steps=500,
+        save_step=100,
+        sample_step=250,
+        val_step=100,
+        log_step=10,
+    )
+    return {"default": one, "multi": several, "paper": paper, "small": small}

@@ -1,0 +1,163 @@
+"""From the words of a command line to a network, its solver and its times."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.cli.configs import SampleConfig
+from common.scripts.folder import Folder, smoke_preset
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from common.generate import Sampler
+    from common.solvers.fitted import Teacher, VelocityFor
+
+# What "auto" is where no sampler was fitted: the best of the plain solvers over 5 to 20 evaluations on the shipped
+# weights, see benchmarks/few_step.py.
+SOLVER, GRID = "unipc2", "uniform"
+LARGEST = 32  # steps up to which adaptive grids are kept
+FIT_NOISE, TEST_NOISE = "fit", "fit-test"  # streams of noise that no sample uses
+
+
+def make_sampler(folder: Folder, config: SampleConfig, extra: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The sampler that a command line asks for, and what its weights file says about itself.
+
+    Raises:
+        FileNotFoundError: there are no weights; the line says how to train them.
+    """
+    import torch
+
+    from common import checkpoint, generate, networks
+    from common.runtime import keep_freed_memory, pick_device
+
+    device = pick_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    path = Path(config.weights) if config.weights else folder.here / folder.weights
+    if config.smoke and not config.weights and not path.exists():
+        preset = smoke_preset(next(iter(folder.presets.values())))
+        description = networks.network_description(preset, 2 if preset.method == "idff" else 1)
+        torch.manual_seed(0)
+        net = networks.build_network(description).eval()
+        info = {"network": description, "method": {"name": preset.method, "sigma": preset.sigma}, "step": 0}
+        info |= {"config": {"image_size": preset.image_size}}
+    elif not path.exists() and not config.weights:
+        script = min(folder.here.glob("*train*.py"), default=folder.here / "train.py").name
+        raise FileNotFoundError(f"there are no weights at {path}: train them with python {script}, or give --weights")
+    else:
+        net, info = checkpoint.load_network(path, ema=config.ema, extra=extra)
+        for line in info.get("report", ()):
+            print(line)
+    net: Any = net.to(device, memory_format=torch.channels_last)  # type: ignore[no-redef, call-overload]
+    method = info["method"]
+    channels = net.out_channels // (2 if method["name"] == "idff" else 1)
+    size = info["network"].get("image_size") or info.get("config", {}).get("image_size")
+    if not size:
+        raise ValueError(f"{path} does not say its image size: give -c with the config.yaml of its run")
+    sampler = generate.Sampler(
+        torch.compile(net) if config.compile else net,  # type: ignore[arg-type]
+        method["name"],
+        (channels, size, size),
+        method.get("sigma", 0.0),
+        n_steps=config.n_steps,
+        rtol=config.rtol,
+        atol=config.atol,
+        cfg=config.cfg,
+        seed=config.seed,
+        precision=config.mixed_precision,
+        landing=config.landing or (1.0 if config.weights else folder.landing),
+    )
+    if config.cfg != 1 and generate.real_classes(net) == 0:
+        raise ValueError(f"--cfg {config.cfg} needs class-conditional weights; {path.name} is unconditional")
+    if config.cfg != 1 and not net.null_class:
+        raise ValueError(f"--cfg {config.cfg} needs weights trained with --label_dropout > 0; {path.name} was not")
+    sampler = resolved(sampler, config, checkpoint.find(path) if path.exists() else None)
+    return sampler, info | {"path": str(path)}
+
+
+def weights_hash(path: str) -> str:
+    """SHA-256 of a weights file (of a run folder: of the weights in it); "untrained" for --smoke without weights."""
+    from common.checkpoint import find
+    from common.records.cards import file_hash
+
+    return file_hash(find(path)) if Path(path).exists() else "untrained"
+
+
+def resolved(sampler: Sampler, config: SampleConfig, weights: Path | None) -> Sampler:
+    """The sampler with its solver and times as ``config`` asks for them.
+
+    Args:
+        weights: the file of the sampler's network; None: a network without one, of --smoke.
+
+    Raises:
+        ValueError: no sampler was fitted for these steps, or it is asked for with a time grid.
+    """
+    from common.solvers import fitted
+
+    if config.solver == "fitted":
+        if config.grid != "auto":
+            raise ValueError(f"--solver fitted brings its own times: leave --grid {config.grid} out")
+        if weights is None:
+            raise ValueError("--solver fitted needs weights that a sampler was fitted to: give --weights")
+        found = fitted.find_fitted(weights, config.n_steps, config.cfg, sampler.landing)
+        return replace(sampler, solver="fitted", grid="fitted", fitted=found)
+    if config.solver == "auto" and config.grid == "auto" and weights is not None:
+        try:
+            if found := fitted.fitted_for(weights, config.n_steps, config.cfg, sampler.landing):
+                return replace(sampler, solver="fitted", grid="fitted", fitted=found)
+        except ValueError as error:
+            print(f"note: {error}")
+    solver = SOLVER if config.solver == "auto" else config.solver
+    grid = GRID if config.grid == "auto" else config.grid
+    sampler = replace(sampler, solver=solver, grid=grid)
+    return replace(sampler, nodes=adaptive_nodes(sampler, config.n_steps, weights)) if grid == "adaptive" else sampler
+
+
+def adaptive_nodes(sampler: Sampler, n_steps: int, weights: Path | None) -> Tensor:
+    """The adaptive grid of a network: kept beside its weights, or made (32 noises, 64 fine steps) and kept there."""
+    import torch
+
+    from common.solvers import fitted
+    from common.solvers.grids import partition, segment_costs
+
+    fine = max(64, 2 * n_steps)
+    if weights is not None:
+        for entry in fitted.read_samplers(weights)["adaptive"]:
+            if (entry["n_steps"], entry["cfg"], entry["landing"]) == (n_steps, sampler.cfg, sampler.landing):
+                return torch.tensor(entry["times"], dtype=torch.float64)
+    teacher, _ = teacher_of(sampler, 32, FIT_NOISE, fine, "adaptive grid")
+    cost = segment_costs(teacher.states, teacher.times)
+    steps = sorted({*range(1, min(LARGEST, fine) + 1), n_steps})
+    grids = {n: [round(teacher.times[i], 6) for i in partition(cost, n)] for n in steps}
+    if weights is not None:
+        key = {"cfg": sampler.cfg, "landing": sampler.landing}
+        fitted.keep(weights, "adaptive", [{"n_steps": n, **key, "times": grids[n]} for n in steps])
+    return torch.tensor(grids[n_steps], dtype=torch.float64)
+
+
+def teacher_of(
+    sampler: Sampler, n_noises: int, stream: str, n_steps: int, title: str, seed: int = 0
+) -> tuple[Teacher, VelocityFor]:
+    """Fine trajectories of a sampler's network from noises of a stream, and its velocity for those noises' labels."""
+    import torch
+    from tqdm import tqdm
+
+    from common import generate
+    from common.solvers.fitted import teach
+
+    device = next(sampler.net.parameters()).device
+    x0 = generate.noise_for(range(n_noises), sampler.shape, seed, stream).to(device)
+    y = generate.labels_for(range(n_noises), generate.real_classes(sampler.net))
+    y = None if y is None else y.to(device)
+    net = generate.CountedNetwork(sampler.net, sampler.precision)
+
+    def velocity_for(last: float) -> Any:
+        return generate.velocity_of(net, sampler.method, y, sampler.cfg, last)
+
+    with tqdm(total=n_steps, desc=title, unit="evaluation", dynamic_ncols=True) as bar:
+        x0 = x0.contiguous(memory_format=torch.channels_last)
+        teacher = teach(velocity_for, x0, n_steps, bar.update, sampler.landing)
+    return teacher, velocity_for

@@ -1,0 +1,305 @@
+"""Numerical solvers of dx/dt = velocity(x, t), of IDFF's sampler and of SDEs.
+
+``velocity(x, t)`` gets t of shape (B,) and returns the shape of x. Times may ascend (noise to data) or descend.
+The state keeps the dtype of x and is at least float32, whatever precision the network computes in. Gradients follow
+the caller's mode: sample under ``torch.no_grad()`` or the whole path stays in memory. Only dopri5 waits for a GPU.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.solvers.grids import GRIDS, Times, nodes_of, time_grid
+from common.solvers.multistep import MULTISTEP, Slope
+
+__all__ = ["GRIDS", "SOLVERS", "CountNFE", "dopri5", "euler_maruyama", "idff_sampler", "integrate", "time_grid"]
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+Heads = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Noise = Callable[[int, Tensor], Tensor]
+Rate = Callable[[float], float]
+Solver = Callable[[Slope, Tensor, list[float]], Iterator[Tensor]]
+
+TORCHDYN = ("euler", "midpoint", "dopri5", "tsit5")
+
+
+# ------------------------------------------------------------------------------------- solvers on a given time grid
+def euler(f: Slope, x: Tensor, nodes: Iterable[float]) -> Iterator[Tensor]:
+    """Order 1, one evaluation a step. On the linear path this is DDIM and DPM-Solver++(1)."""
+    for t, s in pairwise(nodes):
+        x = x.add(f(x, t), alpha=s - t)
+        yield x
+
+
+def midpoint(f: Slope, x: Tensor, nodes: Iterable[float]) -> Iterator[Tensor]:
+    """Order 2, two evaluations a step, the second in the middle of it."""
+    for t, s in pairwise(nodes):
+        half = (s - t) / 2
+        x = x + (s - t) * f(x + half * f(x, t), t + half)
+        yield x
+
+
+def heun(f: Slope, x: Tensor, nodes: Iterable[float]) -> Iterator[Tensor]:
+    """Order 2, two evaluations a step, the second at its end: the trapezoidal rule."""
+    for t, s in pairwise(nodes):
+        v = f(x, t)
+        x = x + (s - t) / 2 * (v + f(x + (s - t) * v, s))
+        yield x
+
+
+def rk4(f: Slope, x: Tensor, nodes: Iterable[float]) -> Iterator[Tensor]:
+    """Order 4, four evaluations a step: the classical Runge-Kutta method."""
+    for t, s in pairwise(nodes):
+        h = s - t
+        k1 = f(x, t)
+        k2 = f(x + h / 2 * k1, t + h / 2)
+        k3 = f(x + h / 2 * k2, t + h / 2)
+        k4 = f(x + h * k3, s)
+        x = x + h / 6 * (k1 + 2 * (k2 + k3) + k4)
+        yield x
+
+
+ONE_STEP = {"midpoint": midpoint, "heun": heun, "rk4": rk4}
+SOLVERS: dict[str, Solver] = {"euler": euler, **ONE_STEP, **MULTISTEP}
+
+
+def integrate(
+    velocity: Velocity,
+    x: Tensor,
+    times: Times,
+    method: str | Solver = "euler",
+    trajectory: bool = False,
+    final_euler: bool = False,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+) -> Tensor:
+    """Solves dx/dt = velocity(x, t) from times[0] to times[-1], with one step between neighbouring times.
+
+    Network calls for n steps: euler and the multistep solvers n; midpoint, heun 2n; rk4 4n. "dopri5" and "torchdyn"
+    are passed on to the functions of that name (torchdyn with its Euler method).
+
+    Args:
+        velocity: velocity(x, t) -> shape of x; t has shape (B,).
+        x: State at times[0], shape (B, ...). float16 and bfloat16 are raised to float32.
+        times: Nodes, ascending or descending; see time_grid.
+        method: One of SOLVERS, "dopri5" or "torchdyn"; or a function like those of SOLVERS, as a fitted sampler is.
+        trajectory: Return the states at all times, shape (n + 1, B, ...), instead of the last one.
+        final_euler: midpoint, heun and rk4 take an Euler step into t = 1, where their later evaluations are worst
+            (EDM's rule; Karras et al. 2206.00364, algorithm 1). Saves 1 (rk4: 3) evaluations.
+        rtol, atol: Tolerances of dopri5; the other methods ignore them.
+
+    Raises:
+        ValueError: unknown method, times not monotone, or no batch dimension.
+    """
+    if method == "dopri5":
+        return dopri5(velocity, x, times, rtol, atol, trajectory)
+    if method == "torchdyn":
+        return torchdyn_solve(velocity, x, times, trajectory=trajectory)
+    solver = method if callable(method) else SOLVERS.get(method)
+    if solver is None:
+        raise ValueError(f"unknown solver {method!r}: use one of {', '.join([*SOLVERS, 'dopri5', 'torchdyn'])}")
+    nodes, x, f = nodes_of(times), _state(x), _at(velocity)
+    if final_euler and method in ONE_STEP and math.isclose(nodes[-1], 1.0, abs_tol=1e-6):
+        return _collect(x, _then_euler(solver, f, x, nodes), trajectory)
+    return _collect(x, solver(f, x, nodes), trajectory)
+
+
+def _then_euler(solver: Solver, f: Slope, x: Tensor, nodes: list[float]) -> Iterator[Tensor]:
+    """All steps by the solver but the last, which is Euler's."""
+    last = x
+    for last in solver(f, x, nodes[:-1]):
+        yield last
+    yield from euler(f, last, nodes[-2:])
+
+
+def _state(x: Tensor) -> Tensor:
+    """x in at least float32."""
+    if x.ndim == 0:
+        raise ValueError("x has no batch dimension: its shape must be (B, ...)")
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _at(velocity: Velocity) -> Slope:
+    """The velocity as a function of (x, number), in the dtype of x."""
+    return lambda x, t: velocity(x, x.new_full((x.shape[0],), t)).to(x.dtype)
+
+
+def _collect(x: Tensor, states: Iterator[Tensor], trajectory: bool) -> Tensor:
+    """The last state, or all of them with the first, stacked."""
+    return torch.stack([x, *states]) if trajectory else deque(states, maxlen=1).pop()
+
+
+class CountNFE:
+    """Wraps a network or velocity and counts its use.
+
+    ``nfe`` is the number of calls: evaluations per sample if every call has one row for each sample. Where batches
+    follow one another, or guidance doubles the rows, use ``per_sample(n)``.
+    """
+
+    def __init__(self, velocity: Callable) -> None:
+        self.velocity = velocity
+        self.reset()
+
+    def __call__(self, x: Tensor, *args, **kwargs):
+        self.nfe += 1
+        self.rows += x.shape[0]
+        return self.velocity(x, *args, **kwargs)
+
+    def reset(self) -> None:
+        """Starts again from 0."""
+        self.nfe, self.rows = 0, 0
+
+    def per_sample(self, n_samples: int) -> float:
+        """Evaluations of the network for each of n_samples samples."""
+        return self.rows / n_samples
+
+
+# ------------------------------------------------------------------------------------------- solvers of other packages
+def dopri5(
+    velocity: Velocity, x: Tensor, times: Times, rtol: float = 1e-5, atol: float = 1e-5, trajectory: bool = False
+) -> Tensor:
+    """Adaptive Dormand-Prince 5(4) of torchdiffeq from times[0] to times[-1]; inner times are interpolated for nothing.
+
+    Six evaluations a step, as many steps as the tolerances ask for, none outside the range of times. The error is the
+    root mean square over the *batch*, as usual, so within the tolerance a sample depends on its neighbours.
+
+    Raises:
+        ValueError: torchdiffeq is missing, tolerances not positive, or the step size became 0 (velocity not finite).
+    """
+    try:
+        from torchdiffeq import odeint
+    except ImportError as error:
+        raise ValueError("solver dopri5 needs torchdiffeq: pip install torchdiffeq, or use --solver heun") from error
+    if rtol <= 0 or atol <= 0:
+        raise ValueError(f"tolerances must be positive, but rtol is {rtol:g} and atol {atol:g}; try 1e-5")
+    nodes, x = nodes_of(times), _state(x)
+    clock = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
+    span = torch.tensor(nodes if trajectory else [nodes[0], nodes[-1]], dtype=clock, device=x.device)
+    # step_t: without it the last step runs past the end, where a velocity need not exist.
+    options = {"dtype": clock, "step_t": span[-1:], "max_num_steps": 100_000}
+
+    def slope(t: Tensor, x: Tensor) -> Tensor:
+        return velocity(x, t.to(x.dtype).expand(x.shape[0])).to(x.dtype)
+
+    try:
+        states: Any = odeint(slope, x, span, rtol=rtol, atol=atol, method="dopri5", options=options)
+    except AssertionError as error:
+        reason = str(error).split(":")[0][:60]
+        raise ValueError(f"dopri5 stopped ({reason}): velocity not finite, or rtol {rtol:g} too small") from error
+    return states if trajectory else states[-1]
+
+
+def torchdyn_solve(
+    velocity: Velocity,
+    x: Tensor,
+    times: Times,
+    solver: str = "euler",
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    trajectory: bool = False,
+) -> Tensor:
+    """torchdyn's NeuralODE, as in torchcfm's examples: euler and midpoint step over times, dopri5 and tsit5 adapt.
+
+    Its rk4 is left out: it evaluates at the wrong times, so its order is 1 if the velocity depends on t (1.0.6).
+
+    Raises:
+        ValueError: torchdyn is missing or cannot be imported safely, or another solver is asked for.
+    """
+    if solver not in TORCHDYN:
+        raise ValueError(f"torchdyn's solver is one of {', '.join(TORCHDYN)}, not {solver!r}; try --solver heun")
+    if "tensorflow" in sys.modules and "torchdyn" not in sys.modules:
+        # Both load LLVM; in this order the interpreter is killed without a traceback.
+        raise ValueError("torchdyn cannot be imported after tensorflow: import torchdyn first, or use --solver euler")
+    try:
+        from torchdyn.core import NeuralODE
+    except ImportError as error:
+        raise ValueError("solver torchdyn needs torchdyn: pip install torchdyn, or use --solver euler") from error
+    nodes, x = nodes_of(times), _state(x)
+
+    def field(t: Tensor, x: Tensor, args: dict | None = None) -> Tensor:
+        return velocity(x, t.to(x.dtype).expand(x.shape[0])).to(x.dtype)
+
+    tolerances: dict = {"rtol": rtol, "atol": atol} if solver in ("dopri5", "tsit5") else {}
+    unused = [torch.nn.Parameter(torch.zeros(1))]  # without one torchdyn prints a line at every call
+    ode = NeuralODE(field, solver=solver, sensitivity="adjoint", optimizable_params=unused, **tolerances)
+    states = ode.trajectory(x, torch.tensor(nodes, dtype=x.dtype, device=x.device))
+    return states if trajectory else states[-1]
+
+
+# --------------------------------------------------------------------------------------------------------- stochastic
+def euler_maruyama(
+    drift: Velocity, diffusion: float | Rate, x: Tensor, times: Times, noise: Noise, trajectory: bool = False
+) -> Tensor:
+    """Solves dx = drift dt + diffusion dW by x' = x + drift dt + diffusion(t) sqrt(|dt|) noise: order 1, 1 call a step.
+
+    Args:
+        drift: As the velocity of integrate, to which x, times and trajectory belong too.
+        diffusion: A number, or a function of the time as a number.
+        noise: noise(i, x) -> standard normal numbers like x for step i; a pure function of i makes a sample repeatable.
+    """
+    x = _state(x)
+    g = diffusion if callable(diffusion) else lambda t: diffusion
+    return _collect(x, _maruyama(_at(drift), g, x, nodes_of(times), noise), trajectory)
+
+
+def _maruyama(f: Slope, g: Rate, x: Tensor, nodes: list[float], noise: Noise | None) -> Iterator[Tensor]:
+    """Euler steps of the drift f, each with noise of size g sqrt(|dt|) where there is any."""
+    for i, (t, s) in enumerate(pairwise(nodes)):
+        x_next = x + (s - t) * f(x, t)
+        if noise is not None and g(t) != 0:
+            x_next = x_next + g(t) * math.sqrt(abs(s - t)) * noise(i, x).to(x.dtype)
+        x = x_next
+        yield x
+
+
+def idff_sampler(
+    heads: Heads, x: Tensor, times: Times, sigma: float, noise: Noise | None = None, trajectory: bool = False
+) -> Tensor:
+    """IDFF's own sampler, as published: Euler steps of a damped drift with a score term. One network call a step.
+
+    With s^2 = sigma^2 t (1 - t) the drift is sqrt(1 - s^2) (x1_hat - x) / (1 - t) + s st, and x1_hat - x at t = 0; the
+    diffusion is sigma s. Its authors sample with twice the sigma of the training and, for images, without noise.
+
+    This drift does not keep the marginals of the bridge xt = t x1 + (1 - t) x0 + s e. Two others do: the ODE with
+    velocity (x1_hat - x) / (1 - t) - st, and the SDE with drift (x1_hat - x) / (1 - t) and diffusion sigma. Because
+    ut = x1 - x0 + s' e, x1_hat - x = (1 - t) E[ut | x] - (s + (1 - t) s') E[e | x], st = -sigma^2 E[e | x] / (2 s),
+    and s + (1 - t) s' = s / (2 t).
+
+    Args:
+        heads: heads(x, t) -> (x1_hat, st), the prediction of the data and (sigma^2 / 2) times the score.
+        x: Noise, shape (B, ...).
+        times: Ascending nodes in [0, 1].
+        sigma: The sampler's sigma, in [0, 2].
+        noise: noise(i, x) as in euler_maruyama; None: the deterministic version.
+        trajectory: Return the states at all times.
+
+    Raises:
+        ValueError: sigma or times out of range.
+
+    Source: Rezaei et al. 2409.14599, as in the authors' code.
+    """
+    nodes, x = nodes_of(times), _state(x)
+    if not 0 <= sigma <= 2:
+        raise ValueError(f"sigma is {sigma:g}: idff's sampler needs 0 <= sigma <= 2; try 0.4")
+    if not 0 <= nodes[0] < nodes[-1] <= 1:
+        raise ValueError(
+            f"idff's sampler runs from noise to data in [0, 1], but times go from {nodes[0]:g} to {nodes[-1]:g}"
+        )
+
+    def drift(x: Tensor, t: float) -> Tensor:
+        x1_hat, st = heads(x, x.new_full((x.shape[0],), t))
+        spread = sigma * math.sqrt(t * (1 - t))
+        return math.sqrt(1 - spread**2) / (1 - t) * (x1_hat.to(x.dtype) - x) + spread * st.to(x.dtype)
+
+    def diffusion(t: float) -> float:
+        return sigma**2 * math.sqrt(t * (1 - t))
+
+    return _collect(x, _maruyama(drift, diffusion, x, nodes, noise), trajectory)

@@ -1,0 +1,169 @@
+"""What a run shows and writes beside its weights: progress bar, metrics, sample grids, checkpoints, loggers."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from common import checkpoint
+from common.cli.configs import TrainConfig
+from common.runtime import JsonLines, Processes
+from common.training.batches import Ahead
+
+if TYPE_CHECKING:
+    from common.training.trainer import Trainer
+
+
+Event = tuple[int, Callable[[], object]]
+
+
+def due(step: int, every: int, total: int) -> bool:
+    """Whether something that happens every so many steps, and at the end, happens now; never with ``every`` 0."""
+    return every > 0 and (step % every == 0 or step == total)
+
+
+class Report:
+    """What a run shows and writes beside its weights: progress bar, metrics, grids, checkpoints, a logger."""
+
+    def __init__(
+        self, config: TrainConfig, out: Path, log: JsonLines, trainer: Trainer, processes: Processes, name: str = ""
+    ):
+        from tqdm import tqdm
+
+        self.config, self.out, self.log, self.trainer, self.processes = config, out, log, trainer, processes
+        self.bar = tqdm(
+            total=config.total_steps,
+            initial=trainer.step,
+            unit="step",
+            disable=not processes.is_main,
+            dynamic_ncols=True,
+            mininterval=1.0,
+            smoothing=0.05,
+        )
+        self.logger = _logger(config, out, name) if processes.is_main else None
+        self.sums: list[tuple[Tensor, Tensor]] = []
+        self.coupling_seconds = 0.0
+        self.started, self.window_start, self.window_waited = time.perf_counter(), time.perf_counter(), 0.0
+        self.seconds_before = trainer.seconds
+
+    def events(self, held_out: Ahead | None, count: int, images: int) -> list[Event]:
+        """What a run does now and then, in order: (n, what is done every n steps and at the end); n = 0: never.
+
+        Args:
+            held_out: batches for the validation loss; None: nothing is held out.
+            count: number of those batches.
+            images: training images.
+        """
+        often: list[Event] = [(self.config.sample_step, self.sample), (self.config.save_step, self.save)]
+        if held_out is None:
+            return often
+        return [(self.config.val_step, lambda: self.validate(held_out, count)), *often]
+
+    def after_step(self, loss: Tensor, norm: Tensor, batch: Any, source: Ahead) -> None:
+        """Collect a step's figures; write a row every ``log_step`` steps."""
+        self.bar.update(1)
+        self.sums.append((loss, norm))
+        self.coupling_seconds += batch.seconds
+        step, total = self.trainer.step, self.config.total_steps
+        if not due(step, self.config.log_step, total):
+            return
+        losses = torch.stack([a for a, _ in self.sums]).mean()
+        if self.processes.world > 1:
+            torch.distributed.all_reduce(losses)
+            losses /= self.processes.world
+        now = time.perf_counter()
+        self.trainer.seconds = self.seconds_before + now - self.started
+        elapsed = max(now - self.window_start, 1e-9)
+        row = {
+            "step": step,
+            "images_seen": step * self.config.batch_size,
+            "loss": losses.item(),
+            "grad_norm": torch.stack([b for _, b in self.sums]).mean().item(),
+            "lr": self.trainer.optimizer.param_groups[0]["lr"],
+            "images_per_s": len(self.sums) * self.config.batch_size / elapsed,
+            "coupling_share": self.coupling_seconds / elapsed,
+            "waited_share": (source.waited - self.window_waited) / elapsed,
+            "skipped": self.trainer.skipped,
+            "seconds": self.trainer.seconds,
+        }
+        self.sums, self.coupling_seconds = [], 0.0
+        self.window_start, self.window_waited = now, source.waited
+        if self.processes.is_main:
+            text = {"loss": f"{row['loss']:.4f}", "img/s": f"{row['images_per_s']:.0f}"}
+            if row["coupling_share"]:
+                hidden = ", hidden" if self.config.coupling_ahead else ""
+                text["coupling"] = f"{100 * row['coupling_share']:.1f}%{hidden}"
+            if row["skipped"]:
+                text["skipped"] = str(row["skipped"])
+            self.bar.set_postfix(text)
+            self.write(row)
+
+    def validate(self, held_out: Ahead, count: int) -> None:
+        """Validation loss of the averaged weights over ``count`` batches; a new best is saved."""
+        value = self.trainer.validation_loss(held_out, count)
+        self.write({"step": self.trainer.step, "val_loss": value})
+        if value < self.trainer.best:
+            self.trainer.best = value
+            checkpoint.save(self.out / "checkpoint_best.pt", self.trainer.weights())
+
+    def sample(self) -> None:
+        """A grid of images from fixed noise."""
+        from common.images import grid, save_png
+
+        path = self.out / "samples" / f"step_{self.trainer.step:07d}.png"
+        save_png(path, grid(self.trainer.sample_grid()))
+
+    def save(self) -> None:
+        """The whole state, replacing the last one only when it is written."""
+        self.trainer.seconds = self.seconds_before + time.perf_counter() - self.started
+        checkpoint.save(self.out / "checkpoint_last.pt", self.trainer.state())
+
+    def close(self) -> None:
+        self.bar.close()
+        if self.logger is not None:
+            self.logger(None)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Add a row to metrics.jsonl, and to the logger."""
+        self.log.append(row)
+        if self.logger is not None:
+            self.logger(row)
+
+
+def _logger(config: TrainConfig, out: Path, name: str) -> Callable[[dict[str, Any] | None], None] | None:
+    """A function that sends rows to TensorBoard or wandb (None ends it), or None."""
+    if config.logger == "none":
+        return None
+    try:
+        if config.logger == "tensorboard":
+            # tensorboard's switch for its own file writer: it would import tensorflow, which can end the interpreter
+            sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
+            from torch.utils.tensorboard import SummaryWriter
+
+            writer = SummaryWriter(str(out / "tensorboard" / name))
+        else:
+            import wandb
+
+            run = wandb.init(project=out.parent.parent.name, name=name or out.name, dir=str(out), config=asdict(config))
+    except ImportError as error:
+        raise ValueError(f"--logger {config.logger} is not installed: pip install {config.logger}") from error
+
+    def send(row: dict[str, Any] | None) -> None:
+        if config.logger == "wandb":
+            run.finish() if row is None else run.log(row, step=row["step"])
+        elif row is None:
+            writer.close()
+        else:
+            for key, value in row.items():
+                if key != "step":
+                    writer.add_scalar(key, value, row["step"])
+
+    return send

@@ -1,0 +1,227 @@
+"""State of a run and the arithmetic of one step; training.py has the loop around it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.cli.configs import TrainConfig
+from common.ema import EMA
+from common.generate import Sampler, sample_many
+from common.losses import make_loss, network_heads
+from common.networks import build_network, network_description
+from common.runtime import Processes, derive_seed, keep_freed_memory
+from common.training.batches import Ahead, part
+
+FATAL_AFTER = 20  # non-finite steps in a row
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up to ``lr``, then constant or decaying to zero at ``total_steps``."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    if config.lr_decay == "none":
+        return config.lr
+    done = (step - config.warmup) / max(1, config.total_steps - config.warmup)
+    return config.lr * (0.5 * (1 + math.cos(math.pi * done)) if config.lr_decay == "cosine" else 1 - done)
+
+
+class Trainer:
+    """State of a run (network, EMA, optimizer, counters) and the arithmetic of one step.
+
+    Other kinds of training inherit from it: what they change is the network (:meth:`build`), the losses of a batch
+    (:meth:`losses`) and what a checkpoint says of them (:meth:`weights_method`, :meth:`options`).
+
+    Args:
+        config: the run's options.
+        processes: this process among its peers.
+    """
+
+    again, elsewhere = "--resume auto", "--out"  # flags, for the lines that say what to do
+
+    def __init__(self, config: TrainConfig, processes: Processes):
+        self.config, self.processes, self.device = config, processes, processes.device
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        elif self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+            torch.backends.cudnn.benchmark = True
+        torch.manual_seed(derive_seed(config.seed, "init"))
+        self.net, self.description = self.build()
+        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.net = self.net.to(self.device).to(memory_format=self.layout)
+        self.ema = EMA(self.net, config.ema_decay, config.ema_warmup)
+        fused = self.device.type in ("cpu", "cuda")
+        self.optimizer = torch.optim.AdamW(
+            self.net.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=fused
+        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.mixed_precision == "fp16")
+        self.dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.mixed_precision]
+        self.call: Callable[..., Tensor] = torch.compile(self.net) if config.compile else self.net
+        if processes.world > 1:
+            ids = [self.device.index or 0] if self.device.type == "cuda" else None
+            self.call = nn.parallel.DistributedDataParallel(self.call, device_ids=ids)
+        self.step, self.skipped, self.bad_in_row = 0, 0, 0
+        self.seconds, self.best = 0.0, math.inf
+
+    def build(self) -> tuple[nn.Module, dict[str, Any]]:
+        """The network with the weights that training starts from, and its description for the checkpoint."""
+        description = network_description(self.config, network_heads(self.config.method))
+        return build_network(description), description
+
+    def losses(self, network: Callable[..., Tensor], batch: Any) -> Tensor:
+        """The method's losses on a batch, (B,)."""
+        loss = make_loss(self.config.method, self.config.sigma, self.config.flow_weight)
+        return loss(network, batch.x0, batch.x1, batch.t, batch.noise, batch.y)
+
+    def run_network(self, call: Callable[..., Tensor], x: Tensor, *conditions: Any) -> Tensor:
+        """A network under the run's precision and memory layout; ``conditions`` are its time, labels and so on."""
+        layout = self.layout if x.ndim == 4 else torch.contiguous_format
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            return call(x.contiguous(memory_format=layout), *conditions)
+
+    def update(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """One optimizer step on a batch: returns the mean loss and the gradient norm (before clipping).
+
+        A step with a non-finite loss or gradient changes nothing and is counted.
+
+        Raises:
+            ValueError: after 20 such steps in a row.
+        """
+        config, parts = self.config, self.config.grad_accum
+        torch.manual_seed(derive_seed(config.seed, "dropout", self.step, self.processes.rank))
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config, self.step)
+        total = torch.zeros((), device=self.device)
+        for i in range(parts):
+            micro = part(batch, i, parts)
+            waits = self.processes.world > 1 and i + 1 < parts
+            with self.call.no_sync() if waits else contextlib.nullcontext():  # type: ignore[union-attr]
+                loss = self.losses(partial(self.run_network, self.call), micro).mean() / parts
+                self.scaler.scale(loss).backward()
+            total += loss.detach()
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), config.grad_clip or math.inf)
+        if self._finite(norm):
+            self.scaler.step(self.optimizer)
+            self.ema.update()
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return total, norm
+
+    def _finite(self, norm: Tensor) -> bool:
+        """Whether the gradient is finite (the same on all processes, for it has been averaged); counts if not."""
+        if bool(torch.isfinite(norm)):
+            self.bad_in_row = 0
+            return True
+        self.bad_in_row += 1
+        self.skipped += 1
+        if self.bad_in_row >= FATAL_AFTER:
+            raise ValueError(
+                f"the loss or its gradient was not finite in {FATAL_AFTER} steps in a row (step {self.step}): "
+                "the last checkpoint is kept; try a smaller --lr, --grad_clip 1, -mp no or bf16, and --resume auto"
+            )
+        return False
+
+    @torch.no_grad()
+    def validation_loss(self, source: Ahead, count: int) -> float:
+        """Mean loss of the averaged weights over the first ``count`` batches of a held-out source."""
+        was_training = self.net.training
+        self.net.eval()
+        with self.ema.applied():
+            network = partial(self.run_network, self.net)
+            losses = [self.losses(network, source.make(i)).mean() for i in range(count)]
+        self.net.train(was_training)
+        return torch.stack(losses).mean().item()
+
+    @torch.no_grad()
+    def sample_grid(self, count: int = 0, n_steps: int = 10) -> Tensor:
+        """Images of the averaged weights from fixed noise, (count, C, H, W) in [-1, 1].
+
+        Args:
+            count: 0: 64, or 16 of more than 64 pixels a side. They are made no more at a time than a training step
+                takes, so that memory which is enough for training is enough here.
+            n_steps: intervals of the uniform time grid.
+        """
+        c = self.config
+        count = count or (64 if c.image_size <= 64 else 16)
+        at_once = max(1, c.batch_size // (c.grad_accum * self.processes.world))
+        shape = (c.in_channels, c.image_size, c.image_size)
+        was_training = self.net.training
+        self.net.eval()
+        with self.ema.applied():
+            sampler = Sampler(
+                self.net, c.method, shape, c.sigma, n_steps=n_steps, seed=c.seed, precision=c.mixed_precision
+            )
+            images = torch.cat([part for _, part in sample_many(sampler, range(count), at_once)])
+        self.net.train(was_training)
+        return images
+
+    def weights(self, dtype: torch.dtype | None = None) -> dict[str, Any]:
+        """What sampling needs: the averaged weights and the description of network, method and run."""
+        c = self.config
+        return {
+            "format": "flow-checkpoint",
+            "version": 1,
+            "step": self.step,
+            "images_seen": self.step * c.batch_size,
+            "seconds": self.seconds,
+            "config": self.options(),
+            "network": self.description,
+            "method": self.weights_method(),
+            "ema_model": self.ema.module_state_dict(dtype),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """All that a run needs to go on, besides its options."""
+        return self.weights() | {
+            "net_model": self.net.state_dict(),
+            "optim": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "skipped": self.skipped,
+            "best": self.best,
+        }
+
+    def restore(self, state: dict[str, Any], path: Path) -> None:
+        """Take a run's state up again.
+
+        Raises:
+            ValueError: when the checkpoint's network or method is not this run's.
+        """
+        if missing := [key for key in ("net_model", "optim", "ema", "scaler") if key not in state]:
+            raise ValueError(
+                f"{path} holds no state of a run (no {missing[0]}): choose another folder with {self.elsewhere}"
+            )
+        for key, mine in (("network", self.description), ("method", self.weights_method())):
+            theirs = state.get(key, {})
+            wrong = [f"{k}: {theirs.get(k)} there, {mine[k]} here" for k in mine if theirs.get(k) != mine[k]]
+            wrong = [w for w in wrong if not w.startswith("checkpointing")]
+            if wrong:
+                raise ValueError(
+                    f"{path} is of another {key} ({'; '.join(wrong)}): use its config.yaml, or another {self.elsewhere}"
+                )
+        self.net.load_state_dict(state["net_model"])
+        self.optimizer.load_state_dict(state["optim"])
+        self.ema.load_state_dict(state["ema"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step, self.skipped, self.best = state["step"], state["skipped"], state["best"]
+        self.seconds = state["seconds"]
+
+    def weights_method(self) -> dict[str, Any]:
+        """Name and constants of the method, as a checkpoint holds them."""
+        return {"name": self.config.method, "sigma": self.config.sigma, "flow_weight": self.config.flow_weight}
+
+    def options(self) -> dict[str, Any]:
+        """The options as primitives, without this machine's paths, which are nobody's business but the run folder's."""
+        options = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.config).items()}
+        return options | {"out": "", "data_root": "", "data": Path(self.config.data).name, "resume": "no"}
