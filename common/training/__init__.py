@@ -1,4 +1,4 @@
-"""Training: the one loop (``loop``), its step (``trainer``), batches made ahead, reports; and a small loop (``small``)."""
+"""Training: the loop (``loop``), its step (``trainer``), batches made ahead, reports; and a small loop (``small``)."""
 
 from common.training.loop import train
 
