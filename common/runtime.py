@@ -13,6 +13,7 @@ import json
 import math
 import operator
 import os
+import platform
 import random
 import signal
 import sys
@@ -128,6 +129,15 @@ def _devices_here() -> list[str]:
 
     gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     return ["cpu", *(["cuda", *gpus] if gpus else []), *(["mps"] if torch.backends.mps.is_available() else [])]
+
+
+def hardware(device: torch.device) -> str:
+    """The device in words, for cards and logs."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def seed_everything(seed: int) -> None:
@@ -348,6 +358,15 @@ def _is_disk_full(error: OSError | RuntimeError) -> bool:
     if isinstance(error, OSError):
         return error.errno in _DISK_FULL
     return "inline_container" in str(error) or "PytorchStreamWriter" in str(error)
+
+
+def file_hash(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 class JsonLines:

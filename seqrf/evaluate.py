@@ -307,7 +307,7 @@ def _cost(samples: Samples) -> dict[str, Any]:
 def _origin(device: torch.device) -> dict[str, str]:
     """Commit and hardware."""
     from common.records.cards import commit
-    from common.training.loop import hardware
+    from common.runtime import hardware
 
     return {"commit": commit(), "hardware": hardware(device)}
 

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 import segments
 from common import checkpoint, generate
-from common.records.cards import file_hash
-from common.runtime import keep_freed_memory
+from common.runtime import file_hash, keep_freed_memory
 from common.solvers import CountNFE
 from endpoints import after
 from networks import Student, build

@@ -211,7 +211,7 @@ def inception_reference(
     from common import checkpoint
     from common.evaluate.features import inception_features
     from common.metrics import gaussian_statistics
-    from common.records.cards import file_hash
+    from common.runtime import file_hash
 
     file = workdir / "inception.pt"
     of = {"data": data.dataset, "shape": list(train.images.shape), "weights": file_hash(weights)}

@@ -18,9 +18,9 @@ from common import checkpoint
 from common.cli.configs import TrainConfig
 from common.cli.values import to_yaml
 from common.records.cards import commit, write_card
-from common.runtime import Processes, generator, run_lock
+from common.runtime import Processes, generator, hardware, run_lock
 from common.training.batches import Ahead
-from common.training.loop import begin, hardware, in_words, loop, write_final
+from common.training.loop import begin, in_words, loop, write_final
 from common.training.report import Report
 from common.training.trainer import Trainer
 from options import DISTILL, Run

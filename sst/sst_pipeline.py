@@ -17,8 +17,8 @@ from common import checkpoint
 from common.cli import to_yaml
 from common.networks import build_network
 from common.records.cards import commit, write_card
-from common.runtime import Processes, pick_device, processes, run_lock, write_json
-from common.training.loop import begin, hardware, in_words, loop, write_final
+from common.runtime import Processes, hardware, pick_device, processes, run_lock, write_json
+from common.training.loop import begin, in_words, loop, write_final
 from common.training.report import Report
 from config import DEFAULT, WEIGHTS, DrawOptions, Options, run_folder, smoke
 from flow import FieldBatches, FieldTrainer, check, description

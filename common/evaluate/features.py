@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common import checkpoint
-from common.records.cards import file_hash
+from common.runtime import file_hash
 
 INCEPTION = "pytorch-fid Inception"  # the backend whose distances may be called FID and KID
 FILE = "pt_inception-2015-12-05-6726825d.pth"

@@ -64,8 +64,7 @@ def bits(config: BitsConfig, told: str = "") -> dict[str, Any]:
     from common import checkpoint
     from common.data.loading import load_images
     from common.evaluate import scores
-    from common.records.cards import file_hash
-    from common.runtime import generator, pick_device
+    from common.runtime import file_hash, generator, pick_device
     from common.solvers import time_grid
 
     started, device = time.perf_counter(), pick_device(config.device)

@@ -24,8 +24,7 @@ from torch import Tensor
 from common.data.sources import Source, channels_first, open_source
 from common.evaluate.scores import ClassSums, Kept, Moments
 from common.images import fit
-from common.records.cards import file_hash
-from common.runtime import atomic_write
+from common.runtime import atomic_write, file_hash
 
 if TYPE_CHECKING:
     from common.evaluate.features import FeatureNetwork

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.runtime import read_json, write_json
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+from common.runtime import file_hash, read_json, write_json
 
 
 def commit() -> str:

@@ -32,8 +32,7 @@ def circumstances(device: str, told: str, started: float) -> dict[str, Any]:
     import torch
 
     from common.records.cards import commit
-    from common.runtime import pick_device
-    from common.training.loop import hardware
+    from common.runtime import hardware, pick_device
 
     facts = {"hardware": hardware(pick_device(device)), "torch": torch.__version__, "commit": commit()}
     return {**facts, "command": told, "seconds": round(time.perf_counter() - started, 1)}

@@ -81,7 +81,7 @@ def make_sampler(folder: Folder, config: SampleConfig, extra: dict[str, Any]) ->
 def weights_hash(path: str) -> str:
     """SHA-256 of a weights file (of a run folder: of the weights in it); "untrained" for --smoke without weights."""
     from common.checkpoint import find
-    from common.records.cards import file_hash
+    from common.runtime import file_hash
 
     return file_hash(find(path)) if Path(path).exists() else "untrained"
 

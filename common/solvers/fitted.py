@@ -24,8 +24,7 @@ import torch
 from torch import Tensor
 
 from common.metrics import rms
-from common.records.cards import file_hash
-from common.runtime import atomic_write
+from common.runtime import atomic_write, file_hash
 from common.solvers import integrate
 from common.solvers.grids import adaptive_grid, nodes_of, time_grid
 from common.solvers.multistep import Slope, adams_weights

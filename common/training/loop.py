@@ -11,7 +11,6 @@ import contextlib
 import copy
 import math
 import os
-import platform
 import signal
 import sys
 import time
@@ -30,7 +29,7 @@ from common.data.loading import Batches, ImageData, StreamingImages, check_label
 from common.losses import usual_coupling
 from common.records.cards import commit, without_folders, write_card
 from common.records.page import write_page
-from common.runtime import JsonLines, Processes, atomic_write, run_lock
+from common.runtime import JsonLines, Processes, atomic_write, hardware, run_lock
 from common.training.batches import Ahead, CoupledBatches
 from common.training.report import Event, Report, due
 from common.training.trainer import Trainer
@@ -74,13 +73,6 @@ class StopFlag:
         flag = torch.tensor(float(self.on), device=processes.device)
         torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
         return bool(flag.item())
-
-
-def hardware(device: torch.device) -> str:
-    """The device in words, for cards and logs."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def card_facts(trainer: Trainer, source: str, train_rows: Tensor) -> dict[str, Any]:
