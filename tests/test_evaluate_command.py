@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from common import checkpoint, metrics
 from common.data.loading import synthetic_images
-from common.evaluate import comparison as evaluate
-from common.evaluate import features, scores
+from common.evaluate import comparison, features, scores
 from common.evaluate import sets as feature_sets
+from common.evaluate.__main__ import main
 from common.images import open_writer, save_png
 from common.records.page import page
 from common.runtime import JsonLines, run_main
@@ -76,7 +76,7 @@ def go(place, *words, small=True, net="net.pt"):
     words = [str(place / word[1:]) if word.startswith("@") else word for word in words]
     first = next((k for k, word in enumerate(words) if word.startswith("--")), len(words))
     flags = ["--features", str(place / net), "--resamples", "2", "--kid_subsets", "2", *CPU]
-    return evaluate.main([*words[:first], *(["--small"] if small else []), *flags, *words[first:]])
+    return main([*words[:first], *(["--small"] if small else []), *flags, *words[first:]])
 
 
 def close(found, want) -> None:
@@ -246,12 +246,12 @@ def test_a_card_says_how_its_numbers_came_about(place, tmp_path, capsys):
 
 
 def test_crosscheck(place, monkeypatch, capsys):
-    config = evaluate.EvaluateConfig(a=str(place / "a"), b=str(place / "b"), inception=str(place / "net.pt"))
+    config = comparison.EvaluateConfig(a=str(place / "a"), b=str(place / "b"), inception=str(place / "net.pt"))
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     monkeypatch.setitem(sys.modules, "cleanfid", None)
     monkeypatch.setitem(sys.modules, "cleanfid.fid", None)
     with pytest.raises(ValueError, match="pip install torch-fidelity"):
-        evaluate.crosscheck_package()
+        comparison.crosscheck_package()
     seen = {}
     clean = types.SimpleNamespace()
     monkeypatch.setitem(sys.modules, "cleanfid", types.SimpleNamespace(fid=clean))
@@ -263,19 +263,22 @@ def test_crosscheck(place, monkeypatch, capsys):
     clean.compute_fid = lambda a, b, **options: (
         seen.update(a=a, state=network.load_state_dict_from_url("url", progress=False), **options) or 3
     )
-    assert evaluate.crosscheck(config, evaluate.crosscheck_package()) == {"by": "clean-fid legacy_pytorch", "fid": 3.0}
+    assert comparison.crosscheck(config, comparison.crosscheck_package()) == {
+        "by": "clean-fid legacy_pytorch",
+        "fid": 3.0,
+    }
     assert seen["a"] == str(place / "a") and seen["mode"] == "legacy_pytorch" and seen["device"].type == "cpu"
     assert seen["state"]["x"] == 1 and network.load_state_dict_from_url is None  # nothing is downloaded
     theirs = types.SimpleNamespace(calculate_metrics=lambda **o: {"frechet_inception_distance": len(o["input2"])})
     monkeypatch.setitem(sys.modules, "torch_fidelity", theirs)
-    assert evaluate.crosscheck(config, evaluate.crosscheck_package()) == {
+    assert comparison.crosscheck(config, comparison.crosscheck_package()) == {
         "by": "torch-fidelity",
         "fid": float(len(str(place / "b"))),
     }
     refusal = line_of(capsys, lambda: go(place, "@a", "@b", "--crosscheck"))
     assert "--features does not give" in refusal
     words = [str(place / "a.zip"), str(place / "b"), "--small", "--crosscheck"]
-    assert "give two folders, and no --side" in line_of(capsys, lambda: evaluate.main(words))
+    assert "give two folders, and no --side" in line_of(capsys, lambda: main(words))
 
 
 # ---- table
@@ -285,7 +288,7 @@ def test_a_table_of_cards(place, tmp_path, capsys):
     go(place, "@a", "@b", "--out", str(tmp_path / "one.json"))
     go(place, "@a.zip", "@b", "--out", str(tmp_path / "two.json"))
     files = [str(tmp_path / name) for name in ("one.json", "two.json")]
-    text = evaluate.main(["compare", *files, "--out", str(tmp_path / "t.md")])
+    text = main(["compare", *files, "--out", str(tmp_path / "t.md")])
     lines = text.splitlines()
     assert len(lines) == 4 and lines[0].startswith("| card | set | solver | n_steps | frechet_distance |")
     assert lines[2].startswith("| one | a | heun | 5 |") and lines[3].startswith("| two | a.zip |  |  |")
@@ -293,7 +296,7 @@ def test_a_table_of_cards(place, tmp_path, capsys):
     rows = (tmp_path / "t.csv").read_text().splitlines()
     value = json.loads((tmp_path / "one.json").read_text())["metrics"]["frechet_distance"]
     assert len(rows) == 3 and str(value) in rows[1].split(",")
-    evaluate.main(["compare", files[0]])
+    main(["compare", files[0]])
     assert capsys.readouterr().out.splitlines()[-1].startswith("| one | a |")
 
 
@@ -310,7 +313,7 @@ def test_numbers_that_cannot_be_compared(place, tmp_path, words, match, capsys):
     go(place, "@a", "@b", "--out", str(tmp_path / "one.json"))
     go(place, *words, "--out", str(tmp_path / "two.json"))
     files = [str(tmp_path / name) for name in ("one.json", "two.json")]
-    assert re.search(match, line_of(capsys, lambda: evaluate.main(["compare", *files])))
+    assert re.search(match, line_of(capsys, lambda: main(["compare", *files])))
 
 
 def test_files_that_are_no_cards(tmp_path, capsys):
@@ -321,8 +324,8 @@ def test_files_that_are_no_cards(tmp_path, capsys):
         (["y.json"], "is no card"),
         (["gone.json"], "no card at"),
     ]:
-        assert match in line_of(capsys, lambda: evaluate.main(["compare", str(tmp_path / words[0])]))
-    assert "give cards to compare" in line_of(capsys, lambda: evaluate.main(["compare"]))
+        assert match in line_of(capsys, lambda: main(["compare", str(tmp_path / words[0])]))
+    assert "give cards to compare" in line_of(capsys, lambda: main(["compare"]))
 
 
 # ---- page
@@ -339,7 +342,7 @@ def test_a_page_of_a_run(place, tmp_path):
     go(place, "@a", "@b", "--out", str(out / "card.json"))
     measured = [{"solver": "heun", "nfe": n, "feature_distance": 9.0 / n, "note": "<script>x</script>"} for n in (2, 8)]
     (out / "weights_step_final.json").write_text(json.dumps({"sha256": "0", "measured": measured}))
-    text = evaluate.main(["page", str(out), "--grids", "3"]).read_text()
+    text = main(["page", str(out), "--grids", "3"]).read_text()
     assert text.count('<img src="data:image/png;base64,') == 3 and "step 4" in text and "step 2" not in text
     assert "<script" not in text and "&lt;script&gt;" in text and "run &lt;b&gt;" in text
     assert not re.search(r"(src|href)=\"(?!data:)|https?:|@import|url\(", text), "something from the network"
@@ -354,10 +357,10 @@ def test_a_page_of_little_and_of_nothing(tmp_path, capsys):
     save_png(tmp_path / "samples" / "step_0000010.png", torch.zeros(4, 4, 3, dtype=torch.uint8))
     missing = page(tmp_path).split("Not measured")[1].split("</ul>")[0]
     assert missing.count("<li>") == 9 and "training speed" in missing
-    assert "is no run folder" in line_of(capsys, lambda: evaluate.main(["page", str(tmp_path / "samples")]))
+    assert "is no run folder" in line_of(capsys, lambda: main(["page", str(tmp_path / "samples")]))
     (tmp_path / "card.json").write_text("{")
-    assert "is damaged" in line_of(capsys, lambda: evaluate.main(["page", str(tmp_path)]))
-    assert "give a run folder" in line_of(capsys, lambda: evaluate.main(["page"]))
+    assert "is damaged" in line_of(capsys, lambda: main(["page", str(tmp_path)]))
+    assert "give a run folder" in line_of(capsys, lambda: main(["page"]))
 
 
 # ---- bits
@@ -366,12 +369,12 @@ def test_a_page_of_little_and_of_nothing(tmp_path, capsys):
 def test_bits_of_a_checkpoint(place, tmp_path, capsys):
     file = weights(tmp_path / "w.pt", options(in_channels=3))
     words = ["bits", "--weights", str(file), "--data", str(place / "a"), "--n_samples", "5", "--n_steps", "2", *CPU[:2]]
-    card = evaluate.main(words)
+    card = main(words)
     assert card["metrics"]["nfe"] == 4 * 2 and 0 < card["metrics"]["bits_per_dimension"] < 50
-    again = evaluate.main([*words, "--batch_size", "2"])["metrics"]["bits_per_dimension"]
+    again = main([*words, "--batch_size", "2"])["metrics"]["bits_per_dimension"]
     assert again == pytest.approx(card["metrics"]["bits_per_dimension"], rel=1e-5)
     assert str(tmp_path) not in json.dumps(card) and card["b"]["images"] == 5
-    assert "give --weights FILE and --data IMAGES" in line_of(capsys, lambda: evaluate.main(["bits"]))
+    assert "give --weights FILE and --data IMAGES" in line_of(capsys, lambda: main(["bits"]))
 
 
 # ---- bad input
@@ -454,15 +457,15 @@ def test_other_bad_input(place, tmp_path, capsys):
 def test_missing_inception_weights_are_one_line(place, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     words = [str(place / "a"), str(place / "b"), "--small", *CPU]
-    refusal = line_of(capsys, lambda: evaluate.main(words))
+    refusal = line_of(capsys, lambda: main(words))
     assert features.URL in refusal and str(tmp_path / "checkpoints" / features.FILE) in refusal
     assert "--inception PATH" in refusal and "--features FILE" in refusal
-    assert "no Inception weights at x.pth" in line_of(capsys, lambda: evaluate.main([*words, "--inception", "x.pth"]))
+    assert "no Inception weights at x.pth" in line_of(capsys, lambda: main([*words, "--inception", "x.pth"]))
 
 
 def test_help_needs_no_torch():
-    code = "import sys; sys.argv = ['evaluate', '--help']; from common.evaluate.comparison import main; main()"
-    shown = subprocess.run([sys.executable, "-X", "importtime", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-X", "importtime", "-m", "common.evaluate", "--help"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert shown.returncode == 0 and "--foreign_statistics" in shown.stdout and "| torch\n" not in shown.stderr
 
 
@@ -529,8 +532,6 @@ def test_the_seeds_command_gives_the_same_fid(place, tmp_path, inception_file):
     shown = subprocess.run(command, capture_output=True, text=True, env=env, check=True).stdout
     (told,) = re.findall(r"FID:\s+([\d.]+)", shown)
     want = float(told)
-    card = evaluate.main(
-        [*folders, "--small", "--inception", str(file), "--resamples", "0", "--kid_subsets", "1", *CPU]
-    )
+    card = main([*folders, "--small", "--inception", str(file), "--resamples", "0", "--kid_subsets", "1", *CPU])
     assert card["metrics"]["fid"] == pytest.approx(want, rel=1e-3) and math.isfinite(want)
     assert {"kid", "inception_score", "inception_score_real", "precision"} <= card["metrics"].keys()

@@ -1,6 +1,100 @@
-"""``python -m common.evaluate``; see ``common.evaluate.comparison``."""
+"""Measure generated images against real ones: FID, KID, precision and recall, Inception score; every result a card.
 
-from common.evaluate.comparison import main
+    python -m common.evaluate A B --out card.json        # two sets, or a statistics file in place of one
+    python -m common.evaluate B --save real.npz          # statistics, to be used in place of B
+    python -m common.evaluate compare CARD...            # a table of cards that can be compared
+    python -m common.evaluate page RUN_FOLDER            # one offline page about a run
+    python -m common.evaluate bits --weights W --data B  # bits per dimension of images under a flow
+
+A is the generated set, B the real one: a folder, zip, tar, LMDB, .npy or .npz. The network is pytorch-fid's Inception,
+whose weights are never downloaded (--inception PATH), or any TorchScript network (--features FILE), whose distances
+are then not called FID. Published FIDs are of 50,000 images; with fewer, compare cards of as many images only.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common import cli
+from common.evaluate import likelihood
+from common.evaluate.comparison import USAGE, EvaluateConfig, evaluate
+from common.records import compare, page
+from common.records.cards import without_folders
 from common.runtime import run_main
 
-run_main(main)
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Options of the table; the cards stand first on the command line."""
+
+    out: str = ""
+    """Markdown file to write, with a .csv beside it; empty: print the table"""
+
+
+@dataclass(frozen=True)
+class PageConfig:
+    """Options of the page."""
+
+    run: str = ""
+    """Run folder; may stand first without this flag"""
+    out: str = ""
+    """File to write; empty: page.html in the run folder"""
+    grids: int = 6
+    """Sample grids to show, evenly spread over the run, with the first and the last"""
+
+
+def main(argv: Sequence[str] | None = None) -> Any:
+    """The command line; returns the card, the table or the page's path."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    command = without_folders(["python", "-m", "common.evaluate", *words])
+    match words[:1]:
+        case ["compare"]:
+            return compare_main(words[1:])
+        case ["page"]:
+            return page_main(words[1:])
+        case ["bits"]:
+            description = likelihood.__doc__ or ""
+            return likelihood.bits(cli.parse(likelihood.BitsConfig, description=description, argv=words[1:]), command)
+    config = cli.parse(EvaluateConfig, description=__doc__ or "", argv=with_flags(words, ("a", "b")))
+    return evaluate(config, command)
+
+
+def compare_main(words: Sequence[str]) -> str:
+    """Read the cards, check that they can be compared, print or write the table; returns it as Markdown."""
+    count = _leading(words)
+    config = cli.parse(CompareConfig, description=compare.__doc__ or "", argv=list(words[count:]))
+    rows = compare.table({path: compare.read_card(Path(path).expanduser()) for path in words[:count]})
+    return compare.write_table(rows, config.out)
+
+
+def page_main(words: Sequence[str]) -> Path:
+    """Read the options and write the page."""
+    config = cli.parse(PageConfig, description=page.__doc__ or "", argv=with_flags(words, ("run",)))
+    if not config.run:
+        raise ValueError("give a run folder: python -m common.evaluate page RUN_FOLDER")
+    if config.grids < 1:
+        raise ValueError(f"--grids {config.grids}: give 1 or more")
+    return page.write_page(
+        Path(config.run).expanduser(), Path(config.out).expanduser() if config.out else None, config.grids
+    )
+
+
+def with_flags(words: Sequence[str], names: Sequence[str]) -> list[str]:
+    """A command line whose first words are the values of flags, with these flags before them."""
+    count = _leading(words)
+    if count > len(names):
+        raise ValueError(f"unexpected argument {words[len(names)]!r}: {USAGE}")
+    return [part for name, word in zip(names, words[:count]) for part in (f"--{name}", word)] + list(words[count:])
+
+
+def _leading(words: Sequence[str]) -> int:
+    """How many words stand before the first flag."""
+    return next((k for k, word in enumerate(words) if word.startswith("-")), len(words))
+
+
+if __name__ == "__main__":
+    run_main(main)

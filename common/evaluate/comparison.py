@@ -1,15 +1,4 @@
-"""Measure generated images against real ones: FID, KID, precision and recall, Inception score; every result a card.
-
-    python -m common.evaluate A B --out card.json        # two sets, or a statistics file in place of one
-    python -m common.evaluate B --save real.npz          # statistics, to be used in place of B
-    python -m common.evaluate compare CARD...            # a table of cards that can be compared
-    python -m common.evaluate page RUN_FOLDER            # one offline page about a run
-    python -m common.evaluate bits --weights W --data B  # bits per dimension of images under a flow
-
-A is the generated set, B the real one: a folder, zip, tar, LMDB, .npy or .npz. The network is pytorch-fid's Inception,
-whose weights are never downloaded (--inception PATH), or any TorchScript network (--features FILE), whose distances
-are then not called FID. Published FIDs are of 50,000 images; with fewer, compare cards of as many images only.
-"""
+"""The comparison of two sets of images, from their files to a card; the command is ``python -m common.evaluate``."""
 
 from __future__ import annotations
 
@@ -18,14 +7,13 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-from common import cli
-from common.records.compare import circumstances, command, write
+from common.records.compare import circumstances, write
 
 if TYPE_CHECKING:
     from common.evaluate.features import FeatureNetwork
@@ -94,35 +82,6 @@ class EvaluateConfig:
     """auto, cpu, cuda, cuda:1, mps"""
 
 
-def main(argv: Sequence[str] | None = None) -> Any:
-    """The command line; returns the card, the table or the page's path."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    first = words[0] if words else ""
-    if first == "compare":
-        from common.records.compare import compare_main
-
-        return compare_main(words[1:])
-    if first == "page":
-        from common.records.page import page_main
-
-        return page_main(words[1:])
-    if first == "bits":
-        from common.evaluate.likelihood import bits_main
-
-        return bits_main(words[1:])
-    config = cli.parse(EvaluateConfig, description=__doc__ or "", argv=with_flags(words, ("a", "b")))
-    return evaluate(config, command(words))
-
-
-def with_flags(words: Sequence[str], names: Sequence[str]) -> list[str]:
-    """A command line whose first words are the values of flags, with these flags before them."""
-    plain = next((k for k, word in enumerate(words) if word.startswith("-")), len(words))
-    if plain > len(names):
-        raise ValueError(f"unexpected argument {words[len(names)]!r}: {USAGE}")
-    return [part for name, word in zip(names, words[:plain]) for part in (f"--{name}", word)] + list(words[plain:])
-
-
-# ---------------------------------------------------------------------------------------------------- the comparison
 def evaluate(config: EvaluateConfig, told: str = "") -> dict[str, Any]:
     """Measure A against B and write the card; with ``save`` alone write A's statistics.
 
@@ -130,6 +89,8 @@ def evaluate(config: EvaluateConfig, told: str = "") -> dict[str, Any]:
         FileNotFoundError: a set or the network is not there.
         ValueError: a wrong option, damaged images or statistics, too few images.
     """
+    from common.evaluate.figures import measure
+
     _check(config)
     started, package = time.perf_counter(), crosscheck_package() if config.crosscheck else None
     network = _network(config)
@@ -145,7 +106,7 @@ def evaluate(config: EvaluateConfig, told: str = "") -> dict[str, Any]:
     b = _features(config, opened[1], network)
     card = {"kind": "evaluation", "a": _described(config.a, a), "b": _described(config.b, b), **network.about()}
     card |= {"side": config.side, "split": config.split, "seed": config.seed, "kept": config.kept}
-    card["metrics"] = measure(a, b, config)
+    card["metrics"] = measure(a, b, config.kid_subsets, config.neighbours, config.resamples, config.seed)
     if package is not None:
         card["crosscheck"] = crosscheck(config, package)
     card["warnings"] = warnings_of(a, b)
@@ -207,44 +168,13 @@ def _features(config: EvaluateConfig, opened: FeatureSet | ImageSet, network: Fe
 
     if isinstance(opened, sets.FeatureSet):
         return opened
-    options, running = (config.kept, config.seed), (config.batch_size, config.num_workers)
-    if config.cache:
-        return sets.cached(opened, network, Path(config.cache).expanduser(), *options, *running)
-    return sets.collect(opened.batches(*running), network, *options, len(opened))
+    folder = Path(config.cache).expanduser() if config.cache else None
+    return sets.cached(opened, network, folder, config.kept, config.seed, config.batch_size, config.num_workers)
 
 
 def _check_count(spec: str, count: int, small: bool) -> None:
     if count < FEWEST and not small:
         raise ValueError(f"{spec} has {count} images: a distance of fewer than {FEWEST:,} means little; --small allows")
-
-
-def measure(a: FeatureSet, b: FeatureSet, config: EvaluateConfig) -> dict[str, Any]:
-    """All figures that two sets of features allow. Those of Inception are called FID and KID, others by their kind."""
-    from common import metrics
-    from common.evaluate import scores
-    from common.evaluate.features import INCEPTION
-    from common.runtime import generator
-
-    frechet, kernel = ("fid", "kid") if a.about["backend"] == INCEPTION else ("frechet_distance", "kernel_distance")
-    figures: dict[str, Any] = {frechet: metrics.frechet_distance(a.mean, a.cov, b.mean, b.cov)}
-    smaller = min(len(a.rows), len(b.rows))
-    if config.resamples and len(a.rows) >= 4:
-        halves = generator(config.seed, "halves")
-        mean, spread = scores.frechet_of_halves(a.rows, b.mean, b.cov, config.resamples, halves)
-        size = len(a.rows) // 2
-        figures[f"{frechet}_of_halves"] = {"mean": mean, "std": spread, "size": size, "resamples": config.resamples}
-    if smaller >= 2:
-        size, draw = min(1000, smaller), generator(config.seed, "subsets")
-        value, error = metrics.kernel_distance(a.rows, b.rows, config.kid_subsets, size, draw)
-        figures |= {kernel: value, f"{kernel}_error": error, f"{kernel}_subsets": [config.kid_subsets, size]}
-    if smaller > config.neighbours:
-        precision, recall = scores.precision_recall(b.rows, a.rows, config.neighbours)
-        figures |= {"precision": precision, "recall": recall, "neighbours": config.neighbours}
-        figures["manifolds"] = [len(a.rows), len(b.rows)]
-    for name, features in (("", a), ("_real", b)):
-        if features.score is not None:
-            figures[f"inception_score{name}"], figures[f"inception_score{name}_std"] = features.score
-    return figures
 
 
 def warnings_of(a: FeatureSet, b: FeatureSet) -> list[str]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from common import cli
-from common.records.compare import circumstances, command, write
+from common.records.compare import circumstances, write
 
 if TYPE_CHECKING:
     import torch
@@ -42,11 +41,6 @@ class BitsConfig:
     """Card to write, .json; empty: print it"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps"""
-
-
-def bits_main(argv: Sequence[str]) -> dict[str, Any]:
-    """Read the options, measure, write the card."""
-    return bits(cli.parse(BitsConfig, description=__doc__ or "", argv=argv), command(["bits", *argv]))
 
 
 def bits(config: BitsConfig, told: str = "") -> dict[str, Any]:

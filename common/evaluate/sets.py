@@ -29,6 +29,7 @@ from common.runtime import atomic_write, file_hash
 if TYPE_CHECKING:
     from common.evaluate.features import FeatureNetwork
 
+BATCH = 50  # images at a time
 GROUPS = 10  # of the Inception score; an image's hash says which one it is in
 FORMAT = "flow-statistics 1"
 
@@ -294,14 +295,24 @@ def _described(path: Path, features: FeatureSet, facts: Any, wanted: dict[str, s
 
 
 def cached(
-    images: ImageSet, network: FeatureNetwork, folder: Path, keep: int, seed: int, batch_size: int, workers: int
+    images: ImageSet,
+    network: FeatureNetwork,
+    folder: Path | None,
+    keep: int = 10_000,
+    seed: int = 0,
+    batch_size: int = BATCH,
+    workers: int = 2,
 ) -> FeatureSet:
-    """The statistics of a set from a folder, where they lie under a hash of pixels, network and options; made if need
-    be. Costs reading the images once more than :func:`collect` when they are not there."""
+    """The statistics of a set, kept in a folder under a hash of pixels, network and options; made if need be.
+
+    Costs reading the images once more than :func:`collect` when they are not there; None for a folder keeps nothing.
+    """
+    if folder is None:
+        return collect(images.batches(batch_size, workers), network, keep, seed, len(images))
     about = json.dumps({**network.about(), "content": content_of(images, 256, workers), "keep": keep, "seed": seed})
     file = folder / f"{hashlib.sha256(about.encode()).hexdigest()[:32]}.npz"
     if file.exists():
         return load_statistics(file, network)
-    features = collect(images.batches(batch_size, workers), network, keep, seed, len(images))
+    features = cached(images, network, None, keep, seed, batch_size, workers)
     save_statistics(file, features)
     return features

@@ -12,26 +12,18 @@ import io
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import cli
-from common.records.cards import without_folders
+from common.records.cards import commit
 from common.records.page import refresh
 from common.runtime import atomic_write
-
-
-def command(words: Sequence[str]) -> str:
-    """The command of an evaluation as its card tells it."""
-    return without_folders(["python", "-m", "common.evaluate", *words])
 
 
 def circumstances(device: str, told: str, started: float) -> dict[str, Any]:
     """Where and how a card was made: hardware, versions, command, seconds since ``started``."""
     import torch
 
-    from common.records.cards import commit
     from common.runtime import hardware, pick_device
 
     facts = {"hardware": hardware(pick_device(device)), "torch": torch.__version__, "commit": commit()}
@@ -79,33 +71,6 @@ _ALIKE = {
 }
 # of the samples, shown where a card has them
 _SETTINGS = ("solver", "grid", "landing", "n_steps", "nfe", "cfg", "probes", "seed")
-
-
-@dataclass(frozen=True)
-class CompareConfig:
-    """Options of the table; the cards stand first on the command line."""
-
-    out: str = ""
-    """Markdown file to write, with a .csv beside it; empty: print the table"""
-
-
-def compare_main(argv: Sequence[str]) -> str:
-    """Read the cards, check that they can be compared, print or write the table; returns it as Markdown."""
-    plain = next((k for k, word in enumerate(argv) if word.startswith("-")), len(argv))
-    config = cli.parse(CompareConfig, description=__doc__ or "", argv=list(argv[plain:]))
-    rows = table({path: read_card(Path(path).expanduser()) for path in argv[:plain]})
-    text = markdown(rows)
-    if not config.out:
-        print(text, end="")
-        return text
-    out = Path(config.out)
-    if out.suffix != ".md":
-        raise ValueError(f"--out {config.out}: give a name that ends in .md; the .csv goes beside it")
-    for file, content in ((out, text), (out.with_suffix(".csv"), as_csv(rows))):
-        with atomic_write(file) as temporary:
-            temporary.write_text(content)
-    print(f"{len(rows)} rows: {out}, {out.with_suffix('.csv')}")
-    return text
 
 
 def read_card(path: Path) -> dict[str, Any]:
@@ -177,6 +142,26 @@ def _labels(paths: Sequence[str]) -> list[str]:
     """Names of files; with their folders where names alone would be the same."""
     names = [Path(path).stem for path in paths]
     return names if len(set(names)) == len(names) else list(paths)
+
+
+def write_table(rows: Sequence[Mapping[str, Any]], out: str) -> str:
+    """Print rows as Markdown, or write them to ``out`` with a .csv beside it; returns the Markdown.
+
+    Raises:
+        ValueError: the name does not end in .md.
+    """
+    text = markdown(rows)
+    if not out:
+        print(text, end="")
+        return text
+    file = Path(out)
+    if file.suffix != ".md":
+        raise ValueError(f"--out {out}: give a name that ends in .md; the .csv goes beside it")
+    for path, content in ((file, text), (file.with_suffix(".csv"), as_csv(rows))):
+        with atomic_write(path) as temporary:
+            temporary.write_text(content)
+    print(f"{len(rows)} rows: {file}, {file.with_suffix('.csv')}")
+    return text
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:

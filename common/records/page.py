@@ -14,12 +14,10 @@ import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from common import cli
 from common.runtime import JsonLines, atomic_write
 
 NAME = "page.html"
@@ -40,32 +38,6 @@ td,th{border:1px solid #ccc;padding:2px 7px;text-align:right}
 pre{background:#f5f5f5;padding:.7rem;white-space:pre-wrap;overflow-wrap:anywhere}
 figure{display:inline-block;margin:0 1rem 1rem 0}
 img{image-rendering:pixelated;max-width:18rem;width:100%}figcaption{font-size:13px;color:#555}.wide{overflow-x:auto}"""
-
-
-@dataclass(frozen=True)
-class PageConfig:
-    """Options of the page."""
-
-    run: str = ""
-    """Run folder; may stand first without this flag"""
-    out: str = ""
-    """File to write; empty: page.html in the run folder"""
-    grids: int = 6
-    """Sample grids to show, evenly spread over the run, with the first and the last"""
-
-
-def page_main(argv: Sequence[str]) -> Path:
-    """Read the options and write the page."""
-    words = list(argv)
-    if words and not words[0].startswith("-"):
-        words.insert(0, "--run")
-    config = cli.parse(PageConfig, description=__doc__ or "", argv=words)
-    if not config.run:
-        raise ValueError("give a run folder: python -m common.evaluate page RUN_FOLDER")
-    if config.grids < 1:
-        raise ValueError(f"--grids {config.grids}: give 1 or more")
-    folder = Path(config.run).expanduser()
-    return write_page(folder, Path(config.out).expanduser() if config.out else None, config.grids)
 
 
 def write_page(folder: Path, out: Path | None = None, grids: int = 6) -> Path:

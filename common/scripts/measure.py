@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import cli
@@ -12,8 +11,6 @@ from common.scripts.folder import Folder, load_data
 from common.scripts.sampling import make_sampler
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from common.data.loading import ImageData
 
 
@@ -39,6 +36,7 @@ def measure_main(
 
     if config.inception:
         from common.evaluate.features import find_inception
+        from common.evaluate.figures import inception_reference
 
         inception = find_inception("" if config.inception == "cache" else config.inception)
     preset = next(iter(folder.presets.values()))
@@ -78,7 +76,8 @@ def measure_main(
     }
     if config.inception:
         known = None if config.smoke else folder.here / "data" / "statistics"
-        result |= inception_figures(torch.cat(images), train.images, inception, known)
+        reference = inception_reference(train.images, inception, known)
+        result |= {**reference.measure(torch.cat(images)), "inception": reference.network.weights}
     print(json.dumps(result, indent=2))
     if config.out:
         write_json(config.out, result)
@@ -88,27 +87,3 @@ def measure_main(
         print(f"card: {card}")
         refresh(card.parent)
     return result
-
-
-def inception_figures(images: Tensor, real: Tensor, weights: Path, known: Path | None) -> dict[str, Any]:
-    """FID, KID, precision, recall and Inception score of uint8 images (N, C, S, S) against real ones.
-
-    Args:
-        images, real: generated and real images.
-        weights: file of FID's Inception.
-        known: folder that keeps the statistics of real images by their content; None: keep nothing.
-    """
-    from common.evaluate import comparison, features, sets
-
-    network, config = features.inception_network(weights), comparison.EvaluateConfig()
-    b = sets.set_of(real, "the real images")
-    options = (config.kept, config.seed, config.batch_size, config.num_workers)
-    if known is not None:
-        reference = sets.cached(b, network, known, *options)
-    else:
-        reference = sets.collect(b.batches(*options[2:]), network, *options[:2], len(b))
-    a = sets.set_of(images, "the generated images")
-    found = sets.collect(a.batches(*options[2:]), network, *options[:2], len(a))
-    figures = comparison.measure(found, reference, config)
-    flat = {key: value for key, value in figures.items() if isinstance(value, float)}
-    return flat | {"fid_real": reference.count, "inception": network.weights}
