@@ -14,7 +14,6 @@ import math
 import operator
 import os
 import platform
-import random
 import signal
 import sys
 import threading
@@ -138,16 +137,6 @@ def hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
-
-
-def seed_everything(seed: int) -> None:
-    """Seed python's, numpy's and torch's global generators (torch: those of every device)."""
-    import numpy
-    import torch
-
-    random.seed(seed)
-    numpy.random.seed(seed % 2**32)  # numpy takes 32 bits
-    torch.manual_seed(seed)
 
 
 def derive_seed(seed: int, *keys: int | str) -> int:

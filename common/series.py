@@ -162,6 +162,27 @@ def crps(members: Tensor, target: Tensor, weights: Tensor | None = None, fair: b
     return weighted_mean(scores, weights)
 
 
+def crps_gaussian(mean: Tensor, std: Tensor | float, target: Tensor) -> Tensor:
+    """CRPS of normal distributions: s (z (2 Phi(z) - 1) + 2 phi(z) - 1 / sqrt(pi)), z = (y - mean) / s.
+
+    Args:
+        mean: Shape (...).
+        std: Broadcast to it, >= 0; where it is 0 the score is |y - mean|.
+        target: What happened, shape (...).
+
+    Returns:
+        The scores, shape (...), float64.
+
+    Source: Gneiting and Raftery 2007, eq. 22.
+    """
+    error = target.double() - mean.double()
+    s = torch.as_tensor(std, dtype=torch.float64, device=error.device).expand_as(error)
+    z = error / s.clamp(min=torch.finfo(torch.float64).tiny)
+    density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
+    scores = error * torch.erf(z / math.sqrt(2)) + s * (2 * density - 1 / math.sqrt(math.pi))
+    return torch.where(s > 0, scores, error.abs())
+
+
 def mse_of_mean(members: Tensor, target: Tensor, weights: Tensor | None = None) -> float:
     """Mean squared error of the ensemble's mean; shapes as in ``crps``."""
     return weighted_mean((members.double().mean(0) - target.double()).square(), weights)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from common import series
-from common.metrics import crps_ensemble, crps_gaussian
+from common.metrics import crps_ensemble
+from common.series import crps_gaussian
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from common import checkpoint
-from common.metrics import crps_gaussian
 from common.runtime import generator
-from common.series import spread_skill_ratio
+from common.series import crps_gaussian, spread_skill_ratio
 from tiny import ALONE, ROOT
 
 SST = ROOT / "sst"

@@ -104,7 +104,9 @@ class ClassSums:
     """What the Inception score needs of images' logits: for each of a few groups sums over its images.
 
     The score of a group is exp of the mean of KL(p(y|x) || p(y)), p(y) being the group's mean; that is
-    exp(H(p(y)) - mean H(p(y|x))), which needs sums only.
+    exp(H(p(y)) - mean H(p(y|x))), which needs sums only. It lies between 1 (all images alike to the classifier) and
+    the number of classes (each recognised for sure, all equally often), sees no real images, and falls with the size of
+    a group: compare scores of as many images only. Source: Salimans et al. 1606.03498, section 4.
 
     Args:
         groups: Number of groups; published scores have 10.
@@ -133,24 +135,6 @@ class ClassSums:
         entropy = -torch.where(mean > 0, mean * mean.log(), mean).sum(1)
         scores = (entropy - self._entropies[used] / count).exp()
         return scores.mean().item(), scores.std(correction=0).item()
-
-
-def inception_score(logits: Tensor, splits: int = 10) -> tuple[float, float]:
-    """Inception score of logits (N, classes): mean and standard deviation over consecutive splits.
-
-    Between 1 (all images alike to the classifier) and the number of classes (each recognised for sure, all equally
-    often). It sees no real images, and falls with the size of a split: compare scores of as many images only.
-
-    Raises:
-        ValueError: more splits than images.
-
-    Source: Salimans et al. 1606.03498, section 4.
-    """
-    if not 1 <= splits <= len(logits):
-        raise ValueError(f"{splits} splits of {len(logits)} images: give 1 to {len(logits)}")
-    sums = ClassSums(splits, logits.shape[1])
-    sums.add(logits, torch.arange(len(logits)) * splits // len(logits))
-    return sums.score()
 
 
 # ----------------------------------------------------------------------------------------------- precision and recall
