@@ -16,7 +16,7 @@ from typing import Any
 
 from _repo import HERE
 from common.data.loading import ImageData, load_images
-from common.data.sources import DownloadError
+from common.data.opening import DownloadError
 from common.runtime import atomic_write, run_main
 
 TIMEOUT = 900  # seconds

@@ -169,7 +169,7 @@ def _root(data: Data) -> Path:
 
 def has_test(data: Data) -> bool:
     """Whether the data has a test split of its own."""
-    from common.data.sources import open_source
+    from common.data.opening import open_source
 
     if data.dataset.startswith("torchvision:"):
         return True

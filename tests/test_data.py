@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
+from common.data import archives, arrays, opening
 from common.data import loading as data_module
-from common.data import sources
 from common.data.loading import (
     Batches,
     ImageData,
@@ -187,7 +187,7 @@ def test_too_many_damaged_images(tmp_path):
 
 def test_too_many_damaged_images_stop_the_threads(monkeypatch):
     calls = []
-    source = sources.array_source("x", np.zeros((5000, 4, 4), np.uint8))
+    source = arrays.array_source("x", np.zeros((5000, 4, 4), np.uint8))
     source.load = lambda index: calls.append(index) or (_ for _ in ()).throw(OSError("bad"))
     monkeypatch.setattr(data_module, "open_source", lambda *_: source)
     with pytest.raises(ValueError, match="more than 3"):
@@ -239,7 +239,7 @@ def test_zip_bomb_and_damaged_member(tmp_path, monkeypatch, capsys):
     content[content.index(b"owl/0.png") + 60] ^= 255  # inside the stored pixels: the checksum fails
     Path(spec).write_bytes(content)
     assert len(load(spec, progress=True)) == 11 and "owl/0.png (Bad CRC-32" in capsys.readouterr().out
-    monkeypatch.setattr(sources, "MAX_MEMBER_BYTES", 100)
+    monkeypatch.setattr(archives, "MAX_MEMBER_BYTES", 100)
     with pytest.raises(ValueError, match="refused as a zip bomb"):
         load(spec)
 
@@ -283,7 +283,7 @@ def test_grey_array_resized_and_coloured(tmp_path):
 
 def test_array_in_memory_is_not_copied():
     planes = np.zeros((4, 3, S, S), np.uint8)  # channels-last view of channels-first memory, as in torchvision's CIFAR
-    source = sources.array_source("x", planes.transpose(0, 2, 3, 1))
+    source = arrays.array_source("x", planes.transpose(0, 2, 3, 1))
     images = data_module._whole_array(source, S, 3)
     assert np.shares_memory(images.numpy(), planes)
 
@@ -429,7 +429,7 @@ def test_torchvision_mistakes(tmp_path, monkeypatch, capsys):
         load("torchvision:CIFAR1O", 32, 3, root=tmp_path)
     with pytest.raises(ValueError, match="give --data-root"):
         load("torchvision:MNIST", 28, 1)
-    with pytest.raises(sources.DownloadError, match=r"could not download MNIST .*by hand, or give --data"):
+    with pytest.raises(opening.DownloadError, match=r"could not download MNIST .*by hand, or give --data"):
         load("torchvision:MNIST", 28, 1, root=tmp_path, progress=True)
     assert "MNIST is not (whole) in" in capsys.readouterr().out
     write_mnist(tmp_path)
@@ -451,13 +451,13 @@ def test_download_size(monkeypatch):
 
     asked = []
     monkeypatch.setattr(urllib.request, "urlopen", lambda request, timeout: asked.append(request) or Reply())
-    assert sources._download_size(Fake) == "5 MB"
+    assert opening._download_size(Fake) == "5 MB"
     assert [(r.full_url, r.get_method()) for r in asked] == [
         ("https://example.org/a.gz", "HEAD"),
         ("https://example.org/b.gz", "HEAD"),
     ]
     no_network(monkeypatch)
-    assert sources._download_size(Fake) == "an unknown amount"
+    assert opening._download_size(Fake) == "an unknown amount"
 
 
 # ---- MNIST by Keras
@@ -515,7 +515,7 @@ def test_mnist_by_keras(tmp_path, monkeypatch, keras_mnist, capsys):
 )
 def test_keras_failures_are_one_line(tmp_path, monkeypatch, keras_mnist, text, message):
     fake_tensorflow(monkeypatch, tmp_path / "fake", text)
-    with pytest.raises(sources.DownloadError, match=message) as caught:
+    with pytest.raises(opening.DownloadError, match=message) as caught:
         keras_mnist.fetch(tmp_path / "data")
     assert "\n" not in str(caught.value) and "IDX files" in str(caught.value)
     assert list((tmp_path / "data").iterdir()) == []

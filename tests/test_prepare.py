@@ -22,7 +22,8 @@ from PIL import Image
 
 from common.data import archives
 from common.data.loading import StreamingImages, load_images
-from common.data.sources import Source, open_source
+from common.data.opening import open_source
+from common.data.sources import Source
 from common.images import decode, fit
 from common.prepare import command as prepare
 from common.prepare import containers, tfrecord
@@ -517,7 +518,7 @@ def test_links_and_devices_are_ignored(tmp_path, capsys):
 
 
 def test_tar_bomb(tmp_path, monkeypatch):
-    monkeypatch.setattr(archives.sources, "MAX_MEMBER_BYTES", 100)
+    monkeypatch.setattr(archives, "MAX_MEMBER_BYTES", 100)
     with pytest.raises(ValueError, match="refused as a zip bomb"):
         run(write_tar(tmp_path / "set.tar"), tmp_path / "out.zip")
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.data import sources
+from common.data.sources import Source, class_labels, is_image, named_source
 from common.images import decode
 from common.runtime import atomic_write
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 HEADER = "header.json"  # member or key with the description of a prepared file; not an image
 _INDEX_FROM = 100_000  # an LMDB of more keys gets a file beside it with the list of them
+MAX_MEMBER_BYTES = 128 * 2**20  # one encoded image; a larger member of an archive is taken for a bomb
 AGAIN = "copy or download it again"
 
 
@@ -39,7 +40,7 @@ def check_member(path: Path, name: str, size: int) -> None:
     parts = name.replace("\\", "/").split("/")
     if parts[0] == "" or parts[0][1:2] == ":" or ".." in parts:
         raise ValueError(f"--data {path}: member {name!r} points outside of the archive; refused")
-    if sources.is_image(name) and size > sources.MAX_MEMBER_BYTES:
+    if is_image(name) and size > MAX_MEMBER_BYTES:
         raise ValueError(f"--data {path}: member {name!r} unpacks to {size / 2**20:.0f} MiB; refused as a zip bomb")
 
 
@@ -66,7 +67,7 @@ class ZipImages:
         return decode(self._archive.read(self.names[index]))  # ZipFile locks its file handle: safe from threads
 
 
-def open_zip(path: Path, split: str, say: Callable[[str], None]) -> sources.Source:
+def open_zip(path: Path, split: str, say: Callable[[str], None]) -> Source:
     """A source from the images in a zip file; class folders give labels.
 
     Raises:
@@ -86,13 +87,13 @@ def open_zip(path: Path, split: str, say: Callable[[str], None]) -> sources.Sour
     _tell_ignored(path, ignored, say)
     if any(name.endswith("data.mdb") for name in names):
         raise ValueError(f"--data {path}: a zipped LMDB; unzip it and give the folder that has data.mdb")
-    return sources.named_source(path, names, split, "zip", lambda kept: ZipImages(path, kept, archive))
+    return named_source(path, names, split, "zip", lambda kept: ZipImages(path, kept, archive))
 
 
 # ---- tar
 
 
-def open_tar(path: Path, split: str, say: Callable[[str], None]) -> sources.Source:
+def open_tar(path: Path, split: str, say: Callable[[str], None]) -> Source:
     """A source from the images in an uncompressed tar file; class folders give labels. Cost: one pass over headers.
 
     Raises:
@@ -120,7 +121,7 @@ def open_tar(path: Path, split: str, say: Callable[[str], None]) -> sources.Sour
         table = np.array([places[name] for name in names], np.int64).reshape(-1, 2)
         return partial(_load_range, path, table)
 
-    return sources.named_source(path, list(places), split, "tar", loader)
+    return named_source(path, list(places), split, "tar", loader)
 
 
 def _load_range(path: Path, table: np.ndarray, index: int) -> Image:
@@ -230,7 +231,7 @@ class LmdbImages:
         return _raw_image(self.read(index)) if self.raw else decode(self.read(index))
 
 
-def open_lmdb(path: Path, say: Callable[[str], None]) -> sources.Source:
+def open_lmdb(path: Path, say: Callable[[str], None]) -> Source:
     """A source from an LMDB whose values are image files, or square pixels of three channels.
 
     Keys such as cat/0.png give labels. Cost: one pass over the keys; those of a large LMDB are kept beside it.
@@ -244,8 +245,8 @@ def open_lmdb(path: Path, say: Callable[[str], None]) -> sources.Source:
         raise ValueError(f"--data {path}: no images in it")
     load = LmdbImages(path, keys)
     load.raw = _is_raw(load.read(0))
-    labels, class_names = sources.class_labels(list(keys)) if (keys.block == ord("/")).any() else (None, ())
-    return sources.Source(str(path), load, len(keys), keys, labels, class_names, kind="lmdb")
+    labels, class_names = class_labels(list(keys)) if (keys.block == ord("/")).any() else (None, ())
+    return Source(str(path), load, len(keys), keys, labels, class_names, kind="lmdb")
 
 
 def _keys(path: Path, opened: Any, say: Callable[[str], None]) -> Keys:

@@ -1,6 +1,6 @@
 """Images for training: one uint8 copy in memory (or decoded on the fly), and batches that are a function of the step.
 
-``load_images`` reads any source of ``common.data.sources`` into an :class:`ImageData`; :class:`StreamingImages` keeps the
+``load_images`` reads what ``common.data.opening`` opens into an :class:`ImageData`; :class:`StreamingImages` keeps the
 same source on disk. :class:`Batches` draws from either. Batch k depends on (seed, k) alone, so a resumed run needs
 no state of a loader, and several processes take their rows of the same global batch.
 """
@@ -19,7 +19,9 @@ from torch import Tensor
 
 from common.images import fit, from_uint8
 from common.runtime import generator
-from common.data.sources import Source, channels_first, open_source
+from common.data.arrays import channels_first
+from common.data.opening import open_source
+from common.data.sources import Source
 
 _CHUNK = 256  # images that a thread takes at a time
 _BLOCK = 4  # of a batch: an image at a time costs 5% in the pool, more would leave threads idle at the end
@@ -78,7 +80,7 @@ def load_images(
     are converted. An unreadable image is named and left out.
 
     Args:
-        spec: ``torchvision:NAME``, a folder, .zip, .tar, LMDB, .npy or .npz; see ``common.data.sources.open_source``.
+        spec: ``torchvision:NAME``, a folder, .zip, .tar, LMDB, .npy or .npz; see ``common.data.opening.open_source``.
         image_size: Side of the images wanted.
         channels: 1 or 3.
         root: Folder of torchvision's sets.

@@ -21,7 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.data.sources import Source, channels_first, open_source
+from common.data.arrays import channels_first
+from common.data.opening import open_source
+from common.data.sources import Source
 from common.evaluate.scores import ClassSums, Kept, Moments
 from common.images import fit
 from common.runtime import atomic_write, file_hash
@@ -80,7 +82,7 @@ def open_set(spec: str, side: int = 0, split: str = "train") -> ImageSet:
     """A folder, zip, tar, LMDB, .npy or .npz of images.
 
     Args:
-        spec: See ``common.data.sources.open_source``.
+        spec: See ``common.data.opening.open_source``.
         side: 0: all images must be squares of one size.
         split: Taken where the set has sub-folders train/, test/.
 

@@ -1,6 +1,6 @@
 """What can be prepared but not trained on directly: compressed tar, parquet, TFRecord, folders with a partition file.
 
-``open_input`` adds these to ``common.data.sources.open_source``.
+``open_input`` adds these to ``common.data.opening.open_source``.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.data import sources
 from common.data.archives import AGAIN, open_tar
-from common.data.sources import Source
+from common.data.arrays import open_npy
+from common.data.opening import open_source
+from common.data.sources import Source, is_image, list_files
 from common.images import decode
 from common.prepare.tfrecord import open_tfrecord
 from common.runtime import atomic_write
@@ -56,28 +57,28 @@ def open_input(spec: str, split: str, attribute: str, work: Path, say: Callable[
     if attribute and not (path.is_dir() and _lists(path, "list_eval_partition")):
         raise ValueError(f"--attribute {attribute}: only for a folder that has list_eval_partition and list_attr files")
     if path.is_dir():
-        return _open_folder(path, split, attribute, say) or sources.open_source(spec, None, split, say)
+        return _open_folder(path, split, attribute, say) or open_source(spec, None, split, say)
     if path.is_file() and path.suffix.lower() in _COMPRESSED:
         return open_tar(_unpacked(path, work, say), split, say)
     if path.is_file() and path.suffix.lower() == ".parquet":
         return open_parquet(path)
     if path.is_file() and _RECORDS.search(path.name):
         return open_tfrecord(path)
-    return sources.open_source(spec, None, split, say)
+    return open_source(spec, None, split, say)
 
 
 def _open_folder(path: Path, split: str, attribute: str, say: Callable[[str], None]) -> Source | None:
     """A source from a folder of files that each hold many images; None for any other folder."""
     if _lists(path, "list_eval_partition"):
         return open_partitioned(path, split, attribute, say)
-    names = sorted(sources.list_files(path))
-    if any(map(sources.is_image, names)):
+    names = sorted(list_files(path))
+    if any(map(is_image, names)):
         return None
     files = [path / name for name in names]
     kinds: list[tuple[Callable[[Path], Source], Callable[[Path], bool]]] = [
         (open_parquet, lambda file: file.suffix == ".parquet"),
         (open_tfrecord, lambda file: bool(_RECORDS.search(file.name))),
-        (sources.open_npy, lambda file: file.suffix == ".npy"),
+        (open_npy, lambda file: file.suffix == ".npy"),
     ]
     for opener, is_one in kinds:
         chosen = [file for file in files if is_one(file)]
@@ -157,7 +158,7 @@ def open_partitioned(path: Path, split: str, attribute: str, say: Callable[[str]
     rows = _table(_lists(path, "list_eval_partition")[0])
     wanted = {name for name, *value in rows if split == "all" or value == [str(_SPLIT_NAMES[split])]}
     places = [place for place in sorted(path.glob("img_align*")) if place.is_dir() or place.suffix == ".zip"]
-    images = sources.open_source(str(places[0] if places else path), None, split, say)
+    images = open_source(str(places[0] if places else path), None, split, say)
     names = images.names or ()
     chosen = [k for k, name in enumerate(names) if name.rpartition("/")[2] in wanted]
     if not chosen:
