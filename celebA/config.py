@@ -1,10 +1,12 @@
 """CelebA: IDFF's presets at 64x64, and the Flow Image Generator's recipe at 128x128."""
 
 from dataclasses import replace
+from pathlib import Path
 
-from _repo import HERE
 from common.cli.configs import TrainConfig
 from common.scripts.folder import Folder
+
+HERE = Path(__file__).resolve().parent
 
 # Rezaei et al. 2024, as their script for CelebA has it.
 PAPER = TrainConfig(

@@ -5,9 +5,9 @@ accelerate-launch gen_celebA.py --range 10000:20000 --sampling_method heun --sam
 """
 
 from _repo import HERE  # noqa: F401
+from celebA.config import FOLDER
 from common.runtime import run_main
 from common.scripts.gen import gen_main
-from config import FOLDER
 
 if __name__ == "__main__":
     run_main(lambda: gen_main(FOLDER, __doc__))

@@ -4,9 +4,9 @@ python gen_true_celebA.py --n_samples 50000 --save_dir samples/true
 """
 
 from _repo import HERE  # noqa: F401
+from celebA.config import FOLDER
 from common.runtime import run_main
 from common.scripts.true import true_main
-from config import FOLDER
 
 if __name__ == "__main__":
     run_main(lambda: true_main(FOLDER, __doc__))

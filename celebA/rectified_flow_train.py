@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from _repo import HERE  # noqa: F401
+from celebA.config import GENERATOR_FOLDER
 from common.runtime import run_main
 from common.scripts.train import train_main
-from config import GENERATOR_FOLDER
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,7 +74,7 @@ def main() -> None:
 
 def run(*arguments: Any) -> Path:
     """``epochs.train_epochs``, imported late so that ``--help`` stays fast."""
-    from epochs import train_epochs
+    from celebA.epochs import train_epochs
 
     return train_epochs(*arguments)
 

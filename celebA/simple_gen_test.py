@@ -6,9 +6,9 @@ python simple_gen_test.py --invert photo.jpg
 """
 
 from _repo import HERE  # noqa: F401
+from celebA.config import FOLDER
 from common.runtime import run_main
 from common.scripts.grid import grid_main
-from config import FOLDER
 
 if __name__ == "__main__":
     run_main(lambda: grid_main(FOLDER, __doc__))

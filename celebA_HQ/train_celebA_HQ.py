@@ -6,9 +6,9 @@ python train_celebA_HQ.py --preset small             # a CPU, a few hundred step
 """
 
 from _repo import HERE  # noqa: F401
+from celebA_HQ.config import FOLDER
 from common.runtime import run_main
 from common.scripts.train import train_main
-from config import FOLDER
 
 if __name__ == "__main__":
     run_main(lambda: train_main(FOLDER, __doc__))

@@ -1,10 +1,12 @@
 """CIFAR-10: presets. ``default`` is what is shipped, ``paper`` the network and recipe of torchcfm and IDFF."""
 
 from dataclasses import replace
+from pathlib import Path
 
-from _repo import HERE
 from common.cli.configs import TrainConfig
 from common.scripts.folder import Folder
+
+HERE = Path(__file__).resolve().parent
 
 # Tong et al. 2024 and Rezaei et al. 2024: 35.7M parameters, 400k steps, for a GPU.
 PAPER = TrainConfig(

@@ -5,9 +5,9 @@ accelerate-launch gen_cifar10.py --range 10000:20000 --save_dir samples/gen --sa
 """
 
 from _repo import HERE  # noqa: F401
+from cifar10.config import FOLDER
 from common.runtime import run_main
 from common.scripts.gen import gen_main
-from config import FOLDER
 
 if __name__ == "__main__":
     run_main(lambda: gen_main(FOLDER, __doc__))

@@ -5,9 +5,9 @@ python measure.py --n_steps 10 --solver heun --out results/measured.json
 """
 
 from _repo import HERE  # noqa: F401
+from cifar10.config import FOLDER
 from common.runtime import run_main
 from common.scripts.measure import measure_main
-from config import FOLDER
 
 if __name__ == "__main__":
     run_main(lambda: measure_main(FOLDER, __doc__, has_test=False, residual=True))

@@ -1,8 +1,11 @@
 """LSUN bedroom at 256x256: presets (see ``common.scripts.presets256.large_image_presets``), data and names."""
 
-from _repo import HERE
+from pathlib import Path
+
 from common.scripts.folder import Folder
 from common.scripts.presets256 import large_image_presets
+
+HERE = Path(__file__).resolve().parent
 
 FOLDER = Folder(
     here=HERE,

@@ -8,7 +8,7 @@ python simple_gen_test.py --invert photo.jpg
 from _repo import HERE  # noqa: F401
 from common.runtime import run_main
 from common.scripts.grid import grid_main
-from config import FOLDER
+from lsun_bed.config import FOLDER
 
 if __name__ == "__main__":
     run_main(lambda: grid_main(FOLDER, __doc__))

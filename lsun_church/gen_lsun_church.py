@@ -7,7 +7,7 @@ accelerate-launch gen_lsun_church.py --range 10000:20000 --sampling_method heun 
 from _repo import HERE  # noqa: F401
 from common.runtime import run_main
 from common.scripts.gen import gen_main
-from config import FOLDER
+from lsun_church.config import FOLDER
 
 if __name__ == "__main__":
     run_main(lambda: gen_main(FOLDER, __doc__))

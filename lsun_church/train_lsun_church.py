@@ -8,7 +8,7 @@ python train_lsun_church.py --preset small             # a CPU, a few hundred st
 from _repo import HERE  # noqa: F401
 from common.runtime import run_main
 from common.scripts.train import train_main
-from config import FOLDER
+from lsun_church.config import FOLDER
 
 if __name__ == "__main__":
     run_main(lambda: train_main(FOLDER, __doc__))

@@ -1,11 +1,13 @@
 """MNIST: presets. ``default`` is what is shipped, ``seed`` the Flow Image Generator's 64x64 set-up."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from _repo import HERE
 from common.cli.configs import TrainConfig
 from common.scripts.folder import Folder
+
+HERE = Path(__file__).resolve().parent
 
 # Class-conditional rectified flow at 28x28; space-to-depth makes it a network for a CPU.
 DEFAULT = TrainConfig(
@@ -52,7 +54,7 @@ SEED = replace(
 
 def load_data(*args: Any, **options: Any) -> Any:
     """MNIST by torchvision, or by Keras when its mirror fails; imported late, so that --help stays fast."""
-    from keras_mnist import load_mnist
+    from mnist.keras_mnist import load_mnist
 
     return load_mnist(*args, **options)
 

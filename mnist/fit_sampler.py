@@ -7,7 +7,7 @@ python fit_sampler.py --weights results/mine --n_steps 5 10 --cfg 2
 from _repo import HERE  # noqa: F401
 from common.runtime import run_main
 from common.scripts.fit import fit_main
-from config import FOLDER
+from mnist.config import FOLDER
 
 if __name__ == "__main__":
     run_main(lambda: fit_main(FOLDER, __doc__))

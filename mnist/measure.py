@@ -7,7 +7,7 @@ python measure.py --n_steps 10 --solver heun --out results/measured.json
 from _repo import HERE  # noqa: F401
 from common.runtime import run_main
 from common.scripts.measure import measure_main
-from config import FOLDER
+from mnist.config import FOLDER
 
 if __name__ == "__main__":
     run_main(lambda: measure_main(FOLDER, __doc__))

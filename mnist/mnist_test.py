@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from _repo import HERE
 from common import cli
 from common.runtime import run_main
-from config import FOLDER
+from mnist.config import FOLDER
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def main() -> None:
     from common.checkpoint import load_network
     from common.images import grid, save_png
     from common.runtime import pick_device
-    from mnist_train import generate_sample
+    from mnist.mnist_train import generate_sample
 
     model, info = load_network(options.weights or HERE / FOLDER.weights)
     model = model.to(pick_device(options.device))

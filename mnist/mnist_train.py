@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from _repo import HERE  # noqa: F401
 from common.runtime import run_main
 from common.scripts.train import train_main
-from config import FOLDER
+from mnist.config import FOLDER
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -24,7 +24,7 @@ from typing import Any
 from _repo import HERE  # noqa: F401
 from common import cli
 from common.runtime import JsonLines, atomic_write, run_main
-from quality import METRICS
+from seqrf.quality import METRICS
 
 Row = dict[str, Any]
 

@@ -18,7 +18,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from common.runtime import derive_seed, generator
-from shards import Manifest, shape_text
+from seqrf.shards import Manifest, shape_text
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from endpoints import sources
-from flags import PREDICTORS
-from segments import (
+from seqrf.endpoints import sources
+from seqrf.flags import PREDICTORS
+from seqrf.segments import (
     sample,
     sample_times,
     segment_times,
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from models import Model
-    from options import Run, Sampling
-    from quality import Judge
+    from seqrf.models import Model
+    from seqrf.options import Run, Sampling
+    from seqrf.quality import Judge
 
 SHOWN = 64  # samples of a picture and of a trajectory's file
 DRAWN = 2000  # points of a picture

@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
-from _repo import HERE
 from common.cli import CONFIG_HELP, Names, read_flags
 from common.cli.configs import SolverName
 from common.cli.values import allowed, check_device, convert, field_types, find_config, load_config
-from options import Config, Run
+from seqrf.options import Config, Run
+
+HERE = Path(__file__).resolve().parent
 
 __all__ = ["PREDICTORS", "check", "parse"]
 

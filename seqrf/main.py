@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from _repo import HERE  # noqa: F401
 from common.runtime import run_main
-from flags import parse
+from seqrf.flags import parse
 
 
 def main() -> None:
     """Read the command line and do what it asks for."""
     run = parse(description=__doc__)
-    from stages import execute
+    from seqrf.stages import execute
 
     execute(run)
 

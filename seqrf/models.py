@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import segments
 from common import checkpoint, generate
 from common.runtime import file_hash, keep_freed_memory
 from common.solvers import CountNFE
-from endpoints import after
-from networks import Student, build
+from seqrf import segments
+from seqrf.endpoints import after
+from seqrf.networks import Student, build
 
 
 @dataclass(frozen=True, eq=False)

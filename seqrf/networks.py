@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from common.networks import MLP, build_network
 from common.unet import ConditionalUNet, UNet, zeroed
-from segments import checked_edges
+from seqrf.segments import checked_edges
 
 ENTRIES = {UNet: "time_embed", ConditionalUNet: "time_mlp", MLP: "net.0"}  # where the time enters
 CONDITIONS = ("heads", "edges")

@@ -18,18 +18,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import shards as store
 from common.runtime import generator
-from endpoints import Pool, as_floats, check_teacher, choose_steps, follow, mix, sources, starts
-from plan import first_noise, plan
-from shards import Manifest, shape_text
+from seqrf import shards as store
+from seqrf.endpoints import Pool, as_floats, check_teacher, choose_steps, follow, mix, sources, starts
+from seqrf.plan import first_noise, plan
+from seqrf.shards import Manifest, shape_text
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import Tensor
 
-    from endpoints import Velocity
+    from seqrf.endpoints import Velocity
 
 WINDOW = 32  # shards that a reader shuffles together
 RESIDENT = 2**28  # bytes of pairs that a reader keeps

@@ -44,9 +44,9 @@ def main() -> None:
     folder = Path(first[0] if first else options.folder)
     from common.generate import labels_for
     from common.plots import image_rows
-    from evaluate import draw
-    from models import load
-    from train import FINAL
+    from seqrf.evaluate import draw
+    from seqrf.models import load
+    from seqrf.train import FINAL
 
     files = sorted(folder.glob(f"*/{FINAL}"), key=lambda file: file.stat().st_mtime)
     if not options.teacher or not files:

@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 from _repo import HERE  # noqa: F401
 from common.runtime import run_main
-from flags import parse
-from options import DISTILL, REFLOW, Run
+from seqrf.flags import parse
+from seqrf.options import DISTILL, REFLOW, Run
 
 if TYPE_CHECKING:
     from common.runtime import Processes
-    from quality import Judge
+    from seqrf.quality import Judge
 
 
 def main() -> None:
     """Go through all stages for every seed, then compare."""
     run = parse(description=__doc__)
     from common.runtime import processes
-    from compare import compare
-    from stages import smoke, workdir
+    from seqrf.compare import compare
+    from seqrf.stages import smoke, workdir
 
     check(run)
     run = smoke(run) if run.smoke else run
@@ -51,8 +51,8 @@ def check(run: Run) -> None:
 
 def whole(run: Run, here: Processes) -> None:
     """All stages for one seed, in the run's work folder."""
-    from quality import make_judge
-    from stages import TEACHER, train_teacher
+    from seqrf.quality import make_judge
+    from seqrf.stages import TEACHER, train_teacher
 
     plan, base = run.config.pipeline, Path(run.workdir)
     if run.config.training.import_torch == "none":
@@ -83,8 +83,8 @@ def with_training(run: Run, **changes: Any) -> Run:
 
 def student(run: Run, here: Processes, name: str, k: int, **changes: Any) -> Path:
     """Make the pairs of a student and train it in a folder of its own; the file of its weights."""
-    from stages import make_pairs, train
-    from train import FINAL
+    from seqrf.stages import make_pairs, train
+    from seqrf.train import FINAL
 
     folder = Path(run.workdir) / name
     if (folder / FINAL).exists():
@@ -101,8 +101,8 @@ def student(run: Run, here: Processes, name: str, k: int, **changes: Any) -> Pat
 def measure(run: Run, weights: Path, judge: Judge, here: Processes, name: str = "", only: int = 0) -> None:
     """Rows of a model at all numbers of steps (or one) that are not there yet, by Euler's method."""
     from common.runtime import JsonLines
-    from evaluate import evaluate
-    from models import load
+    from seqrf.evaluate import evaluate
+    from seqrf.models import load
 
     if not here.is_main:
         return

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from endpoints import Pool, sources
-from segments import checked_edges, uniform_edges
-from shards import ENDS, Manifest, shape_text
+from seqrf.endpoints import Pool, sources
+from seqrf.segments import checked_edges, uniform_edges
+from seqrf.shards import ENDS, Manifest, shape_text
 
 SHARD_BYTES, SHARD_PAIRS = 64 * 2**20, 2048  # at most, of shards whose size was not given
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from common.runtime import generator
-from options import PLANE
+from seqrf.options import PLANE
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from common.data.loading import ImageData
     from common.evaluate.recogniser import Recogniser
-    from options import Data, Run
+    from seqrf.options import Data, Run
 
     Figures = dict[str, float | None]
 

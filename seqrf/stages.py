@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from _repo import HERE
-from options import DISTILL, GENERATE, PLANE, Config, Run
+from seqrf.options import DISTILL, GENERATE, PLANE, Config, Run
+
+HERE = Path(__file__).resolve().parent
 
 if TYPE_CHECKING:
     from common.runtime import Processes
-    from endpoints import Pool
-    from models import Model
+    from seqrf.endpoints import Pool
+    from seqrf.models import Model
 
 PAIRS = "samples/reflow_batch"  # folder of the pairs in a work folder
 TEACHER = "teacher_step_final.pt"
@@ -106,7 +107,7 @@ def start_of(run: Run, device: Any) -> Model:
     Raises:
         ValueError: no weights were given, or they are of other samples than the configuration's data.
     """
-    from models import load
+    from seqrf.models import load
 
     data, path = run.config.data, run.config.training.import_torch
     if path == "none":
@@ -128,7 +129,7 @@ def make_pairs(run: Run, here: Processes, folder: Path | None = None) -> Path:
     Raises:
         ValueError: no teacher, one that cannot make these pairs, or a folder with others.
     """
-    import pairs
+    from seqrf import pairs
 
     config, t = run.config, run.config.training
     folder = folder or pairs_folder(run)
@@ -181,7 +182,7 @@ def pairs_folder(run: Run) -> Path:
 
 def pool_of(run: Run, teacher: Model) -> Pool:
     """The real samples and labels that pairs start from."""
-    from endpoints import Pool
+    from seqrf.endpoints import Pool
 
     data, k = run.config.data, run.config.training.reflow_t
     if data.dataset.startswith(PLANE):
@@ -191,7 +192,7 @@ def pool_of(run: Run, teacher: Model) -> Pool:
         return Pool(sample(data.dataset.removeprefix(PLANE), POINTS, generator(run.config.seed, "pool")))
     if k == 1 and not teacher.num_classes:
         return Pool(None)
-    from quality import load_split
+    from seqrf.quality import load_split
 
     images = load_split(data, "train", run.smoke)
     if not teacher.num_classes:
@@ -207,7 +208,7 @@ def edges_of(run: Run, teacher: Model, here: Processes) -> list[float]:
     """The segments of a run: of equal length, or adaptive; those are computed once and kept in the work folder."""
 
     from common.runtime import read_json, write_json
-    from segments import uniform_edges
+    from seqrf.segments import uniform_edges
 
     t = run.config.training
     if not t.adaptive_interval:
@@ -238,8 +239,8 @@ def teacher_edges(teacher: Model, k: int, n_samples: int, n_steps: int, config: 
 
     from common.generate import labels_for
     from common.solvers.grids import partition, segment_costs
-    from evaluate import draw
-    from segments import checked_edges
+    from seqrf.evaluate import draw
+    from seqrf.segments import checked_edges
 
     size = max(1, min(n_samples, STATES // ((n_steps + 1) * math.prod(teacher.shape))))
     cost, times = 0.0, [i / n_steps for i in range(n_steps + 1)]
@@ -262,8 +263,8 @@ def train(run: Run, here: Processes) -> Path:
 
     With adaptive segments, pairs that were made for equal ones are left alone: others are made beside them.
     """
-    from pairs import Pairs
-    from train import train_student
+    from seqrf.pairs import Pairs
+    from seqrf.train import train_student
 
     t, model = run.config.training, start_of(run, here.device)
     if t.reflow_mode == DISTILL and run.config.sampling.method == "pc" and run.config.model.num_scales < t.reflow_t:
@@ -284,8 +285,8 @@ def train(run: Run, here: Processes) -> Path:
 
 def is_adaptive(folder: Path, run: Run, model: Model, here: Processes) -> bool:
     """Whether a folder holds pairs of adaptive segments: not of equal length, or just those that this run would get."""
-    import shards
-    from segments import uniform_edges
+    from seqrf import shards
+    from seqrf.segments import uniform_edges
 
     if not (folder / "manifest.json").exists():
         return False
@@ -300,8 +301,8 @@ def is_adaptive(folder: Path, run: Run, model: Model, here: Processes) -> bool:
 def watcher(run: Run, here: Processes) -> Callable[[Model], dict[str, Any]]:
     """What is done with the student at each snapshot: a picture of samples, and figures, as the options ask."""
     from common.generate import labels_for
-    from evaluate import SHOWN, draw, picture, sampler_of
-    from quality import make_judge
+    from seqrf.evaluate import SHOWN, draw, picture, sampler_of
+    from seqrf.quality import make_judge
 
     t, judge = run.config.training, None
 
@@ -333,9 +334,9 @@ def evaluate_run(run: Run, here: Processes) -> list[dict[str, Any]]:
     Raises:
         FileNotFoundError: the run has no weights, or no snapshot in the range of steps.
     """
-    from evaluate import evaluate
-    from models import load
-    from quality import make_judge
+    from seqrf.evaluate import evaluate
+    from seqrf.models import load
+    from seqrf.quality import make_judge
 
     if not here.is_main:
         return []
@@ -349,7 +350,7 @@ def evaluate_run(run: Run, here: Processes) -> list[dict[str, Any]]:
 
 def weights_of(run: Run) -> list[Path]:
     """The snapshots that config.eval asks for, or the last weights."""
-    from train import FINAL, SNAPSHOTS
+    from seqrf.train import FINAL, SNAPSHOTS
 
     e, folder = run.config.eval, workdir(run)
     found = {int(file.stem.rpartition("_")[2]): file for file in (folder / SNAPSHOTS).glob("weights_step_*.pt")}

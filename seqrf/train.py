@@ -11,9 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-import models
-import networks
-import segments
 from common import checkpoint
 from common.cli.configs import TrainConfig
 from common.cli.values import to_yaml
@@ -23,11 +20,12 @@ from common.training.batches import Ahead
 from common.training.loop import begin, in_words, loop, write_final
 from common.training.report import Report
 from common.training.trainer import Trainer
-from options import DISTILL, Run
-from pairs import Pairs
+from seqrf import models, networks, segments
+from seqrf.options import DISTILL, Run
+from seqrf.pairs import Pairs
 
 if TYPE_CHECKING:
-    from models import Model
+    from seqrf.models import Model
 
 FINAL = "student_step_final.pt"
 SNAPSHOTS = "checkpoints"  # folder of the weights kept under their step's name

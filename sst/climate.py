@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.series import frames_at, windows
-from data import Fields, Region
-from synthetic import filtered, mean_power, season
+from sst.data import Fields, Region
+from sst.synthetic import filtered, mean_power, season
 
 FLOOR = 0.25  # least standard deviation, as a share of the median one: cells under ice hardly change
 RIDGE = 0.02  # of the persistence's regression, as a share of the variance

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from _repo import HERE
+HERE = Path(__file__).resolve().parent
+
 
 WEIGHTS = "results/CFM-synthetic/CFM_sst_weights_step_final.pt"  # what simple_gen_test.py draws from
 

@@ -23,7 +23,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from climate import Climate, coloured, month_of, season_of, static_maps
 from common.cli.configs import TrainConfig
 from common.losses import network_heads
 from common.networks import build_network
@@ -33,8 +32,9 @@ from common.series import windows
 from common.solvers import euler_maruyama, integrate, time_grid
 from common.training.batches import Ahead
 from common.training.trainer import Trainer
-from config import Options, stored
-from data import Fields
+from sst.climate import Climate, coloured, month_of, season_of, static_maps
+from sst.config import Options, stored
+from sst.data import Fields
 
 WRAP = 4  # cells of the other side that the network sees beyond each edge of a torus
 STATIC = 8  # channels of a condition besides the frames: static maps and season

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import climate as C
-import synthetic
-from climate import Climate
 from common import checkpoint
 from common.runtime import generator, keep_freed_memory
 from common.series import roll_out
 from common.solvers import CountNFE
-from config import Options, restored
-from data import Fields, load
-from flow import Conditioned, Method, condition_of, draw_innovation, method_of
+from sst import climate as C
+from sst import synthetic
+from sst.climate import Climate
+from sst.config import Options, restored
+from sst.data import Fields, load
+from sst.flow import Conditioned, Method, condition_of, draw_innovation, method_of
 
 
 # ---------------------------------------------------------------------------------------------------- data
@@ -227,7 +227,7 @@ def derived_name(box: Climate) -> str:
 
 def fit_spread(model: Forecaster, data: World, members: int) -> tuple[float, ...]:
     """Factors that make the spread-skill ratio 1 at each lead of forecasts of the validation years."""
-    from skill import area_of, by_lead, spread_skill_ratio
+    from sst.skill import area_of, by_lead, spread_skill_ratio
 
     plain = replace(model, spread=())
     starts = data.starts(replace(model.options, starts=min(model.options.starts or 24, 24)), validation=True)

@@ -11,7 +11,7 @@ import torch
 from common.plots import pyplot, save
 
 if TYPE_CHECKING:
-    from forecast import Ensemble, World
+    from sst.forecast import Ensemble, World
 
 LAND = "0.75"
 STYLES = {  # of skill curves: colour, line, marker

@@ -7,13 +7,13 @@ python simple_gen_test.py --start 5 --members 100 --out forecast.png
 from _repo import HERE  # noqa: F401
 from common.cli import parse
 from common.runtime import run_main
-from config import DrawOptions
+from sst.config import DrawOptions
 
 
 def main() -> None:
     """Parse the command line and draw."""
     options = parse(DrawOptions, description=__doc__ or "")
-    from sst_pipeline import draw
+    from sst.sst_pipeline import draw
 
     draw(options)
 

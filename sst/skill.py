@@ -13,7 +13,7 @@ from torch import Tensor
 from common.series import by_lead, crps, crps_gaussian, mse_of_mean, rank_histogram, spread_skill_ratio, weighted_mean
 
 if TYPE_CHECKING:
-    from forecast import Ensemble, World
+    from sst.forecast import Ensemble, World
 
 # Baselines: the first three say one number, and score its absolute error; the others a normal distribution.
 POINT = ("persistence", "climatology", "damped persistence")

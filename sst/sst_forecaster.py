@@ -10,13 +10,13 @@ long it takes and which numbers to expect.
 from _repo import HERE  # noqa: F401
 from common.cli import parse
 from common.runtime import run_main
-from config import PRESETS, Options, smoke
+from sst.config import PRESETS, Options, smoke
 
 
 def main() -> None:
     """Parse the command line and run."""
     options = parse(Options, PRESETS, __doc__ or "")
-    from sst_pipeline import run
+    from sst.sst_pipeline import run
 
     run(smoke(options) if options.smoke else options)
 

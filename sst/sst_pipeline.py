@@ -10,9 +10,6 @@ from typing import Any
 
 import torch
 
-import maps
-import skill
-from _repo import HERE
 from common import checkpoint
 from common.cli import to_yaml
 from common.networks import build_network
@@ -20,9 +17,12 @@ from common.records.cards import commit, write_card
 from common.runtime import Processes, hardware, pick_device, processes, run_lock, write_json
 from common.training.loop import begin, in_words, loop, write_final
 from common.training.report import Report
-from config import DEFAULT, WEIGHTS, DrawOptions, Options, run_folder, smoke
-from flow import FieldBatches, FieldTrainer, check, description
-from forecast import Ensemble, Forecaster, World, fit_spread, forecast, load_forecaster, world
+from sst import maps, skill
+from sst.config import DEFAULT, WEIGHTS, DrawOptions, Options, run_folder, smoke
+from sst.flow import FieldBatches, FieldTrainer, check, description
+from sst.forecast import Ensemble, Forecaster, World, fit_spread, forecast, load_forecaster, world
+
+HERE = Path(__file__).resolve().parent
 
 VALIDATION_BATCHES = 8
 

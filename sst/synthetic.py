@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from common.runtime import generator
-from data import Fields, Region
+from sst.data import Fields, Region
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,27 @@
-"""Put the repository root on sys.path, and keep each of several workers to one thread."""
+"""The repository importable: its root, 2D-toys/ (whose name no import can say), and ``_repo`` of whichever folder."""
 
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT)]
+sys.path.append(str(ROOT / "2D-toys"))
 if "PYTEST_XDIST_WORKER" in os.environ:
     # torch, which reads it when it is imported, takes all cores: so would every worker, and threads wait by spinning
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import common  # noqa: E402, F401  (sets what POT needs before anything imports it)
+
+
+class Repo(ModuleType):
+    """Stands for each folder's _repo.py, which a script finds beside itself: HERE is the importing module's folder."""
+
+    def __getattr__(self, name: str) -> Path:
+        if name != "HERE":
+            raise AttributeError(name)
+        return Path(sys._getframe(1).f_globals["__file__"]).resolve().parent
+
+
+sys.modules["_repo"] = Repo("_repo")

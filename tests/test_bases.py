@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 
 import numpy as np
 import pytest
 import torch
 
-from tiny import ROOT
-
-sys.path.insert(0, str(ROOT / "ttflow"))
-try:
-    import bases
-finally:
-    sys.path.remove(str(ROOT / "ttflow"))
+from ttflow import bases
 
 OPTIONS = {"bsplines": {}, "rbf": {}, "legendre": {}, "fourier": {}}
 every = pytest.mark.parametrize("kind", list(OPTIONS))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from common.scripts.true import true_main
 from common.training.trainer import Trainer
 from tiny import ALONE, ROOT, folder, images, options, run, weights
 
-NAMES = ("_repo", "config", "epochs", "rectified_flow_train")
+NAMES = ("config", "epochs", "rectified_flow_train")
 CPU = ["--device", "cpu"]
 SMALL = options(
     network="conditional_unet", in_channels=3, image_size=16, num_channel=8, channel_mult=(1, 2), dropout=0.1,
@@ -35,14 +34,8 @@ SMALL = options(
 
 @pytest.fixture(scope="module")
 def celeba():
-    """The folder's own modules by name, imported as its scripts import them."""
-    sys.path.insert(0, str(ROOT / "celebA"))
-    for name in NAMES:
-        sys.modules.pop(name, None)
-    yield {name: importlib.import_module(name) for name in NAMES}
-    sys.path.remove(str(ROOT / "celebA"))
-    for name in NAMES:
-        sys.modules.pop(name, None)
+    """The folder's own modules by name."""
+    return {name: importlib.import_module(f"celebA.{name}") for name in NAMES}
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Data: every source on small files made here, damaged ones too, and batches as a function of (seed, step)."""
 
 import gzip
-import importlib
 import io
 import os
 import pickle
@@ -28,6 +27,7 @@ from common.data.loading import (
     split_train_val,
     synthetic_images,
 )
+from mnist import keras_mnist
 
 S = 8
 
@@ -476,24 +476,13 @@ keras.datasets.mnist = mnist
 PARTS = "return tuple((np.full((n, 28, 28), n, np.uint8), np.arange(n, dtype=np.uint8)) for n in (6, 3))"
 
 
-@pytest.fixture
-def keras_mnist(monkeypatch):
-    """The module, imported as from its own folder, without leaving the folder's module names behind."""
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "mnist"))
-    for name in ("_repo", "keras_mnist"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield importlib.import_module("keras_mnist")
-    for name in ("_repo", "keras_mnist"):
-        sys.modules.pop(name, None)
-
-
 def fake_tensorflow(monkeypatch, folder: Path, text: str) -> None:
     folder.mkdir()
     (folder / "tensorflow.py").write_text(text)
     monkeypatch.setenv("PYTHONPATH", str(folder))
 
 
-def test_mnist_by_keras(tmp_path, monkeypatch, keras_mnist, capsys):
+def test_mnist_by_keras(tmp_path, monkeypatch, capsys):
     no_network(monkeypatch)
     fake_tensorflow(monkeypatch, tmp_path / "fake", TENSORFLOW.format(body=PARTS))
     data = keras_mnist.load_mnist(tmp_path / "data", 28, 1, progress=False)
@@ -513,7 +502,7 @@ def test_mnist_by_keras(tmp_path, monkeypatch, keras_mnist, capsys):
         ("import os; os.abort()", "exit code -6"),
     ],
 )
-def test_keras_failures_are_one_line(tmp_path, monkeypatch, keras_mnist, text, message):
+def test_keras_failures_are_one_line(tmp_path, monkeypatch, text, message):
     fake_tensorflow(monkeypatch, tmp_path / "fake", text)
     with pytest.raises(opening.DownloadError, match=message) as caught:
         keras_mnist.fetch(tmp_path / "data")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -21,17 +20,12 @@ from common.images import to_uint8
 from common.metrics import rms
 from common.runtime import generator
 from common.solvers import CountNFE
-from tiny import ROOT, images
-
-sys.path.insert(0, str(ROOT / "seqrf"))
-import compare as C  # noqa: E402
-import evaluate as E  # noqa: E402
-import options as O  # noqa: E402, E741
-import quality as Q  # noqa: E402
-import segments  # noqa: E402
-
-sys.path.remove(str(ROOT / "seqrf"))
-sys.modules.pop("_repo", None)  # a name that every folder has
+from seqrf import compare as C
+from seqrf import evaluate as E
+from seqrf import options as O
+from seqrf import quality as Q
+from seqrf import segments
+from tiny import images
 
 UNEVEN = (0.0, 0.25, 1.0)
 

@@ -14,18 +14,12 @@ import torch
 from scipy.spatial.distance import jensenshannon
 
 import started
+from common.series import roll_out
+from timeseries_examples import Lorenz_simulation, measures, systems
+from timeseries_examples import propagator as flows
 from tiny import ROOT
 
 FOLDER = ROOT / "timeseries_examples"
-sys.path.insert(1, str(FOLDER))
-
-import Lorenz_simulation  # noqa: E402
-import measures  # noqa: E402
-import propagator as flows  # noqa: E402
-import systems  # noqa: E402
-from common.series import roll_out  # noqa: E402
-
-sys.modules.pop("_repo", None)  # a name that every folder has
 
 LORENZ, ROSSLER = systems.SYSTEMS["lorenz"], systems.SYSTEMS["rossler"]
 

@@ -10,18 +10,12 @@ import pytest
 import torch
 
 from started import start
+from timeseries_examples import MD_simulation as md
+from timeseries_examples import dihedrals, ensemble, measures
+from timeseries_examples import propagator as flows
 from tiny import ROOT
 
 FOLDER = ROOT / "timeseries_examples"
-sys.path.insert(1, str(FOLDER))
-
-import dihedrals  # noqa: E402
-import ensemble  # noqa: E402
-import MD_simulation as md  # noqa: E402
-import measures  # noqa: E402
-import propagator as flows  # noqa: E402
-
-sys.modules.pop("_repo", None)  # a name that every folder has
 
 ALPHA, BETA = np.deg2rad([-65, -40]), np.deg2rad([-120, 170])  # beta's psi reaches over the end of the circle
 

@@ -12,15 +12,10 @@ import numpy as np
 import pytest
 
 import started
+from timeseries_examples import dihedrals, make_md_data
 from tiny import ROOT
 
 FOLDER = ROOT / "timeseries_examples"
-sys.path.insert(1, str(FOLDER))
-
-import dihedrals  # noqa: E402
-import make_md_data  # noqa: E402
-
-sys.modules.pop("_repo", None)  # a name that every folder has
 
 HAS_OPENMM = all(importlib.util.find_spec(name) for name in ("openmm", "PeptideBuilder"))
 needs_openmm = pytest.mark.skipif(not HAS_OPENMM, reason="OpenMM and PeptideBuilder are optional")
@@ -197,7 +192,7 @@ def test_blocks_cover_the_run():
 
 @needs_openmm
 def test_structures_have_the_angles_asked_for():
-    from peptide import STARTS, Physics, build, quads
+    from timeseries_examples.peptide import STARTS, Physics, build, quads
 
     for start, expected in STARTS.items():
         topology, system, positions = build(4, start, Physics())
@@ -210,7 +205,7 @@ def test_structures_have_the_angles_asked_for():
 def test_compiled_solvent_has_the_energy_of_the_interpreted_one(monkeypatch):
     import openmm
 
-    import peptide
+    from timeseries_examples import peptide
 
     energies = []
     for replace in (peptide.use_compiled_obc, lambda system: None):
@@ -224,7 +219,7 @@ def test_compiled_solvent_has_the_energy_of_the_interpreted_one(monkeypatch):
 
 @needs_openmm
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch):
-    from peptide import Dynamics, Physics
+    from timeseries_examples.peptide import Dynamics, Physics
 
     monkeypatch.setattr(make_md_data, "BLOCK", 0.4)  # ps
     options = make_md_data.check(make_md_data.Options(smoke=True, n_trajectories=1, out=str(tmp_path)))

@@ -21,15 +21,11 @@ from common.images import from_uint8
 from common.runtime import generator
 from common.solvers import SOLVERS
 from problems import Gaussians, Mixture
+from seqrf import pairs as P
+from seqrf import shards as S
+from seqrf.endpoints import Pool, choose_steps, fewest, segment_times
+from seqrf.plan import plan
 from tiny import ROOT
-
-sys.path.insert(0, str(ROOT / "seqrf"))
-import pairs as P  # noqa: E402
-import shards as S  # noqa: E402
-from endpoints import Pool, choose_steps, fewest, segment_times  # noqa: E402
-from plan import plan  # noqa: E402
-
-sys.path.remove(str(ROOT / "seqrf"))  # its _repo.py has the name of others
 
 GAUSSIANS = Gaussians()
 TEACHER = {"teacher_hash": "a" * 64, "progress": False}
@@ -534,7 +530,7 @@ def test_mistakes_in_reading(tmp_path, monkeypatch):
 
 
 def test_a_script_ends_with_one_line_and_code_2(tmp_path):
-    code = "import sys; sys.path[:0] = sys.argv[2:]; import pairs; from common.runtime import run_main\n"
+    code = "import sys; sys.path[:0] = sys.argv[2:]; from seqrf import pairs; from common.runtime import run_main\n"
     code += "run_main(lambda: pairs.Pairs.open(sys.argv[1]))"
     command = [sys.executable, "-c", code, str(tmp_path), str(ROOT), str(ROOT / "seqrf")]
     shown = subprocess.run(command, capture_output=True, text=True, check=False)

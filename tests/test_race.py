@@ -49,15 +49,9 @@ def raced(tmp_path_factory):
 
 
 @pytest.fixture
-def modules(monkeypatch):
-    """race.py and race_page.py, imported as the script imports them, without leaving their names behind."""
-    names = ("_repo", "toys", "race_page", "race")
-    monkeypatch.syspath_prepend(str(FOLDER))
-    for name in names:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield SimpleNamespace(race=importlib.import_module("race"), page=importlib.import_module("race_page"))
-    for name in names:
-        sys.modules.pop(name, None)
+def modules():
+    """race.py and race_page.py."""
+    return SimpleNamespace(race=importlib.import_module("race"), page=importlib.import_module("race_page"))
 
 
 # ---- the files

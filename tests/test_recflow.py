@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import math
-import sys
 
 import pytest
 import torch
 
 from common.solvers import CountNFE, integrate, time_grid
-from tiny import ROOT
-
-sys.path.insert(0, str(ROOT / "ttflow"))
-try:
-    import draws
-    import recflow as rf
-    from tt import SeparateTT
-finally:
-    sys.path.remove(str(ROOT / "ttflow"))
+from ttflow import draws
+from ttflow import recflow as rf
+from ttflow.tt import SeparateTT
 
 F64 = torch.float64
 

@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -53,16 +54,16 @@ def ids(path: Path) -> str:
 
 
 def imports(tree: ast.AST, at_import: bool = False) -> list[str]:
-    """Top-level names that a module imports: all, or only those that its own import brings in."""
+    """Modules that a module imports, ``os.path`` or ``sst.config``: all, or those that its own import brings in."""
     found = []
     for node in ast.iter_child_nodes(tree):
         if at_import and (isinstance(node, (ast.FunctionDef, ast.Lambda)) or _only_for_types(node)):
             continue
         if isinstance(node, ast.Import):
-            found += [alias.name.split(".")[0] for alias in node.names]
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative import"
-            found.append((node.module or "").split(".")[0])
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
         found += imports(node, at_import)
     return found
 
@@ -85,10 +86,10 @@ def test_there_is_something_to_check():
 @pytest.mark.parametrize("path", LIBRARY, ids=ids)
 def test_the_library_imports_no_folder_and_nothing_slow(path):
     tree = parsed(path)
-    names = {p.stem for folder in FOLDERS for p in folder.glob("*.py")} | {folder.name for folder in FOLDERS}
-    used = set(imports(tree))
+    names = {p.stem for p in (ROOT / "2D-toys").glob("*.py")} | {folder.name for folder in FOLDERS}
+    used = tops(imports(tree))
     assert not (used & names) - set(sys.stdlib_module_names), "common must not know the folders"
-    early = set(imports(tree, at_import=True))
+    early = tops(imports(tree, at_import=True))
     assert not early & LATE, "import it inside the function that needs it"
     if TORCH_FREE.fullmatch(path.relative_to(ROOT / "common").as_posix()):
         assert not early & {"torch", "numpy"}, "--help must not wait for torch"
@@ -96,26 +97,30 @@ def test_the_library_imports_no_folder_and_nothing_slow(path):
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=ids)
 def test_a_folder_imports_the_library_and_its_own_files_only(path):
-    tree = parsed(path)
-    own = {p.stem for p in path.parent.glob("*.py")}
-    others = {p.stem for folder in FOLDERS if folder != path.parent for p in folder.glob("*.py")} - own
-    others |= {folder.name for folder in FOLDERS}
-    assert not set(imports(tree)) & others
+    others = {folder.name for folder in FOLDERS} - {path.parent.name}
+    assert not tops(imports(parsed(path))) & others
     if "__main__" in path.read_text():
-        third = reached(path) - {"common"} - set(sys.stdlib_module_names)
+        third = reached(path) - {"common", path.parent.name} - set(sys.stdlib_module_names)
         assert not third, "a script's --help must not wait for it"
 
 
+def tops(names: Iterable[str]) -> set[str]:
+    """Packages of modules."""
+    return {name.split(".")[0] for name in names}
+
+
 def reached(script: Path) -> set[str]:
-    """What a script's import brings in, through its folder's own modules."""
+    """Packages that a script's import brings in, through its folder's own modules."""
     names, todo = set(), [script]
     for path in todo:
-        for name in set(imports(parsed(path), at_import=True)) - names:
-            own = script.with_name(f"{name}.py")
-            if own.exists():
-                todo += [own] if own not in todo else []
-            else:
-                names.add(name)
+        for name in imports(parsed(path), at_import=True):
+            package, *rest = name.split(".")
+            files = [
+                script.with_name(f"{stem}.py") for stem in (package, *(rest if package == script.parent.name else ()))
+            ]
+            own = [file for file in files if file.exists()]
+            todo += [file for file in own if file not in todo]
+            names |= set() if own else {package}
     return names
 
 
@@ -126,7 +131,8 @@ def test_every_folder_begins_alike():
         if '__name__ == "__main__"' in path.read_text():
             found = [node.module for node in parsed(path).body if isinstance(node, ast.ImportFrom)]
             assert "_repo" in found and (
-                found.index("_repo") < min(k for k, name in enumerate(found) if name.startswith("common"))
+                found.index("_repo")
+                < min(k for k, name in enumerate(found) if name.startswith(("common", path.parent.name)))
             ), path
             assert "run_main(" in path.read_text(), path
 
@@ -279,6 +285,6 @@ def test_requirements_name_every_package_that_the_library_imports():
     module_names |= {"pytorch-fid": "pytorch_fid"}
     known = {module_names.get(name, name) for name in named} | set(sys.stdlib_module_names) | {"common"}
     optional = {"wandb", "openmm", "PeptideBuilder", "mdtraj", "Bio"}  # asked for by one option, with a hint
-    own = {path.stem for path in SCRIPTS}
-    used = {name for path in [*LIBRARY, *SCRIPTS] for name in imports(parsed(path))}
+    own = {path.stem for path in SCRIPTS} | {folder.name for folder in FOLDERS}
+    used = {name for path in [*LIBRARY, *SCRIPTS] for name in tops(imports(parsed(path)))}
     assert not used - known - optional - own

@@ -203,15 +203,9 @@ def test_scripts_of_the_folders_of_large_images(tmp_path):
 
 
 @pytest.fixture(params=[*FOLDERS, *LARGE])
-def config(request, monkeypatch):
-    """A folder's config.py, imported as its scripts import it, without leaving the module names behind."""
-    names = ("_repo", "config", "mnist_train", "keras_mnist")
-    monkeypatch.syspath_prepend(str(ROOT / request.param))
-    for name in names:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield importlib.import_module("config")
-    for name in names:
-        sys.modules.pop(name, None)
+def config(request):
+    """A folder's config.py."""
+    return importlib.import_module(f"{request.param}.config")
 
 
 def test_presets_are_in_range_and_build_their_networks(config):
@@ -298,7 +292,7 @@ def test_flow_matching_pytorchs_command_line(config):
 def test_generate_sample_is_importable_as_in_the_seed(config):
     if config.FOLDER.here.name != "mnist":
         pytest.skip("mnist has it")
-    generate_sample = importlib.import_module("mnist_train").generate_sample
+    generate_sample = importlib.import_module("mnist.mnist_train").generate_sample
     model = network(options(num_classes=3))
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import math
-import sys
 from itertools import pairwise
 
 import pytest
@@ -20,25 +17,9 @@ from common.solvers import CountNFE, dopri5, integrate
 from common.training.small import fit
 from nets import randomised
 from problems import Gaussians, Mixture
-from tiny import ROOT, options
-
-
-def modules():
-    """seqrf's segments.py and networks.py; the latter's name is taken by the tests' own."""
-    folder = ROOT / "seqrf"
-    sys.path.insert(0, str(folder))
-    try:
-        segments = importlib.import_module("segments")
-        spec = importlib.util.spec_from_file_location("seqrf_networks", folder / "networks.py")
-        networks = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(networks)
-    finally:
-        sys.path.remove(str(folder))
-        sys.modules.pop("segments", None)
-    return segments, networks
-
-
-seg, students = modules()
+from seqrf import networks as students
+from seqrf import segments as seg
+from tiny import options
 
 UNEVEN = [0.0, 0.1, 0.4, 1.0]
 

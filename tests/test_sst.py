@@ -18,27 +18,17 @@ from torch import Tensor, nn
 from common import checkpoint
 from common.runtime import generator
 from common.series import crps_gaussian, spread_skill_ratio
+from sst import climate as C
+from sst import config as O
+from sst import data as D
+from sst import flow as F
+from sst import forecast as P
+from sst import maps, skill
+from sst import sst_pipeline as pipeline
+from sst import synthetic as S
 from tiny import ALONE, ROOT
 
 SST = ROOT / "sst"
-sys.path.insert(0, str(SST))
-NAMES = ("_repo", "config")  # names that other folders have, too
-for name in NAMES:
-    sys.modules.pop(name, None)
-import climate as C  # noqa: E402
-import config as O  # noqa: E402, N812
-import data as D  # noqa: E402
-import flow as F  # noqa: E402
-import forecast as P  # noqa: E402
-import maps  # noqa: E402
-import skill  # noqa: E402
-import sst_pipeline as pipeline  # noqa: E402
-import synthetic as S  # noqa: E402
-
-sys.path.remove(str(SST))
-for name in NAMES:
-    sys.modules.pop(name, None)
-
 OCEAN = S.Ocean(side=20, years=8)
 TINY = replace(O.smoke(O.DEFAULT), device="cpu", starts=6)
 MADE = S.make(OCEAN)

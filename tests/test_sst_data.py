@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import pickle
-import sys
 
 import numpy as np
 import pytest
 
-from tiny import ROOT
-
-sys.path.insert(0, str(ROOT / "sst"))
-import climate as C  # noqa: E402
-import data as D  # noqa: E402
-
-sys.path.remove(str(ROOT / "sst"))
-sys.modules.pop("_repo", None)  # a name that every folder has
+from sst import climate as C
+from sst import data as D
 
 xarray = pytest.importorskip("xarray")
 MONTHS = np.arange("2000-01", "2010-01", dtype="datetime64[M]").astype("datetime64[ns]")

@@ -15,26 +15,11 @@ from common.couplings import couple
 from common.images import from_uint8
 from common.networks import MLP, build_network, network_description
 from common.runtime import JsonLines, generator
+from seqrf import endpoints, flags, models, pictures, pipeline, segments, shards, stages, train
+from seqrf import pairs as P
+from seqrf.evaluate import draw
+from seqrf.plan import plan
 from tiny import ALONE, ROOT, difference, images, options
-
-sys.path.insert(0, str(ROOT / "seqrf"))
-import compare  # noqa: E402, F401  stages and pipeline import them when they need them
-import endpoints  # noqa: E402
-import flags  # noqa: E402
-import models  # noqa: E402
-import pairs as P  # noqa: E402
-import pictures  # noqa: E402
-import pipeline  # noqa: E402
-import quality  # noqa: E402, F401
-import segments  # noqa: E402
-import shards  # noqa: E402
-import stages  # noqa: E402
-import train  # noqa: E402
-from evaluate import draw  # noqa: E402
-from plan import plan  # noqa: E402
-
-sys.path.remove(str(ROOT / "seqrf"))
-sys.modules.pop("_repo", None)  # a name that every folder has
 
 TOY = ["--config=configs/rf/toy2d.py", "--config.training.lr_decay=none", "--config.training.warmup=0"]
 SHORT = {

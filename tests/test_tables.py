@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import protocols as P
+import published
+import scoring as S
+import table_text as M
+import together as T
 from common.couplings import entropic_plan
 from common.losses import make_loss, network_heads, squared_error
 from common.metrics import wasserstein2
@@ -18,17 +22,6 @@ from common.networks import MLP
 from common.runtime import generator
 from started import start
 from tiny import ROOT
-
-sys.path.insert(0, str(ROOT / "2D-toys"))
-
-import protocols as P  # noqa: E402
-import published  # noqa: E402
-import scoring as S  # noqa: E402
-import table_text as M  # noqa: E402
-import together as T  # noqa: E402
-
-sys.path.remove(str(ROOT / "2D-toys"))  # its _repo.py has the name of others
-
 
 # ---- data
 

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from common import checkpoint
-from tiny import ROOT
-
-sys.path.insert(0, str(ROOT / "ttflow"))
-try:
-    import als
-    import bases
-    import normal
-    import tt
-finally:
-    sys.path.remove(str(ROOT / "ttflow"))
+from ttflow import als, bases, normal, tt
 
 F64 = torch.float64
 

@@ -17,19 +17,12 @@ import torch
 
 from started import start
 from tiny import ROOT
+from ttflow import datasets, hopt, network, score
+from ttflow import recflow as rf
+from ttflow import train_eval_linear_recflow as script
+from ttflow.experiment import Fitting, choices
 
 FOLDER = ROOT / "ttflow"
-sys.path.insert(0, str(FOLDER))
-try:
-    import datasets
-    import hopt
-    import network
-    import recflow as rf
-    import score
-    import train_eval_linear_recflow as script
-    from experiment import Fitting, choices
-finally:
-    sys.path.remove(str(FOLDER))
 
 SEED_CALL = (
     "--seed 42 --dataset-name swissroll-3d-sklearn --bases rbf --odesolve-method-nn euler --odesolve-method-tt rk4 "

@@ -23,8 +23,8 @@ from common.runtime import run_main, write_json
 if TYPE_CHECKING:
     import numpy as np
 
-    from propagator import Propagator
-    from systems import System
+    from timeseries_examples.propagator import Propagator
+    from timeseries_examples.systems import System
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def check(options: Options) -> Options:
 def main() -> None:
     """Train or load, forecast, compare, draw."""
     options = check(parse(Options, description=__doc__ or ""))
-    from systems import SYSTEMS
+    from timeseries_examples.systems import SYSTEMS
 
     out = Path(options.out)
     propagator, options, seconds = trained(options) if not options.weights else loaded(options)
@@ -120,10 +120,10 @@ def trained(options: Options) -> tuple[Propagator, Options, float]:
     """A propagator trained on fresh trajectories; its weights are written to the run folder."""
     import torch
 
-    import propagator as flows
     from common.runtime import run_lock
     from common.training.loop import write_final
-    from systems import SYSTEMS, trajectories
+    from timeseries_examples import propagator as flows
+    from timeseries_examples.systems import SYSTEMS, trajectories
 
     system, start = SYSTEMS[options.system], time.perf_counter()
     recipe = flows.Recipe(
@@ -150,7 +150,7 @@ def loaded(options: Options) -> tuple[Propagator, Options, float]:
     Raises:
         ValueError: weights of something else.
     """
-    import propagator as flows
+    from timeseries_examples import propagator as flows
 
     model, config = flows.load(Path(options.weights))
     if "system" not in config:
@@ -163,7 +163,7 @@ def evaluate(model: Propagator, system: System, options: Options) -> tuple[dict[
     """The numbers, and what the pictures need; everything in float64."""
     import numpy as np
 
-    from systems import maxima, trajectories
+    from timeseries_examples.systems import maxima, trajectories
 
     model.net.double()
     count = 8 * options.sets
@@ -196,7 +196,7 @@ def forecasts(
     """Valid prediction times of forecasts from states spread over the real trajectories, and the errors of one step."""
     import numpy as np
 
-    from systems import valid_time
+    from timeseries_examples.systems import valid_time
 
     horizon = min(round(16 / system.exponent / system.frame), options.length // 2)
     rng = np.random.default_rng([options.seed, 16])
@@ -232,7 +232,7 @@ def nfe(model: Propagator, start: np.ndarray) -> int:
     import torch
 
     from common.solvers import CountNFE
-    from propagator import Propagator
+    from timeseries_examples.propagator import Propagator
 
     counter = CountNFE(model.net)
     counted = Propagator(counter, model.space, model.recipe)  # type: ignore[arg-type]
@@ -244,8 +244,8 @@ def compared(system: System, made: np.ndarray, real: np.ndarray, spread: np.ndar
     """Statistics of the two attractors, each distance beside that between real sets of the same size."""
     import numpy as np
 
-    from measures import against_floor, autocorrelation, cells, correlation_time, js_distance, w1
-    from systems import maxima
+    from timeseries_examples.measures import against_floor, autocorrelation, cells, correlation_time, js_distance, w1
+    from timeseries_examples.systems import maxima
 
     def sets(x: np.ndarray) -> list[np.ndarray]:
         return list(x.reshape(-1, 8 * x.shape[1], 3))
@@ -284,7 +284,7 @@ def compared(system: System, made: np.ndarray, real: np.ndarray, spread: np.ndar
 
 def draw(system: System, pictures: dict[str, Any], out: Path) -> None:
     """The attractors, a forecast, and the statistics."""
-    import figures
+    from timeseries_examples import figures
 
     figures.attractors(pictures["real"][0], pictures["made"][0], out / f"{system.name}_attractor.png")
     scale = system.frame * system.exponent

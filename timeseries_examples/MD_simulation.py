@@ -24,8 +24,8 @@ from common.runtime import run_lock, run_main, write_json
 if TYPE_CHECKING:
     import numpy as np
 
-    from dihedrals import Trajectory
-    from propagator import Propagator
+    from timeseries_examples.dihedrals import Trajectory
+    from timeseries_examples.propagator import Propagator
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,8 @@ def check(options: Options) -> Options:
 def main() -> None:
     """Train or load, forecast, roll out, compare, draw."""
     options = check(parse(Options, description=__doc__ or ""))
-    import figures
-    from ensemble import evaluate
+    from timeseries_examples import figures
+    from timeseries_examples.ensemble import evaluate
 
     model, options, seconds = loaded(options) if options.weights else (None, options, 0.0)
     train_set, held_out, lag = parts(options)
@@ -155,7 +155,7 @@ def parts(options: Options) -> tuple[list[np.ndarray], list[np.ndarray], float]:
         FileNotFoundError: no trajectories.
         ValueError: damaged or unfitting files, or too few frames.
     """
-    from dihedrals import load_all
+    from timeseries_examples.dihedrals import load_all
 
     found = load_all(Path(options.data), unit=options.unit)
     if options.smoke:
@@ -214,9 +214,9 @@ def trained(options: Options, train_set: list[np.ndarray]) -> tuple[Propagator, 
     """A propagator trained on the stretches; its averaged weights are written to the run folder in float16."""
     import torch
 
-    import propagator as flows
     from common.training.loop import write_final
-    from ensemble import as_states
+    from timeseries_examples import propagator as flows
+    from timeseries_examples.ensemble import as_states
 
     start, out = time.perf_counter(), Path(options.out)
     sde = options.source == "frame" and options.method == "idff"
@@ -255,7 +255,7 @@ def loaded(options: Options) -> tuple[Propagator, Options, float]:
     Raises:
         ValueError: weights of something else.
     """
-    import propagator as flows
+    from timeseries_examples import propagator as flows
 
     model, config = flows.load(Path(options.weights))
     if "split" not in config:

@@ -12,8 +12,8 @@ from torch import Tensor
 from common.runtime import generator
 from common.series import roll_out
 from common.solvers import CountNFE
-from dihedrals import to_angles, to_features
-from measures import (
+from timeseries_examples.dihedrals import to_angles, to_features
+from timeseries_examples.measures import (
     autocorrelation,
     circular_errors,
     circular_mean,
@@ -22,7 +22,7 @@ from measures import (
     js_distance,
     ramachandran,
 )
-from propagator import Propagator, examples
+from timeseries_examples.propagator import Propagator, examples
 
 
 def as_states(angles: np.ndarray, space: str) -> Tensor:

@@ -91,7 +91,7 @@ def ramachandran(real: list[np.ndarray], made: np.ndarray, path: Path, bins: int
     """
     from matplotlib.colors import LogNorm
 
-    from measures import ramachandran as histogram
+    from timeseries_examples.measures import ramachandran as histogram
 
     cell = (360 / bins) ** 2
     counts = [sum((histogram(x, bins) for x in parts), np.zeros((bins, bins))) for parts in (real, list(made))]
@@ -150,8 +150,8 @@ def _broken(angles: np.ndarray) -> np.ndarray:
 
 def slow(pictures: dict[str, Any], lag: float, path: Path) -> None:
     """Autocorrelation of phi and psi against time, and the share of helix along the runs: dynamics and model."""
-    from ensemble import mean_autocorrelation
-    from measures import helix_share
+    from timeseries_examples.ensemble import mean_autocorrelation
+    from timeseries_examples.measures import helix_share
 
     figure = _figure(11, 3)
     axes = figure.subplots(1, 3)

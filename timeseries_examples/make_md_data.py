@@ -88,7 +88,7 @@ def check(options: Options) -> Options:
 def main() -> None:
     """Run every trajectory that is not there yet."""
     options = check(parse(Options, description=__doc__ or ""))
-    from peptide import Physics, need
+    from timeseries_examples.peptide import Physics, need
 
     for name in ("openmm", "PeptideBuilder"):
         need(name)
@@ -105,8 +105,8 @@ def simulate(path: Path, options: Options, physics: object, number: int) -> None
     import numpy as np
     from tqdm import trange
 
-    from dihedrals import save_trajectory, start_names
-    from peptide import Dynamics
+    from timeseries_examples.dihedrals import save_trajectory, start_names
+    from timeseries_examples.peptide import Dynamics
 
     start = start_names(options.n_trajectories, options.start)[number]
     recipe = {key: value for key, value in asdict(options).items() if key not in ("out", "smoke", "threads")}
@@ -154,7 +154,7 @@ def is_done(path: Path, recipe: dict) -> bool:
     Raises:
         ValueError: a file of another recipe has the name.
     """
-    from dihedrals import load_trajectory
+    from timeseries_examples.dihedrals import load_trajectory
 
     if not path.exists():
         return False
@@ -168,7 +168,7 @@ def resume(part: Path, recipe: dict):
     Raises:
         ValueError: a damaged file, or one of another recipe.
     """
-    from dihedrals import read_arrays
+    from timeseries_examples.dihedrals import read_arrays
 
     if not part.exists():
         return None

@@ -10,7 +10,7 @@ from itertools import combinations, product
 
 import numpy as np
 
-from dihedrals import wrap
+from timeseries_examples.dihedrals import wrap
 
 Distance = Callable[[np.ndarray, np.ndarray], float]
 

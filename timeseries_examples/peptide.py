@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from common.runtime import derive_seed
-from dihedrals import backbone
+from timeseries_examples.dihedrals import backbone
 
 # Ideal backbone angles in degrees, (phi, psi): alpha helix (Pauling) and antiparallel strand.
 STARTS = {"helix": (-57.0, -47.0), "extended": (-139.0, 135.0)}

@@ -28,7 +28,7 @@ from common.runtime import generator
 from common.series import frames_at, windows
 from common.solvers import euler_maruyama, integrate, time_grid
 from common.training.small import fit
-from dihedrals import wrap
+from timeseries_examples.dihedrals import wrap
 
 SpaceName = Literal["line", "circle", "angle"]
 

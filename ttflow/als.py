@@ -17,14 +17,14 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from bases import gram, orthonormal
-from normal import CACHE, ROWS, Blocks, normal_equations, solve
-from tt import FunctionalTT, SeparateTT, contract, feasible_ranks, step
+from ttflow.bases import gram, orthonormal
+from ttflow.normal import CACHE, ROWS, Blocks, normal_equations, solve
+from ttflow.tt import FunctionalTT, SeparateTT, contract, feasible_ranks, step
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from normal import Block, Data, Draw, Rows
+    from ttflow.normal import Block, Data, Draw, Rows
 
 
 class Sweeper:

@@ -12,19 +12,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-import hopt
-import network
-import score
-from bases import make
 from common.records.cards import commit, without_folders
 from common.runtime import generator, read_json, write_json
-from datasets import TWELVE, Data, load
-from panels import comparison
-from recflow import TTVelocity, data_pairs, fit_velocity, frame_of, on_lines, posterior_means
-from tt import feasible_ranks
+from ttflow import hopt, network, score
+from ttflow.bases import make
+from ttflow.datasets import TWELVE, Data, load
+from ttflow.panels import comparison
+from ttflow.recflow import TTVelocity, data_pairs, fit_velocity, frame_of, on_lines, posterior_means
+from ttflow.tt import feasible_ranks
 
 if TYPE_CHECKING:
-    from train_eval_linear_recflow import Options
+    from ttflow.train_eval_linear_recflow import Options
 
 SMOKE = {
     "n_train": 2000,
@@ -60,7 +58,7 @@ def again(out: Path, **changes: Any) -> dict[str, Any]:
         FileNotFoundError: the folder lacks results.json or a flow.
         ValueError: a file that no run wrote.
     """
-    from train_eval_linear_recflow import Options
+    from ttflow.train_eval_linear_recflow import Options
 
     before = read_json(out / "results.json")
     known = {field.name for field in fields(Options)}

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from _repo import HERE
 from common import cli
 from common.runtime import read_json, run_main, write_json
-from train_eval_linear_recflow import Options as Experiment
+from ttflow.train_eval_linear_recflow import Options as Experiment
 
 if TYPE_CHECKING:
-    from datasets import Data
+    from ttflow.datasets import Data
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ def main() -> None:
 
 def points(options: Options, path: Path) -> list[dict[str, Any]]:
     """The floor, then each train and network, as rows of frontier.json."""
-    from datasets import load
-    from experiment import SMOKE, Fitting
+    from ttflow.datasets import load
+    from ttflow.experiment import SMOKE, Fitting
 
     experiment = Experiment(options.dataset_name, options.seed, n_test=options.n_test, verbose=0)
     if options.smoke:
@@ -85,10 +85,10 @@ def _point(kind: str, size: int, experiment: Experiment, data: Data, fitting: li
     """Half the squared W2, bytes, parameters and seconds of one fit."""
     from time import perf_counter
 
-    import network
     from common.metrics import wasserstein2
-    from experiment import choices, noise_like
-    from score import sample
+    from ttflow import network
+    from ttflow.experiment import choices, noise_like
+    from ttflow.score import sample
 
     if kind == "floor":
         return {"distance": wasserstein2(data.again, data.test) ** 2 / 2}
@@ -109,7 +109,7 @@ def draw(rows: list[dict[str, Any]], name: str, path: Path) -> None:
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     from common.plots import pyplot, save
-    from panels import COLOURS
+    from ttflow.panels import COLOURS
 
     figure, axes = pyplot().subplots(1, 2, figsize=(9.5, 4.0), sharey=True, layout="constrained")
     floor = next(row["distance"] for row in rows if row["kind"] == "floor")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bases import KINDS
+from ttflow.bases import KINDS
 
 if TYPE_CHECKING:
     import optuna

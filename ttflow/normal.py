@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tt import FunctionalTT, contract, step
+from ttflow.tt import FunctionalTT, contract, step
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from datasets import Data
+    from ttflow.datasets import Data
 
 COLOURS = {"data": "#4c566a", "network": "#2a78b5", "tt": "#c8553d"}
 SHOWN = 4000

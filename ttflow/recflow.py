@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from als import fit, fit_each
-from bases import Basis, make
 from common.runtime import generator
-from draws import data_pairs, flow_pairs, on_lines, on_trajectories, posterior_means, stratified
-from tt import SeparateTT, Train, from_state, random_train
+from ttflow.als import fit, fit_each
+from ttflow.bases import Basis, make
+from ttflow.draws import data_pairs, flow_pairs, on_lines, on_trajectories, posterior_means, stratified
+from ttflow.tt import SeparateTT, Train, from_state, random_train
 
 if TYPE_CHECKING:
-    from draws import Draw
+    from ttflow.draws import Draw
 
 __all__ = ["Frame", "TTVelocity", "fit_velocity", "frame_of", "log_likelihood"]
 __all__ += ["data_pairs", "flow_pairs", "on_lines", "on_trajectories", "posterior_means", "stratified"]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from datasets import Data
+    from ttflow.datasets import Data
 
 BLUR = 0.05
 MMD_POINTS = 2000
@@ -66,7 +66,7 @@ def negative_log_likelihood(velocity: Any, x: Tensor, n_steps: int = 100) -> flo
 
     The divergence of a train is exact, that of a network the trace of its Jacobian, one backward pass for each column.
     """
-    from recflow import TTVelocity, log_likelihood
+    from ttflow.recflow import TTVelocity, log_likelihood
 
     exact: Any = velocity if isinstance(velocity, TTVelocity) else _WithTrace(velocity)
     return -float(log_likelihood(exact, x, n_steps).mean())

@@ -87,11 +87,11 @@ class Options:
 
 def main() -> None:
     """Read the command line and run the experiment."""
-    from datasets import describe
+    from ttflow.datasets import describe
 
     help_text = f"{__doc__}\nData sets: {describe()}."
     options = cli.parse(Options, description=help_text, aliases=ALIASES)
-    from experiment import run
+    from ttflow.experiment import run
 
     run(options, HERE)
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bases import Basis, build, evaluate
+from ttflow.bases import Basis, build, evaluate
 
 
 class FunctionalTT(nn.Module):

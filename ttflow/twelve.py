@@ -16,8 +16,8 @@ from typing import Any
 from _repo import HERE
 from common import cli
 from common.runtime import read_json, run_main
-from datasets import TWELVE
-from train_eval_linear_recflow import Options as Experiment
+from ttflow.datasets import TWELVE
+from ttflow.train_eval_linear_recflow import Options as Experiment
 
 WHO = ("floor", "tt", "network")
 METRICS = ("sinkhorn", "w2")
@@ -60,7 +60,7 @@ def main() -> None:
 
 def _run(name: str, seed: int, out: Path, options: Options) -> None:
     """One experiment, unless its results are there."""
-    from experiment import again, run
+    from ttflow.experiment import again, run
 
     sizes: dict[str, Any] = {"n_test": options.n_test, "sinkhorn_draws": options.sinkhorn_draws}
     there = (out / "results.json").is_file()
