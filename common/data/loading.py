@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.images import fit, from_uint8
-from common.runtime import generator
 from common.data.arrays import channels_first
 from common.data.opening import open_source
 from common.data.sources import Source
+from common.images import fit, from_uint8
+from common.runtime import generator
 
 _CHUNK = 256  # images that a thread takes at a time
 _BLOCK = 4  # of a batch: an image at a time costs 5% in the pool, more would leave threads idle at the end

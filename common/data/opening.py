@@ -1,0 +1,128 @@
+"""What ``--data`` names as a source: folders, zip, tar and LMDB files, .npy/.npz arrays and torchvision's sets.
+
+Nothing is extracted from an archive, and nothing of the user's is unpickled here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.data.archives import open_lmdb, open_tar, open_zip
+from common.data.arrays import array_source, open_npy, open_npz
+from common.data.sources import Source, open_folder
+
+ALLOWED = "torchvision:NAME, a folder, .zip or .tar of images, an LMDB, or a .npy/.npz file"
+PREPARE = "python -m common.prepare images --size SIZE --to FILE.zip --from"
+_CONVERTED = (".gz", ".tgz", ".bz2", ".xz", ".parquet", ".tfrecord", ".tfrecords")  # by it, but not read in training
+
+
+class DownloadError(ValueError):
+    """A data set could not be fetched; the message says what to do by hand."""
+
+
+def open_source(spec: str, root: str | Path | None = None, split: str = "train", say=print) -> Source:
+    """Opens what ``--data`` names.
+
+    Args:
+        spec: ``torchvision:NAME``, a folder, a .zip or .tar, an LMDB (its folder or file), a .npy or a .npz.
+        root: Folder of torchvision's sets; what is missing is downloaded into it.
+        split: "train" or "test": torchvision's split, or the sub-folder of that name when there are such.
+        say: Gets lines of information.
+
+    Raises:
+        FileNotFoundError: The path does not exist.
+        ValueError: It holds no images, or is not what it seems to be.
+        DownloadError: A torchvision set is not there and could not be fetched.
+    """
+    if spec.startswith("torchvision:"):
+        return _open_torchvision(spec, root, split, say)
+    path = Path(spec).expanduser()
+    if not spec or not path.exists():
+        raise FileNotFoundError(f"--data {spec!r}: no such file or folder; give {ALLOWED}")
+    if path.is_dir() and not (path / "data.mdb").exists():
+        return open_folder(path, split)
+    openers = {
+        "": lambda: open_lmdb(path / "data.mdb", say),
+        ".lmdb": lambda: open_lmdb(path, say),
+        ".mdb": lambda: open_lmdb(path, say),
+        ".zip": lambda: open_zip(path, split, say),
+        ".tar": lambda: open_tar(path, split, say),
+        ".npy": lambda: open_npy(path),
+        ".npz": lambda: open_npz(path),
+    }
+    suffix = "" if path.is_dir() else path.suffix.lower() or "suffixless"
+    if suffix not in openers:
+        hint = f"; convert it by {PREPARE} {spec}" if suffix in _CONVERTED else ""
+        raise ValueError(f"--data {spec}: cannot read a {suffix} file; give {ALLOWED}{hint}")
+    return openers[suffix]()
+
+
+# ---- torchvision
+
+
+def _open_torchvision(spec: str, root: str | Path | None, split: str, say) -> Source:
+    dataset = _torchvision_set(spec.removeprefix("torchvision:"), root, split, say)
+    targets = next((getattr(dataset, key) for key in ("targets", "labels", "_labels") if hasattr(dataset, key)), None)
+    labels = None if targets is None else np.asarray(targets)
+    if labels is not None and (labels.ndim != 1 or labels.dtype.kind not in "iu" or (labels < 0).any()):
+        labels = None  # attributes, boxes, "unlabelled": not classes
+    classes = tuple(str(name) for name in getattr(dataset, "classes", ()))
+    pixels = getattr(dataset, "data", None)
+    if pixels is not None and getattr(pixels, "ndim", 0) in (3, 4):
+        return array_source(spec, np.asarray(pixels), labels, classes if labels is not None else ())
+    classes = classes if labels is not None else ()
+    return Source(spec, lambda index: dataset[index][0], len(dataset), None, labels, classes, kind="torchvision")
+
+
+def _torchvision_set(name: str, root: str | Path | None, split: str, say) -> Any:
+    from torchvision import datasets
+
+    if name not in datasets.__all__:
+        close = difflib.get_close_matches(name, datasets.__all__, 1)
+        raise ValueError(f"--data torchvision:{name}: no such set{f'; did you mean {close[0]}?' if close else ''}")
+    if not root:
+        raise ValueError(f"--data torchvision:{name}: give --data-root, the folder where it lies or goes")
+    cls: Any = getattr(datasets, name)
+    parameters = inspect.signature(cls).parameters
+    options: dict[str, Any] = {"train": split == "train"} if "train" in parameters else {}
+    if "split" in parameters:
+        options = {"split": split}
+    try:
+        return cls(root=str(root), download=False, **options)
+    except Exception as error:  # torchvision raises RuntimeError when absent, anything when damaged
+        if "not found" not in str(error).lower():
+            raise ValueError(f"--data torchvision:{name} in {root}: {_one_line(error)}") from error
+    say(f"{name} is not (whole) in {root}: downloading {_download_size(cls)}; --data-root takes a folder that has it")
+    try:
+        return cls(root=str(root), download=True, **options)
+    except Exception as error:
+        raise DownloadError(
+            f"could not download {name} ({_one_line(error)}); copy its files into {root} by hand, "
+            f"or give --data with {ALLOWED.removeprefix('torchvision:NAME, ')}"
+        ) from error
+
+
+def _download_size(cls) -> str:
+    """About how much a torchvision set downloads, asked from its server; "an unknown amount" when it does not say."""
+    import http.client
+    import urllib.request
+
+    mirror = (getattr(cls, "mirrors", None) or [""])[0]
+    links = [mirror + entry[0] for entry in getattr(cls, "resources", [])] or [getattr(cls, "url", "")]
+    try:
+        total = 0
+        for link in links:
+            with urllib.request.urlopen(urllib.request.Request(link, method="HEAD"), timeout=5) as reply:
+                total += int(reply.headers["Content-Length"])
+        return f"{total / 1e6:.0f} MB"
+    except (OSError, ValueError, TypeError, http.client.HTTPException):  # the download itself reports what is wrong
+        return "an unknown amount"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
