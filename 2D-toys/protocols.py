@@ -29,48 +29,45 @@ def _normal(n: int, g: torch.Generator) -> Tensor:
     return torch.randn(n, 2, generator=g)
 
 
-def _ring(n: int, g: torch.Generator, radius: float, spread: float, mode: Tensor) -> Tensor:
-    import torch
-
-    angle = mode * (math.pi / 4)
-    return torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1) + spread * _normal(n, g)
-
-
 def gaussians(n: int, g: torch.Generator) -> Tensor:
     """Eight standard normals on a circle of radius 5, equally many points of each."""
     import torch
 
-    return _ring(n, g, 5.0, 1.0, torch.arange(n) % 8)
+    from common.toys import ring
+
+    return ring(5.0, torch.arange(n) % 8) + _normal(n, g)
 
 
 def eight_gaussians(n: int, g: torch.Generator) -> Tensor:
     """Eight Gaussians of spread 1.5 on a circle of radius 12, the mode of each point drawn."""
     import torch
 
-    return _ring(n, g, 12.0, 1.5, torch.randint(8, (n,), generator=g))
+    from common.toys import ring
+
+    return ring(12.0, torch.randint(8, (n,), generator=g)) + 1.5 * _normal(n, g)
 
 
-def half_circles(n: int, g: torch.Generator, noise: float) -> Tensor:
+def even_moons(n: int, g: torch.Generator, noise: float) -> Tensor:
     """scikit-learn's moons: evenly spaced points on two half circles, and noise."""
     import torch
 
+    from common.toys import half_circles
+
     upper = n // 2
-    out, back = torch.linspace(0, math.pi, upper), torch.linspace(0, math.pi, n - upper)
-    x = torch.cat([torch.cos(out), 1 - torch.cos(back)])
-    y = torch.cat([torch.sin(out), 0.5 - torch.sin(back)])
-    return torch.stack([x, y], dim=1) + noise * _normal(n, g)
+    angle = torch.cat([torch.linspace(0, math.pi, k) for k in (upper, n - upper)])
+    return half_circles(angle, torch.arange(n) >= upper) + noise * _normal(n, g)
 
 
 def moons(n: int, g: torch.Generator) -> Tensor:
     """Half circles with noise 0.05, times 2, moved left by 1."""
     import torch
 
-    return 2 * half_circles(n, g, 0.05) - torch.tensor([1.0, 0.0])
+    return 2 * even_moons(n, g, 0.05) - torch.tensor([1.0, 0.0])
 
 
 def wide_moons(n: int, g: torch.Generator) -> Tensor:
     """Half circles with noise 0.1, all coordinates together brought to mean 0 and spread 7."""
-    points = half_circles(n, g, 0.1)
+    points = even_moons(n, g, 0.1)
     return 7 * (points - points.mean()) / points.std()
 
 
@@ -78,9 +75,9 @@ def s_curve(n: int, g: torch.Generator) -> Tensor:
     """scikit-learn's S seen from the side, noise 0.05, times 1.5."""
     import torch
 
-    angle = 3 * math.pi * (torch.rand(n, generator=g) - 0.5)
-    points = torch.stack([torch.sin(angle), torch.sign(angle) * (torch.cos(angle) - 1)], dim=1)
-    return 1.5 * (points + 0.05 * _normal(n, g))
+    from common.toys import s_shape
+
+    return 1.5 * (s_shape(3 * math.pi * (torch.rand(n, generator=g) - 0.5)) + 0.05 * _normal(n, g))
 
 
 PAIRS = {

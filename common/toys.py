@@ -22,6 +22,35 @@ Draw = Callable[[int, torch.Generator], Tensor]  # draw(n, generator) -> (n, D) 
 Pairs = Callable[[int], tuple[Tensor, Tensor]]  # pairs(step) -> x0, x1, coupled
 
 
+# ------------------------------------------------------------------------------------------------------------- shapes
+# Without noise and scale, as functions of what is drawn and in its precision: shared by all who draw such sets.
+def polar(radius: Tensor | float, angle: Tensor) -> Tensor:
+    """Points (N, 2) of given angles (N,)."""
+    return torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)
+
+
+def half_circles(angle: Tensor, lower: Tensor) -> Tensor:
+    """Two half circles that reach into each other, at angles (N,) of [0, pi]; ``lower``: which are of the lower one."""
+    x, y = torch.cos(angle), torch.sin(angle)
+    return torch.where(lower[:, None], torch.stack([1 - x, 0.5 - y], 1), torch.stack([x, y], 1))
+
+
+def s_shape(angle: Tensor) -> Tensor:
+    """scikit-learn's S seen from the side, at angles (N,) of [-1.5 pi, 1.5 pi]."""
+    return torch.stack([torch.sin(angle), torch.sign(angle) * (torch.cos(angle) - 1)], dim=1)
+
+
+def roll(share: Tensor) -> Tensor:
+    """scikit-learn's roll seen from above, at shares (N,) of its angle, which goes from 1.5 pi to 4.5 pi."""
+    angle = 1.5 * math.pi * (1 + 2 * share)
+    return polar(angle, angle)
+
+
+def ring(radius: float, mode: Tensor) -> Tensor:
+    """The points of eight on a circle whose numbers (N,) are given."""
+    return polar(radius, mode * (math.pi / 4))
+
+
 # ------------------------------------------------------------------------------------------------------ distributions
 def _normal(n: int, g: torch.Generator) -> Tensor:
     return torch.randn(n, 2, generator=g)
@@ -31,35 +60,25 @@ def _uniform(n: int, g: torch.Generator, low: float = 0.0, high: float = 1.0) ->
     return low + (high - low) * torch.rand(n, generator=g)
 
 
-def _polar(radius: Tensor | float, angle: Tensor) -> Tensor:
-    return torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)
-
-
 def _eight_gaussians(n: int, g: torch.Generator) -> Tensor:
     """Equal weights on a circle of radius 5, covariance sqrt(0.1) I: torchcfm's."""
-    mode = torch.randint(8, (n,), generator=g)
-    return _polar(5.0, mode * (math.pi / 4)) + 0.1**0.25 * _normal(n, g)
+    return ring(5.0, torch.randint(8, (n,), generator=g)) + 0.1**0.25 * _normal(n, g)
 
 
 def _moons(n: int, g: torch.Generator) -> Tensor:
     """Two half circles with noise 0.2, times 3 and minus 1: torchcfm's."""
-    upper, angle = torch.arange(n) % 2 == 0, _uniform(n, g, 0, math.pi)
-    x, y = torch.cos(angle), torch.sin(angle)
-    points = torch.where(upper[:, None], torch.stack([x, y], 1), torch.stack([1 - x, 0.5 - y], 1))
+    points = half_circles(_uniform(n, g, 0, math.pi), torch.arange(n) % 2 == 1)
     return 3 * (points + 0.2 * _normal(n, g)) - 1
 
 
 def _s_curve(n: int, g: torch.Generator) -> Tensor:
-    """scikit-learn's S seen from the side, noise 0.05, times 1.5."""
-    angle = _uniform(n, g, -1.5 * math.pi, 1.5 * math.pi)
-    points = torch.stack([torch.sin(angle), torch.sign(angle) * (torch.cos(angle) - 1)], dim=1)
-    return 1.5 * (points + 0.05 * _normal(n, g))
+    """The S with noise 0.05, times 1.5."""
+    return 1.5 * (s_shape(_uniform(n, g, -1.5 * math.pi, 1.5 * math.pi)) + 0.05 * _normal(n, g))
 
 
 def _swissroll(n: int, g: torch.Generator) -> Tensor:
-    """scikit-learn's roll seen from above, noise 0.5, divided by 5."""
-    angle = 1.5 * math.pi * (1 + 2 * _uniform(n, g))
-    return (_polar(angle, angle) + 0.5 * _normal(n, g)) / 5
+    """The roll with noise 0.5, divided by 5."""
+    return (roll(_uniform(n, g)) + 0.5 * _normal(n, g)) / 5
 
 
 def _checkerboard(n: int, g: torch.Generator) -> Tensor:
@@ -82,13 +101,13 @@ def _spirals(n: int, g: torch.Generator) -> Tensor:
     """Two arms of one and a half turns."""
     angle = 3 * math.pi * torch.sqrt(_uniform(n, g))
     sign = torch.where(torch.arange(n) % 2 == 0, 1.0, -1.0)
-    return sign[:, None] * _polar(angle / 3, angle) * 1.3 + 0.1 * _normal(n, g)
+    return sign[:, None] * polar(angle / 3, angle) * 1.3 + 0.1 * _normal(n, g)
 
 
 def _circles(n: int, g: torch.Generator) -> Tensor:
     """Two circles of radius 4 and 2 with noise 0.1."""
     radius = torch.where(torch.arange(n) % 2 == 0, 4.0, 2.0)
-    return _polar(radius, _uniform(n, g, 0, 2 * math.pi)) + 0.1 * _normal(n, g)
+    return polar(radius, _uniform(n, g, 0, 2 * math.pi)) + 0.1 * _normal(n, g)
 
 
 DISTRIBUTIONS: dict[str, Draw] = {

@@ -46,7 +46,7 @@ def test_the_data_have_the_documented_moments():
 def test_the_half_circles_are_those_of_scikit_learn():
     datasets = pytest.importorskip("sklearn.datasets")
     theirs = torch.from_numpy(datasets.make_moons(101, shuffle=False)[0]).float()
-    assert torch.allclose(P.half_circles(101, generator(0), 0.0).sort(0).values, theirs.sort(0).values, atol=1e-6)
+    assert torch.allclose(P.even_moons(101, generator(0), 0.0).sort(0).values, theirs.sort(0).values, atol=1e-6)
     moons = P.moons(5000, generator(0))
     assert torch.allclose(moons.mean(0), torch.tensor([0.0, 0.5]), atol=0.02)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    Sampler = Callable[[int, np.random.Generator], np.ndarray]
+    Sampler = Callable[[int, np.random.Generator], np.ndarray | Tensor]
 
 NOISE = 5e-3  # of scikit-learn's curves, before they are scaled
 HELD_OUT = 0.1  # part of a table for validation, for the test, and for its floor
@@ -49,44 +49,55 @@ class Data:
 
 
 # ------------------------------------------------------------------------------------------------------ the twelve sets
-def _polar(radius: np.ndarray | float, angle: np.ndarray) -> np.ndarray:
-    import numpy as np
+def _noise(n: int, g: np.random.Generator) -> Tensor:
+    import torch
 
-    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    return torch.from_numpy(g.standard_normal((n, 2)))
 
 
-def _swissroll(n: int, g: np.random.Generator) -> np.ndarray:
+def _share(n: int, g: np.random.Generator) -> Tensor:
+    """Uniform in [0, 1), (n,) float64."""
+    import torch
+
+    return torch.from_numpy(g.random(n))
+
+
+def _swissroll(n: int, g: np.random.Generator) -> Tensor:
     """0.8 (angle e(angle) + 0.5 noise), angles 1.5 pi to 4.5 pi."""
-    angle = 1.5 * math.pi * (1 + 2 * g.random(n))
-    return 0.8 * (_polar(angle, angle) + 0.5 * g.standard_normal((n, 2)))
+    from common.toys import roll
+
+    return 0.8 * (roll(_share(n, g)) + 0.5 * _noise(n, g))
 
 
-def _moons(n: int, g: np.random.Generator) -> np.ndarray:
+def _moons(n: int, g: np.random.Generator) -> Tensor:
     """Two half circles of radius 2 with noise 0.1."""
-    import numpy as np
+    from common.toys import half_circles
 
-    angle, lower = math.pi * g.random(n), g.random(n) < 0.5
-    points = _polar(1.0, angle)
-    points[lower] = [1.0, 0.5] - points[lower]
-    return 2 * points + 0.1 * g.standard_normal(np.shape(points))
+    return 2 * half_circles(math.pi * _share(n, g), _share(n, g) < 0.5) + 0.1 * _noise(n, g)
 
 
-def _circles(n: int, g: np.random.Generator) -> np.ndarray:
+def _circles(n: int, g: np.random.Generator) -> Tensor:
     """Two circles of radius 8 and 4 with noise 0.1."""
-    import numpy as np
+    from common.toys import polar
 
-    radius = np.where(g.random(n) < 0.5, 8.0, 4.0)
-    return _polar(radius, math.tau * g.random(n)) + 0.1 * g.standard_normal((n, 2))
+    radius = 4.0 + 4.0 * (_share(n, g) < 0.5)
+    return polar(radius, math.tau * _share(n, g)) + 0.1 * _noise(n, g)
 
 
-def _gaussian_mixture(n: int, g: np.random.Generator) -> np.ndarray:
+def _gaussian_mixture(n: int, g: np.random.Generator) -> Tensor:
     """Eight normal distributions of variance 0.3 on a circle of radius 8."""
-    return _polar(8.0, g.integers(8, size=n) * (math.tau / 8)) + math.sqrt(0.3) * g.standard_normal((n, 2))
+    import torch
+
+    from common.toys import ring
+
+    return ring(8.0, torch.from_numpy(g.integers(8, size=n)).double()) + math.sqrt(0.3) * _noise(n, g)
 
 
-def _uniform_sphere(n: int, g: np.random.Generator) -> np.ndarray:
+def _uniform_sphere(n: int, g: np.random.Generator) -> Tensor:
     """The circle of radius 8."""
-    return _polar(8.0, math.tau * g.random(n))
+    from common.toys import polar
+
+    return polar(8.0, math.tau * _share(n, g))
 
 
 def _sklearn(maker: str, scale: float, columns: list[int] | None = None, **options: object) -> Sampler:
@@ -154,7 +165,7 @@ def load(name: str, n_train: int = 50_000, n_test: int = 10_000, seed: int = 0, 
         return _split(name, _table(name), n_train, n_test, seed)
     g = np.random.default_rng([seed, 1])
     sizes = (n_train, max(2, n_train // 10), n_test, n_test, *[FEW] * (2 * draws))
-    parts = [torch.from_numpy(sampler(n, g)[g.permutation(n)]).float() for n in sizes]
+    parts = [torch.as_tensor(sampler(n, g))[torch.from_numpy(g.permutation(n))].float() for n in sizes]
     return Data(name, *parts[:4], torch.stack(parts[4::2]), torch.stack(parts[5::2]))
 
 
