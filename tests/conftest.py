@@ -1,4 +1,7 @@
-"""The repository importable: its root, 2D-toys/ (whose name no import can say), and ``_repo`` of whichever folder."""
+"""The repository importable: its root, the tests' own helpers, 2D-toys/ (whose name no import can say), any ``_repo``.
+
+The folders of tests mirror those of common/ and of the root; the helpers (tiny, nets, problems, started) stand here.
+"""
 
 import os
 import sys
@@ -6,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT)]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 sys.path.append(str(ROOT / "2D-toys"))
 if "PYTEST_XDIST_WORKER" in os.environ:
     # torch, which reads it when it is imported, takes all cores: so would every worker, and threads wait by spinning

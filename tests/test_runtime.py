@@ -15,8 +15,7 @@ import pytest
 import torch
 
 from common import runtime
-
-ROOT = Path(__file__).resolve().parents[1]
+from tiny import ROOT
 
 
 def start(code: str, *args: object, **env: str) -> subprocess.Popen[str]:

@@ -84,7 +84,7 @@ def dpmpp3m(f: Slope, x: Tensor, nodes: Sequence[float]) -> Iterator[Tensor]:
     to 2 and 1 ("lower order final").
 
     The published code (and those that follow it) takes half of the D'' term; with it the order is 2, as measured in
-    tests/test_multistep.py, with all of it 3.
+    tests/solvers/test_multistep.py, with all of it 3.
 
     Source: Lu et al. 2211.01095, appendix.
     """

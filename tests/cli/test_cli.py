@@ -10,15 +10,14 @@ import shlex
 import subprocess
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from common.cli import index_range, parse, parse_with_extra, to_yaml, validate
 from common.cli.configs import GenConfig, GridConfig, SampleConfig, TrainConfig, TrueConfig
+from tiny import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PRESETS = {
     "default": TrainConfig(num_channel=64, batch_size=64),
     "paper": TrainConfig(method="idff", sigma=0.2, channel_mult=(1, 2, 2, 4), out="results/paper"),
