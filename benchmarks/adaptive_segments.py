@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "seqrf")]
+sys.path.insert(0, str(ROOT))
 
 from common import cli  # noqa: E402
 from common.runtime import run_main  # noqa: E402
@@ -60,7 +60,7 @@ def trajectories(options: Options):
 def main() -> None:
     """Choose, measure, print."""
     options = cli.parse(Options, description=__doc__)
-    from segments import adaptive_edges, sequential_straightness, uniform_edges
+    from seqrf.segments import adaptive_edges, sequential_straightness, uniform_edges
 
     path = trajectories(options)
     times = [i / options.n_steps for i in range(options.n_steps + 1)]

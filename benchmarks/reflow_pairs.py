@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "seqrf"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import cli
@@ -81,8 +80,8 @@ def solvers(options: Options) -> None:
 
     from common.metrics import rms
     from common.solvers import CountNFE, integrate
-    from endpoints import Pool, choose_steps, follow, starts
-    from plan import plan
+    from seqrf.endpoints import Pool, choose_steps, follow, starts
+    from seqrf.plan import plan
 
     velocity, data, labels = teacher(options)
     pool, count = Pool(data, labels), CountNFE(velocity)
@@ -120,7 +119,7 @@ def solvers(options: Options) -> None:
 
 def calls(options: Options) -> None:
     """Network calls of 1,000 pairs: k segments from real samples against the whole path, at the same tolerance."""
-    from pairs import Pairs, generate
+    from seqrf.pairs import Pairs, generate
 
     velocity, data, labels = teacher(options)
     with tempfile.TemporaryDirectory() as folder:
@@ -150,10 +149,10 @@ def reading(options: Options) -> None:
     import numpy as np
     import torch
 
-    import shards as store
-    from endpoints import Pool
-    from pairs import Pairs
-    from plan import plan
+    from seqrf import shards as store
+    from seqrf.endpoints import Pool
+    from seqrf.pairs import Pairs
+    from seqrf.plan import plan
 
     torch.set_num_threads(1)
     pool = Pool(torch.zeros(10, 3, 32, 32, dtype=torch.uint8), torch.arange(10))

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "ttflow")]
+sys.path.insert(0, str(ROOT))
 
 from common import cli  # noqa: E402
 from common.runtime import run_main  # noqa: E402
@@ -79,9 +79,9 @@ def problem(options: Options) -> tuple[Any, Any]:
     """
     import torch
 
-    from datasets import load
-    from draws import data_pairs, on_lines, posterior_means
-    from recflow import frame_of
+    from ttflow.datasets import load
+    from ttflow.draws import data_pairs, on_lines, posterior_means
+    from ttflow.recflow import frame_of
 
     data = load(options.data, seed=options.seed)
     pairs = data_pairs(data.train, options.n_pairs, seed=options.seed)
@@ -125,10 +125,10 @@ def ours(options: Options, rows: Any, held: Any, rank: int, kind: str, budget: i
 
     With a budget of parameters the ranks adapt. The seconds hold the validation of each sweep.
     """
-    from als import fit
-    from bases import make
     from common.runtime import generator
-    from tt import random_train
+    from ttflow.als import fit
+    from ttflow.bases import make
+    from ttflow.tt import random_train
 
     d = rows[0].shape[1]
     bases = [make(kind if k else "legendre", options.n_basis, -1.0, 1.0) for k in range(d)]
@@ -181,9 +181,9 @@ def chebyshev(train: Any, x: Any) -> Any:
 
 def equal_size(options: Options, d: int, parameters: int) -> int:
     """The largest rank of a train with d outputs and d + 1 variables that has no more parameters."""
-    from bases import Legendre
     from common.runtime import generator
-    from tt import random_train
+    from ttflow.bases import Legendre
+    from ttflow.tt import random_train
 
     polynomials = [Legendre(options.n_basis, -1.0, 1.0) for _ in range(d + 1)]
     rank = 1
@@ -247,14 +247,14 @@ def sweep_cost(options: Options, n: int, lazy: bool) -> dict[str, float]:
     """Seconds of a sweep and memory of a fit to n pairs: run it in a process of its own."""
     import torch
 
-    from als import fit
-    from bases import BSplines, Legendre
     from common.runtime import generator
-    from datasets import load
-    from draws import data_pairs
-    from normal import CACHE
-    from recflow import frame_of
-    from tt import random_train
+    from ttflow.als import fit
+    from ttflow.bases import BSplines, Legendre
+    from ttflow.datasets import load
+    from ttflow.draws import data_pairs
+    from ttflow.normal import CACHE
+    from ttflow.recflow import frame_of
+    from ttflow.tt import random_train
 
     torch.set_num_threads(1)
     data = load(options.data, seed=options.seed)
@@ -309,10 +309,10 @@ def relative(a: Any, b: Any) -> float:
 
 def flows(options: Options) -> dict[str, Any]:
     """A train by the defaults of ttflow's experiment, and the network beside it by either recipe."""
-    import network
-    from datasets import load
-    from experiment import Fitting, choices
-    from train_eval_linear_recflow import Options as Experiment
+    from ttflow import network
+    from ttflow.datasets import load
+    from ttflow.experiment import Fitting, choices
+    from ttflow.options import Options as Experiment
 
     data = load(options.data, seed=options.seed)
     begun = CLOCK()

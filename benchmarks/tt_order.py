@@ -14,7 +14,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "ttflow"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import cli
@@ -38,8 +37,8 @@ class Options:
 def main() -> None:
     """Prints a line for each place of t, then for each frame."""
     options = cli.parse(Options, description=__doc__ or "")
-    from datasets import load
-    from recflow import data_pairs, frame_of, posterior_means
+    from ttflow.datasets import load
+    from ttflow.recflow import data_pairs, frame_of, posterior_means
 
     data = load(options.dataset_name, seed=options.seed)
     pairs = data_pairs(data.train, 20_000, seed=options.seed)(0)
@@ -55,7 +54,7 @@ def main() -> None:
 
 def _line(name: str, options: Options, draw, held_out, frame, **more) -> None:
     """Fits and prints one variant."""
-    from recflow import fit_velocity
+    from ttflow.recflow import fit_velocity
 
     n_basis, n_time = (20, 8) if frame.means.shape[1] > 2 else (36, 14)
     adapt = {"rank": 4, "adapt": True, "max_rank": 16, "budget": options.budget, "sweeps": options.sweeps}

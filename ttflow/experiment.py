@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,32 +17,18 @@ from common.runtime import generator, read_json, write_json
 from ttflow import hopt, network, score
 from ttflow.bases import make
 from ttflow.datasets import TWELVE, Data, load
+from ttflow.options import SMOKE, Options, check
 from ttflow.panels import comparison
 from ttflow.recflow import TTVelocity, data_pairs, fit_velocity, frame_of, on_lines, posterior_means
 from ttflow.tt import feasible_ranks
 
-if TYPE_CHECKING:
-    from ttflow.train_eval_linear_recflow import Options
 
-SMOKE = {
-    "n_train": 2000,
-    "n_pairs": 2000,
-    "n_test": 200,
-    "sweeps": 3,
-    "nn_steps": 30,
-    "n_steps": 8,
-    "hopt_max_eval": 2,
-    "sinkhorn_draws": 1,
-}
-
-
-def run(options: Options, here: Path) -> dict[str, Any]:
+def run(options: Options, out: Path) -> dict[str, Any]:
     """Fits, samples, measures, writes; returns what results.json holds."""
     if options.smoke:
         options = replace(options, **SMOKE)  # type: ignore[arg-type]
-    _check(options)
+    check(options)
     data = _data(options)
-    out = Path(options.out) if options.out else here / "results" / Path(options.dataset_name).stem
     flows: dict[str, Any] = {}
     facts: dict[str, Any] = {}
     flows["tt"], facts["tt"] = _train_of(options, data, out)
@@ -58,12 +44,10 @@ def again(out: Path, **changes: Any) -> dict[str, Any]:
         FileNotFoundError: the folder lacks results.json or a flow.
         ValueError: a file that no run wrote.
     """
-    from ttflow.train_eval_linear_recflow import Options
-
     before = read_json(out / "results.json")
     known = {field.name for field in fields(Options)}
     options = replace(Options(**{k: v for k, v in before["options"].items() if k in known}), **changes)
-    _check(options)
+    check(options)
     flows: dict[str, Any] = {"tt": TTVelocity.load(out / "tt.pt")}
     if "network" in before:
         flows["network"] = network.load(out / "network.pt")
@@ -97,25 +81,6 @@ def _report(options: Options, data: Data, flows: dict[str, Any], facts: dict[str
     print(table(results))
     print(f"wrote {out}: figure.png, results.json" + "".join(f", {name}.pt" for name in flows))
     return results
-
-
-def _check(options: Options) -> None:
-    """Raises ValueError for numbers out of range."""
-    for name in ("sweeps", "n_steps", "budget", "sinkhorn_draws"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(options, name)}: give at least 1")
-    if options.n_pairs == 1:
-        raise ValueError("--n-pairs is 1: a fit needs at least 2 rows; try 60000")
-    if options.time_at < -1:
-        raise ValueError(f"--time-at is {options.time_at}: give a position, 0 is the first, or -1 for the default")
-    if min(options.rank, options.n_centers, options.nn_steps, options.n_pairs) < 0:
-        raise ValueError("--rank, --n-centers, --nn-steps and --n-pairs are 0 (chosen for you) or positive")
-    if options.bases == "any" and not (options.hopt or options.use_best_model):
-        raise ValueError("--bases any is for --hopt, which finds the best kind: add it, or name one")
-    if options.hopt and options.use_best_model:
-        raise ValueError("--hopt searches for the best model, --use-best-model takes an earlier one: give one of them")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: no CUDA device here; leave it out for the CPU")
 
 
 # -------------------------------------------------------------------------------------------------------------- a train

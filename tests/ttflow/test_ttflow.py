@@ -19,8 +19,8 @@ from started import start
 from tiny import ROOT
 from ttflow import datasets, hopt, network, score
 from ttflow import recflow as rf
-from ttflow import train_eval_linear_recflow as script
 from ttflow.experiment import Fitting, choices
+from ttflow.options import Options
 
 FOLDER = ROOT / "ttflow"
 
@@ -215,7 +215,7 @@ def test_a_search_over_all_kinds_finds_the_one_that_fits_best(tmp_path):
 
 @pytest.mark.parametrize("bases", ["bsplines", "rbf"])
 def test_the_predicted_size_is_that_of_the_fit(bases):
-    options = script.Options("moons", bases=bases, n_train=500, n_pairs=800, sweeps=1, rank=3, verbose=0)
+    options = Options("moons", bases=bases, n_train=500, n_pairs=800, sweeps=1, rank=3, verbose=0)
     data = datasets.load("moons", 500, 10)
     fitting = Fitting(options, data)
     for rank in (1, 3, 40):
@@ -224,7 +224,7 @@ def test_the_predicted_size_is_that_of_the_fit(bases):
 
 
 def test_ranks_adapt_within_the_budget():
-    options = script.Options("moons", n_train=2000, n_pairs=4000, sweeps=6, budget=700, verbose=0)
+    options = Options("moons", n_train=2000, n_pairs=4000, sweeps=6, budget=700, verbose=0)
     velocity, rows = Fitting(options, datasets.load("moons", 2000, 10)).fit(choices(options, 2))
     assert velocity.n_parameters <= 700 and rows[-1]["validation"] < 0.7 * rows[0]["validation"]
 
@@ -232,7 +232,7 @@ def test_ranks_adapt_within_the_budget():
 # ------------------------------------------------------------------------------------------------------------ scripts
 def test_the_seeds_command_runs_verbatim_and_its_best_model_is_used_again(tmp_path):
     out = tmp_path / "run"
-    said = python(script.__file__, *shlex.split(SEED_CALL), "--smoke", "--out", out, cold=True)
+    said = python("train_eval_linear_recflow.py", *shlex.split(SEED_CALL), "--smoke", "--out", out, cold=True)
     assert {path.name for path in out.iterdir()} == {
         *"figure.png results.json tt.pt network.pt best_model.pt study.db".split()
     }
@@ -244,7 +244,7 @@ def test_the_seeds_command_runs_verbatim_and_its_best_model_is_used_again(tmp_pa
     assert results["compression"] == pytest.approx(10_903 / results["tt"]["parameters"])
     assert rf.TTVelocity.load(out / "tt.pt").n_parameters == results["tt"]["parameters"]
     again = ["--dataset-name", "swissroll-3d-sklearn", "--use-best-model", "--tt-only", "--smoke", "--out", out]
-    python(script.__file__, *again)
+    python("train_eval_linear_recflow.py", *again)
     found = json.loads((out / "results.json").read_text())
     assert found["tt"]["parameters"] == results["tt"]["parameters"] and "network" not in found
 

@@ -1,0 +1,87 @@
+"""The runs of twelve.py: made, measured again, read back; their table and their CSV file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from common.runtime import atomic_write, read_json
+from ttflow.options import Options
+
+WHO = ("floor", "tt", "network")
+METRICS = ("sinkhorn", "w2")
+
+Runs = dict[str, list[dict[str, Any]]]  # what results.json holds, by data set
+
+
+def run_or_measure(options: Options, again: bool) -> None:
+    """One experiment, unless its results are there; with ``again`` those are measured once more."""
+    from ttflow import experiment
+
+    out = Path(options.out)
+    done = (out / "results.json").is_file()
+    if done and not again:
+        return
+    print(f"{options.dataset_name}, seed {options.seed}")
+    if done:
+        experiment.again(out, n_test=options.n_test, sinkhorn_draws=options.sinkhorn_draws)
+    else:
+        experiment.run(options, out)
+
+
+def read_runs(out: Path) -> Runs:
+    """The results of the runs.
+
+    Raises:
+        FileNotFoundError: none.
+    """
+    runs: Runs = {}
+    for folder in sorted(out.iterdir()) if out.is_dir() else []:
+        if paths := sorted(folder.glob("seed-*/results.json")):
+            runs[folder.name] = [read_json(path) for path in paths]
+    if not runs:
+        raise FileNotFoundError(f"no results in {out}: run `python twelve.py` first")
+    return runs
+
+
+def _distance(run: dict[str, Any], who: str, metric: str) -> float:
+    """Of floor, train or network; W2 as half its square, which Sinkhorn's divergence tends to for small blur."""
+    return run[who]["w2"] ** 2 / 2 if metric == "w2" else run[who]["sinkhorn"]
+
+
+def table(sets: Runs) -> str:
+    """Markdown: means over the runs, the distances with their standard deviation."""
+    import statistics as st
+
+    lines = [
+        "| set | Sinkhorn: floor | train | network | W2²/2: floor | train | network | parameters | fit s | sample s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    wins = dict.fromkeys(METRICS, 0)
+    for name, runs in sets.items():
+        cells = [name]
+        for metric in METRICS:
+            values = {who: [_distance(run, who, metric) for run in runs] for who in WHO}
+            cells += [f"{st.mean(v):.4f} ± {st.stdev(v) if len(v) > 1 else 0:.4f}" for v in values.values()]
+            wins[metric] += st.mean(values["tt"]) <= st.mean(values["network"])
+        for key, form in (("parameters", ",.0f"), ("fit_seconds", ".0f"), ("sampling_seconds", ".2f")):
+            cells.append(" / ".join(f"{st.mean(run[who][key] for run in runs):{form}}" for who in WHO[1:]))
+        lines.append(f"| {' | '.join(cells)} |")
+    verdict = ", ".join(f"by {metric} on {n}" for metric, n in wins.items())
+    return "\n".join([*lines, f"\nthe train is no worse than the network {verdict} of {len(sets)}"])
+
+
+def write_csv(sets: Runs, path: Path) -> None:
+    """A line of CSV for each run."""
+    import csv
+
+    keys = ("parameters", "bytes", "fit_seconds", "sampling_seconds", "nfe", "sinkhorn", "w2", "mmd")
+    names = [f"{who}_{key}" for who in WHO for key in keys if who != "floor" or key in keys[-3:]]
+    with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["dataset", "seed", "sinkhorn_draws", *names, "commit"])
+        for name, runs in sets.items():
+            for run in runs:
+                values = [run[who][key] for who, key in (column.split("_", 1) for column in names)]
+                numbers = [f"{v:.6g}" if isinstance(v, float) else v for v in values]
+                rows.writerow([name, run["options"]["seed"], run["sinkhorn"]["draws"], *numbers, run["commit"]])
