@@ -20,7 +20,8 @@ from common.images import to_uint8
 from common.metrics import rms
 from common.runtime import generator
 from common.solvers import CountNFE
-from seqrf import compare as C
+from seqrf import compare as script
+from seqrf import comparison as C
 from seqrf import evaluate as E
 from seqrf import options as O
 from seqrf import quality as Q
@@ -417,7 +418,7 @@ TEACHER_ROWS = [row_of("teacher", 1.0 / n, n, condition="teacher", step=0, strai
 def test_a_comparison_of_two_runs(tmp_path, capsys):
     write_rows(tmp_path / "a" / "eval", row_of(w2=9.0), row_of(w2=0.5), row_of(w2=0.7, seed=1), *TEACHER_ROWS)
     write_rows(tmp_path / "b" / "eval", row_of("2-RF", 0.9, 2), *TEACHER_ROWS)
-    C.main([str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "out")])
+    script.main([str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "out")])
     with open(tmp_path / "out" / "table.csv", newline="") as file:
         table = list(csv.DictReader(file))
     assert list(table[0])[:8] == ["data", "name", "step", "method", "n_steps", "nfe", "w2", "w2_floor"]
@@ -466,12 +467,12 @@ def test_students_of_one_name_in_two_folders_stay_apart(tmp_path):
 def test_a_comparison_of_nothing(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="give folders with evaluations and --out FOLDER"):
-        C.main([str(tmp_path)])
+        script.main([str(tmp_path)])
     with pytest.raises(FileNotFoundError, match="no evaluations .* in .*empty: run main.py --mode=eval"):
-        C.main([str(tmp_path / "empty"), "--out", str(tmp_path)])
+        script.main([str(tmp_path / "empty"), "--out", str(tmp_path)])
     write_rows(tmp_path / "full", row_of())
     with pytest.raises(ValueError, match="--metric fid: no row has it; there are .*straightness.*w2"):
-        C.main(["--runs", str(tmp_path / "full"), "--out", str(tmp_path), "--metric", "fid"])
+        script.main(["--runs", str(tmp_path / "full"), "--out", str(tmp_path), "--metric", "fid"])
 
 
 def test_a_floor_is_a_dashed_line_of_its_panel(monkeypatch):

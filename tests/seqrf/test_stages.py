@@ -15,7 +15,7 @@ from common.couplings import couple
 from common.images import from_uint8
 from common.networks import MLP, build_network, network_description
 from common.runtime import JsonLines, generator
-from seqrf import endpoints, flags, models, pictures, pipeline, segments, shards, stages, train
+from seqrf import all_stages, endpoints, flags, models, pictures, pipeline, segments, shards, stages, train
 from seqrf import pairs as P
 from seqrf.evaluate import draw
 from seqrf.plan import plan
@@ -343,7 +343,7 @@ def test_the_whole_pipeline_and_that_it_does_nothing_twice(tmp_path, monkeypatch
 )
 def test_plans_that_cannot_be_carried_out(tmp_path, flag, message):
     with pytest.raises(ValueError, match=message):
-        pipeline.check(command(tmp_path, flag))
+        all_stages.check(command(tmp_path, flag))
 
 
 # ------------------------------------------------------------------------------------------------------------ bad input
