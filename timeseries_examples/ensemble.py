@@ -11,7 +11,6 @@ from torch import Tensor
 
 from common.runtime import generator
 from common.series import roll_out
-from common.solvers import CountNFE
 from timeseries_examples.dihedrals import to_angles, to_features
 from timeseries_examples.measures import (
     autocorrelation,
@@ -22,7 +21,7 @@ from timeseries_examples.measures import (
     js_distance,
     ramachandran,
 )
-from timeseries_examples.propagator import Propagator, examples
+from timeseries_examples.propagator import Propagator, count_nfe, examples
 
 
 def as_states(angles: np.ndarray, space: str) -> Tensor:
@@ -58,7 +57,7 @@ def evaluate(
         "space": model.space.kind,
         "condition": model.recipe.condition,
         "past": model.recipe.past,
-        "nfe": count_nfe(model, held_out),
+        "nfe": count_nfe(model, as_states(held_out[0][: model.recipe.past], model.space.kind)[None]),
         "step_ps": lag,
         "leads": leads,
         "ramachandran_js": distances(made, train_set, held_out),
@@ -103,15 +102,6 @@ def forecasts(
             }
         )
     return scores, {"forecast": made[:, :, 0], "truth": truth[:, 0]}
-
-
-def count_nfe(model: Propagator, held_out: Sequence[np.ndarray]) -> int:
-    """Network evaluations of one step, counted."""
-    counter = CountNFE(model.net)
-    counted = Propagator(counter, model.space, model.recipe)  # type: ignore[arg-type]
-    given, _, k = examples(counted, [as_states(held_out[0][: model.recipe.past + 1], model.space.kind)])
-    counted.step_from(k, 0)(given, 0)
-    return counter.nfe
 
 
 # ---- long runs

@@ -11,8 +11,9 @@ independent draws even for IDFF, whose images are coupled by optimal transport.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,9 +25,10 @@ from common.cli.values import check_least
 from common.generate import sde_of, velocity_of
 from common.losses import make_loss, network_heads
 from common.networks import MLP
-from common.runtime import generator
+from common.runtime import generator, run_lock
 from common.series import frames_at, windows
-from common.solvers import euler_maruyama, integrate, time_grid
+from common.solvers import CountNFE, euler_maruyama, integrate, time_grid
+from common.training.loop import write_final
 from common.training.small import fit
 from timeseries_examples.dihedrals import wrap
 
@@ -197,6 +199,14 @@ class Propagator:
         return step
 
 
+def count_nfe(model: Propagator, state: Tensor) -> int:
+    """Network evaluations of one step from a state (B, past, D), counted at the network."""
+    counter = CountNFE(model.net)
+    counted = Propagator(counter, model.space, model.recipe)  # type: ignore[arg-type]
+    counted.step_from(torch.zeros(len(state)), 0)(state, 0)
+    return counter.nfe
+
+
 # ---- training
 
 
@@ -256,6 +266,43 @@ def train(
 # ---- files
 
 
+def train_and_save(
+    space: Space,
+    recipe: Recipe,
+    series: Sequence[Tensor],
+    options: Any,
+    name: str,
+    dtype: torch.dtype | None = None,
+    weight_decay: float = 0.0,
+) -> tuple[Propagator, float]:
+    """Train a fresh propagator and write its averaged weights to the run folder, as METHOD_NAME.
+
+    Args:
+        space, recipe, series: Of :func:`build` and :func:`train`.
+        options: A script's options: width, depth, total_steps, batch_size, lr, seed and out are used, all but the
+            places of files are kept beside the weights.
+        name: End of the file's name.
+        dtype: Of the weights in the file; None: as they are.
+        weight_decay: AdamW's.
+
+    Returns:
+        The propagator as anybody else will load it, and the seconds that training took.
+    """
+    start, out = time.perf_counter(), Path(options.out)
+    model = build(space, recipe, options.width, options.depth, options.seed)
+    title = f"{options.total_steps} steps of {recipe.method}"
+    how = (options.total_steps, options.batch_size, options.lr, options.seed, title)
+    losses = train(model, series, *how, weight_decay)
+    seconds = time.perf_counter() - start
+    print(f"{title}: loss {losses[0]:.4g} to {sum(losses[-100:]) / len(losses[-100:]):.4g}, {seconds:.0f} s")
+    config = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(options).items()}
+    config = {key: value for key, value in config.items() if key not in ("out", "data", "weights", "smoke")}
+    path = out / f"{recipe.method.upper()}_{name}"
+    with run_lock(out):
+        write_final(path, state_of(model, config, options.total_steps, dtype))
+    return load(path)[0], seconds
+
+
 def state_of(propagator: Propagator, config: dict[str, Any], step: int, dtype: torch.dtype | None) -> dict[str, Any]:
     """What ``common.checkpoint.save`` writes; ``dtype`` of the weights, None: as they are."""
     tensors = propagator.net.state_dict()
@@ -285,3 +332,15 @@ def load(path: Path) -> tuple[Propagator, dict[str, Any]]:
     space = Space(**method.pop("space"))
     recipe = Recipe(method=method.pop("name"), **{k: v for k, v in method.items() if k in Recipe.__dataclass_fields__})
     return Propagator(net.eval(), space, recipe), info["config"]
+
+
+def load_as_trained(options: Any, names: Sequence[str], subject: str) -> tuple[Propagator, Any]:
+    """The propagator of ``options.weights``, and the options with those names as they were when it was trained.
+
+    Raises:
+        ValueError: weights of something else than the subject.
+    """
+    model, config = load(Path(options.weights))
+    if not set(names) <= set(config):
+        raise ValueError(f"{options.weights} is no model of {subject}: give one of this script's")
+    return model, replace(options, **{name: config[name] for name in names})

@@ -14,8 +14,9 @@ import torch
 from scipy.spatial.distance import jensenshannon
 
 import started
+from common.cli import parse
 from common.series import roll_out
-from timeseries_examples import Lorenz_simulation, measures, systems
+from timeseries_examples import lorenz, measures, systems
 from timeseries_examples import propagator as flows
 from tiny import ROOT
 
@@ -230,14 +231,13 @@ def test_script(tmp_path):
     assert json.loads((tmp_path / "b" / "lorenz.json").read_text())["valid_time_mean"] == found["valid_time_mean"]
 
 
-def start(monkeypatch, *flags):
+def start(*flags):
     """The script in this process."""
-    monkeypatch.setattr(sys, "argv", ["Lorenz_simulation.py", "--smoke", *map(str, flags)])
-    Lorenz_simulation.main()
+    lorenz.run(parse(lorenz.Options, argv=["--smoke", *map(str, flags)]))
 
 
-def test_script_with_the_other_system_and_method(tmp_path, monkeypatch):
-    start(monkeypatch, "--system", "rossler", "--method", "idff", "--sigma", 0.05, "--out", tmp_path)
+def test_script_with_the_other_system_and_method(tmp_path):
+    start("--system", "rossler", "--method", "idff", "--sigma", 0.05, "--out", tmp_path)
     found = json.loads((tmp_path / "rossler.json").read_text())
     assert found["method"] == "idff" and (tmp_path / "IDFF_rossler_v1.pt").exists()
 
@@ -251,7 +251,7 @@ def test_script_with_the_other_system_and_method(tmp_path, monkeypatch):
         (("--sigma", 0, "--method", "idff"), "--sigma 0"),
     ],
 )
-def test_mistakes_get_one_line(flags, line, monkeypatch):
+def test_mistakes_get_one_line(flags, line):
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
-        start(monkeypatch, *flags)
+        start(*flags)
     assert line in str(caught.value) and "\n" not in str(caught.value)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import numpy as np
 import pytest
 import torch
 
+from common.cli import parse
 from started import start
-from timeseries_examples import MD_simulation as md
-from timeseries_examples import dihedrals, ensemble, measures
+from timeseries_examples import dihedrals, ensemble, md, measures
 from timeseries_examples import propagator as flows
 from tiny import ROOT
 
@@ -186,10 +185,9 @@ def test_script_trains_and_evaluates(tmp_path):
         ("--method", "idff", "--sigma", 0.2, "--past", 2, "--lag", 2),
     ],
 )
-def test_other_ways(tmp_path, flags, monkeypatch, capsys):
+def test_other_ways(tmp_path, flags, capsys):
     start = ("--smoke", "--data", folder_of(tmp_path / "data"), "--out", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["MD_simulation.py", *map(str, start), *map(str, flags)])
-    md.main()
+    md.run(parse(md.Options, argv=[*map(str, start), *map(str, flags)]))
     assert "all finite" in capsys.readouterr().out
 
 
@@ -203,12 +201,11 @@ def test_other_ways(tmp_path, flags, monkeypatch, capsys):
         (("--held_out", 0), "--held_out 0: must be at least 1"),
     ],
 )
-def test_mistakes_get_one_line(tmp_path, flags, line, monkeypatch):
+def test_mistakes_get_one_line(tmp_path, flags, line):
     data = () if "--data" in flags else ("--data", folder_of(tmp_path / "data"))
-    words = map(str, ("--smoke", *data, "--out", tmp_path / "a", *flags))
-    monkeypatch.setattr(sys, "argv", ["MD_simulation.py", *words])
+    words = list(map(str, ("--smoke", *data, "--out", tmp_path / "a", *flags)))
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
-        md.main()
+        md.run(parse(md.Options, argv=words))
     assert line in str(caught.value) and "\n" not in str(caught.value)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import started
-from timeseries_examples import dihedrals, make_md_data
+from timeseries_examples import dihedrals, md_data
 from tiny import ROOT
 
 FOLDER = ROOT / "timeseries_examples"
@@ -183,8 +183,8 @@ def test_missing_openmm_gets_one_line(tmp_path):
 
 
 def test_blocks_cover_the_run():
-    options = make_md_data.Options(nanoseconds=0.25, frame=0.5, equilibration=10)
-    assert make_md_data.block_sizes(options) == [20, 200, 200, 100]
+    options = md_data.Options(nanoseconds=0.25, frame=0.5, equilibration=10)
+    assert md_data.block_sizes(options) == [20, 200, 200, 100]
 
 
 # ---- dynamics
@@ -221,9 +221,9 @@ def test_compiled_solvent_has_the_energy_of_the_interpreted_one(monkeypatch):
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch):
     from timeseries_examples.peptide import Dynamics, Physics
 
-    monkeypatch.setattr(make_md_data, "BLOCK", 0.4)  # ps
-    options = make_md_data.check(make_md_data.Options(smoke=True, n_trajectories=1, out=str(tmp_path)))
-    make_md_data.simulate(tmp_path / "whole.npz", options, Physics(), 0)
+    monkeypatch.setattr(md_data, "BLOCK", 0.4)  # ps
+    options = md_data.check(md_data.Options(smoke=True, n_trajectories=1, out=str(tmp_path)))
+    md_data.simulate(tmp_path / "whole.npz", options, Physics(), 0)
     whole = dihedrals.load_trajectory(tmp_path / "whole.npz")
     assert whole.angles.shape == (10, 2, 2) and whole.recipe["start"] == "helix"
 
@@ -237,9 +237,9 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Dynamics, "run", stops)
     with pytest.raises(KeyboardInterrupt):
-        make_md_data.simulate(tmp_path / "parts.npz", options, Physics(), 0)
+        md_data.simulate(tmp_path / "parts.npz", options, Physics(), 0)
     assert not (tmp_path / "parts.npz").exists()
-    make_md_data.simulate(tmp_path / "parts.npz", options, Physics(), 0)
+    md_data.simulate(tmp_path / "parts.npz", options, Physics(), 0)
     assert calls == [0, 1, 2, 3, 3, 4, 5] and not (tmp_path / "parts.part").exists()
     assert np.array_equal(dihedrals.load_trajectory(tmp_path / "parts.npz").angles, whole.angles)
 

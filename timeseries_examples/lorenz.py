@@ -1,0 +1,159 @@
+"""Lorenz_simulation.py: its options, and the run from trajectories to numbers and pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from common.cli.values import check_least
+from common.runtime import write_json
+
+if TYPE_CHECKING:
+    from timeseries_examples.propagator import Propagator
+    from timeseries_examples.systems import System
+
+HERE = Path(__file__).resolve().parent
+TRAINED_WITH = ("system", "frame", "method", "source", "sigma", "n_steps")  # what weights fix
+
+
+@dataclass(frozen=True)
+class Options:
+    """A chaotic system learnt from its trajectories."""
+
+    # ---- system
+    system: Literal["lorenz", "rossler"] = "lorenz"
+    """Lorenz 1963 (10, 28, 8/3) or Rossler 1976 (0.2, 0.2, 5.7)"""
+    frame: float = 0.0
+    """Time between frames; 0: 0.05 for lorenz, 0.2 for rossler"""
+    n_trajectories: int = 64
+    """Training trajectories"""
+    frames: int = 1000
+    """Frames of each"""
+
+    # ---- flow
+    method: Literal["cfm", "idff"] = "cfm"
+    """cfm: a velocity; idff: data and score heads"""
+    source: Literal["frame", "noise"] = "frame"
+    """Where the flow to the next frame starts: in the present frame, or in Gaussian noise"""
+    sigma: float = 0.0
+    """Noise on the way, in units of the increments; idff needs some, e.g. 0.02"""
+    n_steps: int = 1
+    """Steps of the sampler; from the frame one is enough, from noise take 4 or more"""
+    t_zero: float = 0.5
+    """Share of the training times that are exactly 0, where one step evaluates the network"""
+
+    # ---- network and training
+    width: int = 128
+    """Units of each of its layers"""
+    depth: int = 3
+    """Number of hidden layers"""
+    total_steps: int = 20_000
+    """Updates"""
+    batch_size: int = 512
+    """Frames of one update"""
+    lr: float = 2e-3
+    """Peak learning rate; decays to zero by a cosine"""
+    weights: str = ""
+    """Weights to evaluate; empty: train"""
+
+    # ---- evaluation
+    forecasts: int = 200
+    """Forecasts from exact states for the valid prediction time"""
+    sets: int = 16
+    """Sets of 8 trajectories, made and real, between which distances are taken"""
+    length: int = 4000
+    """Frames of each trajectory of a set"""
+
+    # ---- run
+    seed: int = 0
+    """One seed for everything"""
+    out: str = ""
+    """Run folder; empty: results/SYSTEM here"""
+    smoke: bool = False
+    """Seconds: little data, few steps; writes to results/smoke_SYSTEM"""
+
+
+def check(options: Options) -> Options:
+    """The options, with what --smoke changes and the folder filled in.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+    if options.smoke:
+        tiny = {"n_trajectories": 8, "total_steps": 60, "width": 32, "depth": 2, "forecasts": 8, "sets": 2}
+        options = replace(options, **tiny, frames=min(options.frames, 100), length=300)
+    check_least(options, n_trajectories=1, frames=3, width=1, depth=1, forecasts=1, sets=2, length=100)
+    if options.frame < 0:
+        raise ValueError(f"--frame {options.frame:g}: must be above 0, or 0 for the system's own")
+    folder = HERE / "results" / (f"smoke_{options.system}" if options.smoke else options.system)
+    return replace(options, out=options.out or str(folder))
+
+
+def run(options: Options) -> None:
+    """Train or load, forecast, compare, draw."""
+    options = check(options)
+    from timeseries_examples import attractors
+    from timeseries_examples.propagator import load_as_trained
+    from timeseries_examples.systems import SYSTEMS
+
+    model, seconds = None, 0.0
+    if options.weights:
+        model, options = load_as_trained(options, TRAINED_WITH, "a chaotic system")
+    system = SYSTEMS[options.system]
+    system = replace(system, frame=options.frame or system.frame)
+    if model is None:
+        model, seconds = trained(system, options)
+    result, pictures = attractors.evaluate(model, system, options)
+    out = Path(options.out)
+    write_json(out / f"{system.name}.json", {"training_seconds": round(seconds, 1), **result})
+    draw(system, pictures, out)
+    show(result)
+    print(f"figures and numbers: {out}")
+
+
+def trained(system: System, options: Options) -> tuple[Propagator, float]:
+    """A propagator trained on fresh trajectories, and the seconds of its training."""
+    import torch
+
+    from timeseries_examples.propagator import Recipe, Space, train_and_save
+    from timeseries_examples.systems import trajectories
+
+    recipe = Recipe(
+        options.method, options.source, "ode", options.sigma, n_steps=options.n_steps, t_zero=options.t_zero
+    )
+    recipe.check()
+    data = trajectories(system, options.n_trajectories, options.frames, options.seed)
+    series = [torch.tensor(x, dtype=torch.float32) for x in data]
+    return train_and_save(Space.of("line", series), recipe, series, options, f"{options.system}_v1.pt")
+
+
+def draw(system: System, pictures: dict[str, Any], out: Path) -> None:
+    """The attractors, a forecast, and the statistics."""
+    from timeseries_examples import figures
+
+    figures.attractors(pictures["real"][0], pictures["made"][0], out / f"{system.name}_attractor.png")
+    scale = system.frame * system.exponent
+    figures.forecast(pictures["truth"], pictures["forecast"], scale, pictures["valid_time"], out, system.name)
+    figures.statistics(
+        pictures["real"][:8],
+        pictures["made"][:8],
+        pictures["maxima"],
+        "xyz"[pictures["axis"]],
+        out / f"{system.name}_statistics.png",
+    )
+
+
+def show(result: dict[str, Any]) -> None:
+    """The numbers as lines."""
+    print(
+        f"valid prediction time in Lyapunov times: mean {result['valid_time_mean']:.2f}, "
+        f"median {result['valid_time_median']:.2f} over {result['forecasts']} forecasts"
+    )
+    print(
+        f"one step: RMSE {result['one_step_rmse']:.2e} of the spread, persistence "
+        f"{result['one_step_rmse_persistence']:.2e}, NFE {result['nfe']}"
+    )
+    for name in ("w1_x", "w1_y", "w1_z", "invariant_measure_js", "maxima_map_js"):
+        row = result[name]
+        print(f"{name:22s} model {row['model']:.4f}  real to real {row['real']:.4f}  ratio {row['ratio']:.3f}")

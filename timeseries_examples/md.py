@@ -1,0 +1,256 @@
+"""MD_simulation.py: its options, what is held out, and the run from trajectories to numbers and pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from common.cli.values import check_least
+from common.runtime import write_json
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from timeseries_examples.dihedrals import Trajectory
+    from timeseries_examples.propagator import Propagator
+
+HERE = Path(__file__).resolve().parent
+SPLIT = ("split", "held_out", "lag")
+FLOW = (
+    "method",
+    "source",
+    "space",
+    "sigma",
+    "condition",
+    "past",
+    "n_steps",
+    "solver",
+)  # with the split, what weights fix
+
+
+@dataclass(frozen=True)
+class Options:
+    """Backbone dihedrals of a peptide, learnt from molecular dynamics."""
+
+    # ---- data
+    data: str = ""
+    """Folder of trajectories (npz); empty: trajectories/ here"""
+    unit: Literal["auto", "radians", "degrees"] = "auto"
+    """Of the angles in the files; auto: radians, and an error if they cannot be"""
+    lag: int = 1
+    """Frames of the data in one step of the model"""
+    split: Literal["trajectories", "blocks"] = "trajectories"
+    """What is held out: whole trajectories, or every so many blocks of time of all of them"""
+    held_out: int = 1
+    """Held-out trajectories (the last ones), or of ten blocks of each trajectory so many"""
+
+    # ---- flow
+    method: Literal["cfm", "idff"] = "cfm"
+    """cfm: a velocity; idff: data and score heads"""
+    source: Literal["noise", "frame"] = "noise"
+    """Where the flow to the next frame starts: in Gaussian noise, or in the present frame (idff: followed as an SDE)"""
+    space: Literal["circle", "angle"] = "circle"
+    """circle: (sin, cos) of the next frame, put back on the circle; angle: wrapped increments of the angles"""
+    sigma: float = 0.0
+    """Noise on the way; idff needs some: 0.2 from noise, 1 from the frame"""
+    condition: Literal["frame", "time"] = "frame"
+    """What the network is given: the present frame, or only the absolute time"""
+    past: int = 1
+    """Frames that are given; more than one lets the model know how the angles move"""
+    n_steps: int = 4
+    """Steps of the sampler"""
+    solver: Literal["euler", "heun", "dpmpp2m"] = "heun"
+    """Of the ODE: heun has two network evaluations a step, the others one; an SDE is followed by Euler-Maruyama"""
+
+    # ---- network and training
+    width: int = 256
+    """Units of each of its layers"""
+    depth: int = 3
+    """Number of hidden layers"""
+    total_steps: int = 12_000
+    """Updates"""
+    batch_size: int = 256
+    """Frames of one update"""
+    lr: float = 2e-3
+    """Peak learning rate; decays to zero by a cosine"""
+    weight_decay: float = 0.01
+    """AdamW's; frames are few and the network is large"""
+    weights: str = ""
+    """Weights to evaluate; empty: train"""
+
+    # ---- evaluation
+    leads: tuple[int, ...] = (1, 2, 5, 10, 20)
+    """Steps ahead at which forecasts are scored"""
+    forecasts: int = 256
+    """Forecasts from held-out frames"""
+    members: int = 32
+    """Members of the ensemble of each"""
+    rollouts: int = 8
+    """Long runs from the first frame of each held-out trajectory or block"""
+    length: int = 0
+    """Steps of these; 0: as long as the held-out trajectories"""
+
+    # ---- run
+    seed: int = 0
+    """One seed for everything"""
+    out: str = ""
+    """Run folder; empty: results/md here"""
+    smoke: bool = False
+    """Seconds: a tiny network on a little of the data, or on made-up angles; writes to results/smoke_md_model"""
+
+
+def check(options: Options) -> Options:
+    """The options, with what --smoke changes and the folders filled in.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+    if options.smoke:
+        tiny = {
+            "width": 32,
+            "depth": 1,
+            "total_steps": 40,
+            "forecasts": 16,
+            "members": 4,
+            "rollouts": 1,
+            "n_steps": 2,
+            "solver": "euler",
+        }
+        options = replace(options, **tiny, leads=(1, 2), length=50)
+    check_least(options, lag=1, held_out=1, width=1, depth=1, forecasts=2, members=1, rollouts=1, length=0)
+    if not options.leads or list(options.leads) != sorted(set(options.leads)) or options.leads[0] != 1:
+        raise ValueError(f"--leads {','.join(map(str, options.leads))}: give growing numbers that begin with 1")
+    folder = HERE / "results" / ("smoke_md_model" if options.smoke else "md")
+    data = options.data or str(HERE / "trajectories")
+    return replace(options, out=options.out or str(folder), data=data)
+
+
+def run(options: Options) -> None:
+    """Train or load, forecast, roll out, compare, draw."""
+    options = check(options)
+    from timeseries_examples import figures
+    from timeseries_examples.ensemble import evaluate
+    from timeseries_examples.propagator import load_as_trained
+
+    model, seconds = None, 0.0
+    if options.weights:
+        model, options = load_as_trained(options, (*SPLIT, *FLOW), "dihedrals")
+    train_set, held_out, lag = parts(options)
+    if model is None:
+        model, seconds = trained(options, train_set)
+    out = Path(options.out)
+    result, pictures = evaluate(model, train_set, held_out, lag, options)
+    write_json(out / "md.json", {"training_seconds": round(seconds, 1), **result})
+    figures.ramachandran(pictures["real"], pictures["made"], out / "md_ramachandran.png")
+    figures.traces(pictures, lag, out / "md_traces.png")
+    figures.slow(pictures, lag, out / "md_statistics.png")
+    show(result)
+    print(f"figures and numbers: {out}")
+
+
+def trained(options: Options, train_set: list[np.ndarray]) -> tuple[Propagator, float]:
+    """A propagator trained on the stretches (weights kept in float16), and the seconds of its training."""
+    import torch
+
+    from timeseries_examples.ensemble import as_states
+    from timeseries_examples.propagator import Recipe, Space, train_and_save
+
+    recipe = Recipe(
+        options.method,
+        options.source,
+        "sde" if (options.method, options.source) == ("idff", "frame") else "ode",
+        options.sigma,
+        options.condition,
+        options.past,
+        options.n_steps,
+        options.solver,
+        n_frames=max(map(len, train_set)),
+        lag=options.lag,
+    )
+    recipe.check()
+    series = [as_states(x, options.space) for x in train_set]
+    space = Space.of(options.space, series)
+    return train_and_save(space, recipe, series, options, "MD_v1.pt", torch.float16, options.weight_decay)
+
+
+# ---- data
+
+
+def parts(options: Options) -> tuple[list[np.ndarray], list[np.ndarray], float]:
+    """Training and held-out stretches of angles (T, residues, 2), and picoseconds of one step.
+
+    Raises:
+        FileNotFoundError: no trajectories.
+        ValueError: damaged or unfitting files, or too few frames.
+    """
+    from timeseries_examples.dihedrals import load_all
+
+    trajectories = load_all(Path(options.data), unit=options.unit)
+    if options.smoke:
+        trajectories = [replace(t, angles=t.angles[:400], times=t.times[:400]) for t in trajectories]
+    whole = [t.angles[:: options.lag] for t in trajectories]
+    window = options.past + options.leads[-1]
+    train_set, held_out = by_trajectory(whole, options) if options.split == "trajectories" else by_block(whole, options)
+    for name, stretches in (("training", train_set), ("held-out", held_out)):
+        longest = max(map(len, stretches))
+        if longest < window:
+            raise ValueError(
+                f"the longest {name} stretch has {longest} frames, but --past {options.past} and --leads up to "
+                f"{options.leads[-1]} need {window}: give longer trajectories, or fewer --leads"
+            )
+    describe(trajectories, train_set, held_out, options)
+    return train_set, held_out, trajectories[0].lag * options.lag
+
+
+def by_trajectory(whole: list[np.ndarray], options: Options) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """All but the last trajectories, and those."""
+    if len(whole) <= options.held_out:
+        raise ValueError(
+            f"{len(whole)} trajectories, {options.held_out} of them held out: nothing is left to train on; "
+            "give --held_out 1, or --split blocks"
+        )
+    return whole[: -options.held_out], whole[-options.held_out :]
+
+
+def by_block(whole: list[np.ndarray], options: Options) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Of ten blocks of each trajectory the ``held_out`` in the middle of equal parts, and what lies between them."""
+    import numpy as np
+
+    if options.held_out > 5:
+        raise ValueError(f"--held_out {options.held_out}: of ten blocks hold out 5 at most")
+    train_set, held_out = [], []
+    chosen = {round((i + 0.5) * 10 / options.held_out) % 10 for i in range(options.held_out)}
+    for x in whole:
+        for number, block in enumerate(np.array_split(x, 10)):
+            (held_out if number in chosen else train_set).append(block)
+    return train_set, held_out
+
+
+def describe(trajectories: list[Trajectory], train_set: list, held_out: list, options: Options) -> None:
+    """Say what there is."""
+    frames, first = ", ".join(str(len(t.angles)) for t in trajectories), trajectories[0]
+    print(
+        f"{len(trajectories)} trajectories of {first.angles.shape[1]} residues, {frames} frames of {first.lag:g} ps; "
+        f"{sum(map(len, train_set))} steps to train on, {sum(map(len, held_out))} held out (--split {options.split})"
+    )
+
+
+# ---- the numbers
+
+
+def show(result: dict[str, Any]) -> None:
+    """The numbers as lines."""
+    print("lead (ps)   RMSE model  persistence  climatology   MAE model  persistence   CC model  persistence")
+    for row in result["leads"]:
+        m, p, c = row["model"], row["persistence"], row["climatology"]
+        print(
+            f"{row['ps']:9.2f}   {m['rmse']:10.2f}  {p['rmse']:11.2f}  {c['rmse']:11.2f}   {m['mae']:9.2f}  "
+            f"{p['mae']:11.2f}   {m['cc']:8.3f}  {p['cc']:11.3f}"
+        )
+    print("(degrees; the model's forecast is the circular mean of its ensemble)")
+    for name, value in result["ramachandran_js"].items():
+        print(f"Ramachandran JS distance, {name.replace('_', ' ')}: {value:.4f}")
+    for name, row in result["slow"].items():
+        print(f"{name}: " + ", ".join(f"{key} {value:.3g}" for key, value in row.items()))
+    print(f"NFE per step {result['nfe']}; {result['rollout_steps']} steps rolled out, all finite")
