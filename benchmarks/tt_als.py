@@ -18,7 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +32,6 @@ from common.runtime import run_main  # noqa: E402
 CLOCK = time.process_time
 HELD_OUT = 20_000  # rows for the validation error
 BLOCK = 8192  # rows of a block that scaling makes when it is asked for
-FIELDS = {"ridge": 1e-4, "smooth": 0.01, "moves": False}  # as recflow.fit_velocity
 
 
 @dataclass(frozen=True)
@@ -126,21 +125,23 @@ def ours(options: Options, rows: Any, held: Any, rank: int, kind: str, budget: i
     With a budget of parameters the ranks adapt. The seconds hold the validation of each sweep.
     """
     from common.runtime import generator
-    from ttflow.als import fit
+    from ttflow.als import Adapt, fit
     from ttflow.bases import make
+    from ttflow.recflow import SWEEPS
     from ttflow.tt import random_train
 
     d = rows[0].shape[1]
     bases = [make(kind if k else "legendre", options.n_basis, -1.0, 1.0) for k in range(d)]
     start = random_train(bases, rank, d - 1, generator(options.seed, "start"), [d - 1, *range(d - 1)])
-    more = {"adapt": True, "max_rank": 14, "budget": budget, "growth": 4} if budget else {}
+    adapt = Adapt(14, budget, growth=4) if budget else None
+    sweeps = replace(SWEEPS, n_sweeps=100, tolerance=options.tolerance, adapt=adapt)
     clock = []
 
     def draw(_: int) -> Any:
         clock.append(CLOCK())
         return rows
 
-    done, history = fit(start, draw, 100, validation=held, tolerance=options.tolerance, **FIELDS, **more)
+    done, history = fit(start, draw, sweeps, held)
     clock.append(CLOCK())
     seconds = [now - clock[0] for now in clock[1:]]
     return Fit(seconds, [row["validation"] for row in history], done.n_parameters)
@@ -253,7 +254,7 @@ def sweep_cost(options: Options, n: int, lazy: bool) -> dict[str, float]:
     from ttflow.datasets import load
     from ttflow.draws import data_pairs
     from ttflow.normal import CACHE
-    from ttflow.recflow import frame_of
+    from ttflow.recflow import SWEEPS, frame_of
     from ttflow.tt import random_train
 
     torch.set_num_threads(1)
@@ -263,12 +264,13 @@ def sweep_cost(options: Options, n: int, lazy: bool) -> dict[str, float]:
     bases = [BSplines(20, -3.5, 3.5) for _ in range(d)] + [Legendre(8, 0.0, 1.0, outside="clamp")]
     start = random_train(bases, options.ranks[0], d, generator(options.seed, "start"), output=d)
     blocks = Made(data.train, frame, n, options.seed)
-    fit(start, lambda k: Made(data.train, frame, BLOCK, 1), 1, cache=0, **FIELDS)  # everything is loaded
+    one_block = Made(data.train, frame, BLOCK, 1)
+    fit(start, lambda k: one_block, replace(SWEEPS, n_sweeps=1, cache=0))  # everything is loaded
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     rows: Any = blocks if lazy else tuple(torch.cat(part) for part in zip(*(blocks[i] for i in range(len(blocks)))))
     begun = CLOCK()
-    fit(start, lambda k: rows, 2, cache=0 if lazy else CACHE, tolerance=0.0, **FIELDS)
+    fit(start, lambda k: rows, replace(SWEEPS, n_sweeps=2, cache=0 if lazy else CACHE, tolerance=0.0))
     return {"seconds": (CLOCK() - begun) / 2, "before": before, "peak": resident("VmHWM")}
 
 
@@ -311,13 +313,13 @@ def flows(options: Options) -> dict[str, Any]:
     """A train by the defaults of ttflow's experiment, and the network beside it by either recipe."""
     from ttflow import network
     from ttflow.datasets import load
-    from ttflow.experiment import Fitting, choices
+    from ttflow.experiment import Fitting, plan
     from ttflow.options import Options as Experiment
 
     data = load(options.data, seed=options.seed)
     begun = CLOCK()
     experiment = Experiment(options.data, options.seed, n_pairs=options.n_pairs)
-    train, _ = Fitting(experiment, data).fit(choices(experiment, data.dim))
+    train, _ = Fitting(experiment, data).fit(*plan(experiment, data.dim))
     made = {f"train, {train.n_parameters} parameters, ranks {train.train_.ranks}": train.eval()}
     print(f"train fitted in {CLOCK() - begun:.1f} s of one core", flush=True)
     for recipe in network.RECIPES:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -46,20 +46,22 @@ def main() -> None:
     draw = posterior_means(data.train, 60_000, options.seed)
     print(f"{'variant':24}{'parameters':>11}{'ranks':>18}{'held out':>10}{'s':>7}")
     for place in range(data.dim, -1, -1):
-        _line(f"t at position {place}", options, draw, held_out, frame_of(*pairs), time_at=place)
+        _line(f"t at position {place}", options, draw, held_out, frame_of(*pairs), place)
     for scale in ("whitened", "none"):
         _line(f"scale {scale}", options, draw, held_out, frame_of(*pairs, scale=scale))
     _line("not rotated", options, draw, held_out, frame_of(*pairs, rotate=False))
 
 
-def _line(name: str, options: Options, draw, held_out, frame, **more) -> None:
+def _line(name: str, options: Options, draw, held_out, frame, time_at: int | None = None) -> None:
     """Fits and prints one variant."""
-    from ttflow.recflow import fit_velocity
+    from ttflow.als import Adapt
+    from ttflow.recflow import SWEEPS, Shape, fit_velocity
 
     n_basis, n_time = (20, 8) if frame.means.shape[1] > 2 else (36, 14)
-    adapt = {"rank": 4, "adapt": True, "max_rank": 16, "budget": options.budget, "sweeps": options.sweeps}
+    shape = Shape(n_basis=n_basis, n_time=n_time, rank=4, time_at=time_at)
+    sweeps = replace(SWEEPS, n_sweeps=options.sweeps, adapt=Adapt(16, options.budget))
     begin = time.process_time()
-    velocity, _ = fit_velocity(draw, frame, n_basis=n_basis, n_time=n_time, validation=held_out, **adapt, **more)
+    velocity, _ = fit_velocity(draw, frame, shape, sweeps, held_out)
     seconds = time.process_time() - begin
     x, t, u = held_out
     error = float((velocity(x, t) - u).square().sum(1).mean())

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -27,39 +28,77 @@ if TYPE_CHECKING:
     from ttflow.normal import Block, Data, Draw, Rows
 
 
+DISCARD = 1e-14  # of the squared norm at a bond: what ranks that adapt do without
+
+
+@dataclass(frozen=True)
+class Adapt:
+    """Ranks that adapt: they grow along the residual's gradient and shrink by the singular values, both by the noise.
+
+    Attributes:
+        max_rank: Largest rank of all bonds, or of each; the least is 1.
+        budget: Largest number of parameters.
+        growth: Ranks that a step adds at a bond, at most.
+    """
+
+    max_rank: int | Sequence[int] = 20
+    budget: float = math.inf
+    growth: int = 2
+
+
+@dataclass(frozen=True)
+class Sweeps:
+    """How a train is fitted.
+
+    Attributes:
+        n_sweeps: Sweeps at most; one way each.
+        ridge: Added to the matrix of the normalised local problem, whose diagonal is about 1.
+        moves: The outputs move along with the solved core; False: they stay at their position.
+        adapt: How ranks adapt; None: those of the train stay.
+        uniform, smooth: The measure in which functions are normalised for the ridge; see ``bases.gram``.
+        tolerance: A relative improvement of the error that counts.
+        patience: Sweeps without such an improvement before it stops.
+        cache: Bytes of interfaces that are kept from core to core; see :func:`fit`.
+
+    Raises:
+        ValueError: no sweep, or a ridge below 0.
+    """
+
+    n_sweeps: int = 12
+    ridge: float = 1e-6
+    moves: bool = True
+    adapt: Adapt | None = None
+    uniform: float = 0.1
+    smooth: float = 0.0
+    tolerance: float = 1e-3
+    patience: int = 3
+    cache: int = CACHE
+
+    def __post_init__(self) -> None:
+        if self.n_sweeps < 1:
+            raise ValueError(f"{self.n_sweeps} sweeps: give at least 1; try 12")
+        if not self.ridge >= 0:
+            raise ValueError(f"the ridge is {self.ridge:g}: give 0 or more; try 1e-6")
+
+
+SWEEPS = Sweeps()
+
+
 class Sweeper:
     """The cores in orthonormal bases and the steps of a sweep. At the start position 0 is the one to solve.
 
     Args:
         train: The start; it is not changed.
         inputs: (N, D): their measure makes the bases orthonormal.
-        ridge: Added to the matrix of the normalised local problem, whose diagonal is about 1.
-        moves: The outputs move along with the solved core; False: they stay at their position.
-        max_ranks: Largest rank of each bond.
-        adapt: Choose ranks below that by the noise, see :meth:`noise`.
-        growth: With adapt: by how much a rank may grow at a step.
-        budget: With adapt: no growth beyond this number of parameters.
-        discard: With adapt: the part of the squared norm that is cut off at a bond.
-        measure: uniform and smooth of ``bases.gram``.
+        sweeps: How the cores are solved and the ranks chosen.
     """
 
-    def __init__(
-        self,
-        train: FunctionalTT,
-        inputs: Tensor,
-        ridge: float,
-        moves: bool,
-        max_ranks: Sequence[int],
-        adapt: bool = False,
-        growth: int = 2,
-        budget: float = math.inf,
-        discard: float = 1e-14,
-        measure: tuple[float, float] = (0.1, 0.0),
-    ) -> None:
-        self.train, self.ridge, self.moves, self.max_ranks = train, ridge, moves, max_ranks
-        self.adapt, self.growth, self.budget, self.discard = adapt, growth, budget, discard
+    def __init__(self, train: FunctionalTT, inputs: Tensor, sweeps: Sweeps) -> None:
+        self.train, self.ridge, self.moves, self.adapt = train, sweeps.ridge, sweeps.moves, sweeps.adapt
+        sizes = [basis.n * train.outputs for basis in train.bases]
+        self.max_ranks = feasible_ranks(sizes, self.adapt.max_rank if self.adapt else train.ranks)
         self.bases = list(train.bases)
-        grams = [gram(self.bases[p], inputs[:, k], *measure) for p, k in enumerate(train.order)]
+        grams = [gram(self.bases[p], inputs[:, k], sweeps.uniform, sweeps.smooth) for p, k in enumerate(train.order)]
         self.change, back = zip(*(orthonormal(g) for g in grams))
         self.cores = [_along(core.to(change), change) for core, change in zip(train.cores, back)]
         self.output, self.variance, self.n_rows = train.output, 0.0, 1
@@ -79,10 +118,11 @@ class Sweeper:
     def solve(self, p: int, blocks: Blocks) -> float:
         """Put the best core at p for the others as they are; returns the mean squared error, summed over outputs."""
         a, k, o, b = self.cores[p].shape
+        # f = phi core with phi = left (x) basis (x) right, which the other cores fix: E[phi phi^T] core = E[phi y]
         matrix, rhs, square, n = normal_equations(blocks, self.raw(), p)
-        matrix, rhs = _in_new_basis(matrix / n, rhs / n, self.change[p], (a, b))
+        matrix, rhs = _in_new_basis(matrix / n, rhs / n, self.change[p], (a, b))  # (a k b, a k b), (a k b, o)
         core = solve(matrix, rhs, self.ridge)
-        error = max(square / n - (core * (2 * rhs - matrix @ core)).sum().item(), 0.0)
+        error = max(square / n - (core * (2 * rhs - matrix @ core)).sum().item(), 0.0)  # E |y - phi core|^2
         self.cores[p] = core.view(a, k, b, o).permute(0, 1, 3, 2).contiguous()
         self.variance, self.n_rows = error / self.train.outputs, n
         blocks.forget(p)
@@ -99,22 +139,26 @@ class Sweeper:
         return (step(left, contract(block.basis(p), cores[p])) * right).sum(2)
 
     def move(self, p: int, q: int, blocks: Blocks | None, grow: bool = False) -> None:
-        """Pass the weight from position p on to its neighbour q, and leave an orthonormal core at p."""
-        core, following = _turned(self.cores[p], q < p), _turned(self.cores[q], q < p)
+        """Pass the weight from position p on to its neighbour q, and leave an orthonormal core at p.
+
+        The core as a matrix is u s v: u stays, s v is multiplied into the neighbour. The singular values say what the
+        bond carries, since all other cores are orthonormal.
+        """
+        core, following = _turned(self.cores[p], q < p), _turned(self.cores[q], q < p)  # as if q were to the right
         a, k, o, b = core.shape
-        carried = o if self.moves else 1
-        stays = o // carried
-        u, s, v = _svd(core.reshape(a * k * stays, carried * b))
+        moving = o if self.moves else 1  # outputs that go along with the weight, the others stay
+        staying = o // moving
+        u, s, v = _svd(core.reshape(a * k * staying, moving * b))
         most = self._limit(p, q)
         rank = self._keep(s, (len(u), v.shape[1]), most)
         u, v = u[:, :rank], s[:rank, None] * v[:rank]
         if grow and blocks is not None and rank < min(most, len(u)):
             u, v = self._grown(p, q, blocks, u, v, most - rank)
-        self.cores[p] = _turned(u.reshape(a, k, stays, len(v)), q < p).contiguous()
-        passed = v.reshape(len(v) * carried, b) @ following.flatten(1)
-        passed = passed.view(len(v), carried, *following.shape[1:]).transpose(1, 2)  # (r, k', o, o', b')
-        self.cores[q] = _turned(passed.flatten(2, 3), q < p).contiguous()
-        self.output = q if carried > 1 else self.output
+        self.cores[p] = _turned(u.reshape(a, k, staying, len(v)), q < p).contiguous()
+        weight = v.reshape(len(v) * moving, b) @ following.flatten(1)  # (r o, b) (b, k' o' b')
+        weight = weight.view(len(v), moving, *following.shape[1:]).transpose(1, 2)  # (r, k', o, o', b')
+        self.cores[q] = _turned(weight.flatten(2, 3), q < p).contiguous()
+        self.output = q if moving > 1 else self.output
         if blocks is not None:
             blocks.forget(p, q)
 
@@ -128,25 +172,25 @@ class Sweeper:
         return math.sqrt(self.variance / self.n_rows) * (math.sqrt(shape[0]) + math.sqrt(shape[1]))
 
     def _keep(self, s: Tensor, shape: tuple[int, int], most: int) -> int:
-        """How many singular values stay: at most ``most``; with adapt those above the noise and the discarded part."""
+        """How many singular values stay: at most ``most``; if ranks adapt those above the noise and DISCARD."""
         if self.adapt:
             left = s.square().flip(0).cumsum(0).flip(0)  # of the squared norm, if cut here
-            most = min(most, int(((left > self.discard * left[0]) & (s > self.noise(shape))).sum()))
+            most = min(most, int(((left > DISCARD * left[0]) & (s > self.noise(shape))).sum()))
         return max(1, min(most, len(s)))
 
     def _limit(self, p: int, q: int) -> int:
-        """The largest rank between p and q: with adapt ``growth`` more than now, and no more than the budget allows."""
+        """The largest rank between p and q: if ranks adapt ``growth`` more than now, and as the budget allows."""
         most = self.max_ranks[min(p, q)]
         if not self.adapt:
             return most
         side = 3 if q > p else 0
-        now, more = self.cores[p].shape[side], self.growth
-        if self.budget < math.inf:
+        now, more = self.cores[p].shape[side], self.adapt.growth
+        if self.adapt.budget < math.inf:
             output = q if self.moves else self.output
             sizes = [basis.n * (self.train.outputs if i == output else 1) for i, basis in enumerate(self.bases)]
-            used = sum(core.shape[0] * n * core.shape[3] for core, n in zip(self.cores, sizes))
-            each = sizes[p] * self.cores[p].shape[3 - side] + sizes[q] * self.cores[q].shape[side]
-            more = min(more, math.floor((self.budget - used) / each))
+            total = sum(core.shape[0] * n * core.shape[3] for core, n in zip(self.cores, sizes))
+            each = sizes[p] * self.cores[p].shape[3 - side] + sizes[q] * self.cores[q].shape[side]  # cost of a rank
+            more = min(more, math.floor((self.adapt.budget - total) / each))
         return max(1, min(most, now + more))
 
     def _grown(self, p: int, q: int, blocks: Blocks, u: Tensor, v: Tensor, room: int) -> tuple[Tensor, Tensor]:
@@ -158,7 +202,7 @@ class Sweeper:
         import torch
 
         slope, noise = self._gradient(p, q, blocks)
-        slope = slope - u @ (u.T @ slope)
+        slope = slope - u @ (u.T @ slope)  # what the core has already is fitted at q without growth
         directions, sizes, _ = _svd(slope)
         least = max(noise, 1e-13 * v.norm().item())
         more = directions[:, : min(room, int((sizes > least).sum()))]
@@ -238,19 +282,8 @@ def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def fit(
     train: FunctionalTT,
     draw: Draw,
-    sweeps: int = 12,
-    ridge: float = 1e-6,
+    sweeps: Sweeps = SWEEPS,
     validation: Rows | None = None,
-    moves: bool = True,
-    adapt: bool = False,
-    max_rank: int | Sequence[int] | None = None,
-    budget: float = math.inf,
-    growth: int = 2,
-    uniform: float = 0.1,
-    smooth: float = 0.0,
-    tolerance: float = 1e-3,
-    patience: int = 3,
-    cache: int = CACHE,
     progress: bool | str = False,
 ) -> tuple[FunctionalTT, list[dict[str, Any]]]:
     """Fits a train to rows of inputs and targets by sweeps to the right and back, each over all cores.
@@ -266,20 +299,9 @@ def fit(
         train: The start, its ranks, bases and order; see ``tt.random_train``. Not changed.
         draw: draw(sweep) -> inputs (N, D) and targets (N, o), or a sequence of such blocks. A new draw in each sweep
             makes the noise in the targets average out; the same object again is not evaluated twice.
-        sweeps: At most; one way each.
-        ridge: See :class:`Sweeper`.
+        sweeps: How it is fitted.
         validation: Held-out inputs and targets: stop when their error does not fall any more, and go back to the best.
             None: the same with the error of the fit, but if each draw is a new one all sweeps are made.
-        moves: See :class:`Sweeper`.
-        adapt: Let the ranks adapt between 1 and max_rank: they grow along the residual's gradient and shrink by the
-            singular values, both compared with the noise.
-        max_rank: Of all bonds or each; None: those of the train, with adapt 20.
-        budget: With adapt: largest number of parameters.
-        growth: With adapt: ranks added at a bond in a sweep.
-        uniform, smooth: The measure in which functions are normalised for the ridge; see ``bases.gram``.
-        tolerance: A relative improvement of the error that counts.
-        patience: Sweeps without such an improvement before it stops.
-        cache: See above.
         progress: Show a bar; a string is its title.
 
     Returns:
@@ -287,28 +309,26 @@ def fit(
         outputs), ranks, parameters, seconds.
 
     Raises:
-        ValueError: options out of range, or data that do not fit: wrong shape, NaN, a single row.
+        ValueError: a budget that rank 1 exceeds, or data that do not fit: wrong shape, NaN, a single row.
     """
-    _check_options(train, sweeps, ridge, adapt, budget)
-    sizes = [basis.n * train.outputs for basis in train.bases]
-    ranks = feasible_ranks(sizes, max_rank if max_rank is not None else 20 if adapt else train.ranks)
+    _check_budget(train, sweeps.adapt)
     data = draw(0)
-    blocks = Blocks(train, data, cache)
-    options = {"adapt": adapt, "growth": growth, "budget": budget, "measure": (uniform, smooth)}
-    sweeper = Sweeper(train, blocks.inputs(), ridge, moves, ranks, **options)
+    blocks = Blocks(train, data, sweeps.cache)
+    sweeper = Sweeper(train, blocks.inputs(), sweeps)
     key, least, best, history = "validation" if validation else "train", math.inf, train, []
     begin = time.perf_counter()
-    for k in _bar(sweeps, progress):
+    for k in _bar(sweeps.n_sweeps, progress):
         new = draw(k) if k else data
         fresh = k == 0 or new is not data
-        blocks, data = (Blocks(train, new, cache) if new is not data else blocks), new
-        error = _sweep(sweeper, blocks, k % 2 == 1, fresh, adapt and k < sweeps - 2)
+        blocks, data = (Blocks(train, new, sweeps.cache) if new is not data else blocks), new
+        grows = sweeps.adapt is not None and k < sweeps.n_sweeps - 2  # the last two only solve and cut off
+        error = _sweep(sweeper, blocks, k % 2 == 1, fresh, grows)
         now = sweeper.result()
         history.append(_row(k, now, error, validation, begin))
-        comparable = validation is not None or not fresh
+        comparable = validation is not None or not fresh  # errors of the fit to different rows are not
         if not comparable or history[-1][key] < least:
             least, best = history[-1][key], now
-        if comparable and _stalled(history, key, tolerance, patience):
+        if comparable and _stalled(history, key, sweeps.tolerance, sweeps.patience):
             break
     return best, history
 
@@ -320,7 +340,10 @@ def _row(k: int, train: FunctionalTT, error: float, validation: Rows | None, beg
 
 
 def _sweep(sweeper: Sweeper, blocks: Blocks, back: bool, fresh: bool, grow: bool) -> float:
-    """Solves all cores from one end to the other; returns the mean squared error after the last."""
+    """Solves all cores from one end to the other; returns the mean squared error after the last.
+
+    The first core was the last of the sweep before: on the same rows it is solved already.
+    """
     path = range(len(sweeper.cores))
     path = list(reversed(path) if back else path)
     if fresh or len(path) == 1:
@@ -351,28 +374,31 @@ def _bar(sweeps: int, progress: bool | str):
     return tqdm(range(sweeps), desc=title, unit="sweep", disable=not progress, dynamic_ncols=True, leave=False)
 
 
-def _check_options(train: FunctionalTT, sweeps: int, ridge: float, adapt: bool, budget: float) -> None:
-    """Raises ValueError for options out of range."""
-    if sweeps < 1:
-        raise ValueError(f"{sweeps} sweeps: give at least 1; try 12")
-    if not ridge >= 0:
-        raise ValueError(f"the ridge is {ridge:g}: give 0 or more; try 1e-6")
+def _check_budget(train: FunctionalTT, adapt: Adapt | None) -> None:
+    """Raises ValueError for a budget that no train on these bases keeps to."""
     least = sum(basis.n for basis in train.bases) + (train.outputs - 1) * max(b.n for b in train.bases)
-    if adapt and budget < least:
-        raise ValueError(f"a budget of {budget:g} parameters: rank 1 alone needs {least}; give more, or smaller bases")
+    if adapt and adapt.budget < least:
+        raise ValueError(
+            f"a budget of {adapt.budget:g} parameters: rank 1 alone needs {least}; give more, or smaller bases"
+        )
 
 
-def fit_each(trains: SeparateTT, draw: Draw, validation: Rows | None = None, **options: Any):
+def fit_each(
+    trains: SeparateTT,
+    draw: Draw,
+    sweeps: Sweeps = SWEEPS,
+    validation: Rows | None = None,
+    progress: bool | str = False,
+) -> tuple[SeparateTT, list[dict[str, Any]]]:
     """:func:`fit` of one train for each output; ``draw`` is asked once for each of them.
 
     Returns:
         The fitted trains, and the rows of all fits with the number of their output.
     """
-
     fitted, history = [], []
     for k, train in enumerate(trains.trains):
         held_out = None if validation is None else (validation[0], validation[1][:, k : k + 1])
-        best, rows = fit(train, _one_output(draw, k), validation=held_out, **options)
+        best, rows = fit(train, _one_output(draw, k), sweeps, held_out, progress)
         fitted.append(best)
         history += [{"output": k} | row for row in rows]
     return SeparateTT(fitted), history

@@ -15,12 +15,12 @@ from torch import Tensor
 from common.records.cards import commit, without_folders
 from common.runtime import generator, read_json, write_json
 from ttflow import hopt, network, score
-from ttflow.bases import make
+from ttflow.als import Adapt, Sweeps
 from ttflow.datasets import TWELVE, Data, load
+from ttflow.draws import data_pairs, on_lines, posterior_means
 from ttflow.options import SMOKE, Options, check
 from ttflow.panels import comparison
-from ttflow.recflow import TTVelocity, data_pairs, fit_velocity, frame_of, on_lines, posterior_means
-from ttflow.tt import feasible_ranks
+from ttflow.recflow import SWEEPS, Shape, TTVelocity, fit_velocity, frame_of
 
 
 def run(options: Options, out: Path) -> dict[str, Any]:
@@ -91,19 +91,19 @@ def _train_of(options: Options, data: Data, out: Path) -> tuple[TTVelocity, dict
         if not path.is_file():
             raise FileNotFoundError(f"no {path}: run once with --hopt, which writes it")
         return _counted(TTVelocity.load(path), {"fit_seconds": 0.0, "loaded": True})
-    fitting = Fitting(options, data)
-    chosen = choices(options, data.dim)
-    if options.rank and not options.hopt and fitting.size(chosen) > len(data.train):
-        too_many = f"--rank {options.rank} has {fitting.size(chosen):,} parameters for {len(data.train):,} points"
-        raise ValueError(f"{too_many}: give a lower rank, fewer --n-centers or more --n-train")
+    (shape, sweeps), fitting = plan(options, data.dim), Fitting(options, data)
+    if options.rank and not options.hopt and shape.n_parameters(data.dim) > len(data.train):
+        size = f"{shape.n_parameters(data.dim):,} parameters for {len(data.train):,} points"
+        raise ValueError(f"--rank {options.rank} has {size}: give a lower rank, fewer --n-centers or more --n-train")
     extra: dict[str, Any] = {}
     if options.hopt:
         begin = time.perf_counter()
-        chosen, extra["search_error"] = fitting.search(out / "study.db")
+        shape, sweeps, extra["search_error"] = fitting.search(shape, sweeps, out / "study.db")
         extra["search_seconds"] = time.perf_counter() - begin
     begin = time.perf_counter()
-    velocity, history = fitting.fit(chosen, progress="train")
-    extra |= {"fit_seconds": time.perf_counter() - begin, "choices": chosen, "sweeps": len(history)}
+    velocity, history = fitting.fit(shape, sweeps, progress="train")
+    choices = asdict(shape) | asdict(sweeps)
+    extra |= {"fit_seconds": time.perf_counter() - begin, "choices": choices, "sweeps": len(history)}
     extra["validation"] = min(row["validation"] for row in history)
     if options.verbose > 1:
         for row in history:
@@ -121,15 +121,28 @@ def _counted(velocity: TTVelocity, extra: dict[str, Any]) -> tuple[TTVelocity, d
     return velocity, facts | extra
 
 
-def choices(options: Options, dim: int) -> dict[str, Any]:
-    """Keywords of ``recflow.fit_velocity`` for options; what they leave open depends on the dimension."""
-    n_basis = options.n_centers or (36 if dim < 3 else 20 if dim == 3 else 8)
-    chosen: dict[str, Any] = {"n_basis": n_basis, "n_time": 14 if dim < 3 else 8, "ridge": options.reg_coeff}
-    if options.length_scale and options.bases == "rbf":
-        chosen["length"] = options.length_scale
-    if options.rank:
-        return chosen | {"rank": options.rank}
-    return chosen | {"rank": 4, "adapt": True, "max_rank": 16 if dim < 4 else 8, "budget": budget(options, dim)}
+def plan(options: Options, dim: int) -> tuple[Shape, Sweeps]:
+    """The train that the options name and how it is fitted; what they leave open depends on the dimension.
+
+    Raises:
+        ValueError: no such position of t.
+    """
+    if options.time_at > dim:
+        raise ValueError(f"--time-at is {options.time_at}: the positions are 0 to {dim}, -1 for the default")
+    adapt = None if options.rank or options.hopt else Adapt(16 if dim < 4 else 8, budget(options, dim))
+    shape = Shape(
+        options.bases,
+        options.n_centers or (36 if dim < 3 else 20 if dim == 3 else 8),
+        {"length": options.length_scale} if options.length_scale and options.bases == "rbf" else None,
+        n_time=14 if dim < 3 else 8,
+        rank=options.rank or 4,
+        # measured (benchmarks/LOG.md): beside the coordinate of most variance in three dimensions, of least in two
+        time_at=options.time_at if options.time_at >= 0 else 0 if dim == 3 else dim,
+        seed=options.seed,
+    )
+    # in many dimensions the outputs move, else the parts beside a core carry them all, which costs dim times as much
+    sweeps = replace(SWEEPS, n_sweeps=options.sweeps, ridge=options.reg_coeff, moves=dim > 8, adapt=adapt)
+    return shape, sweeps
 
 
 def budget(options: Options, dim: int) -> int:
@@ -142,10 +155,6 @@ class Fitting:
 
     def __init__(self, options: Options, data: Data) -> None:
         self.options, self.dim = options, data.dim
-        # measured (benchmarks/LOG.md): beside the coordinate of most variance in three dimensions, of least in two
-        self.time_at = options.time_at if options.time_at >= 0 else 0 if data.dim == 3 else data.dim
-        if self.time_at > data.dim:
-            raise ValueError(f"--time-at is {options.time_at}: the positions are 0 to {data.dim}, -1 for the default")
         n = options.n_pairs or (60_000 if data.dim < 4 else 20_000)
         pairs = data_pairs(data.train, min(n, 20_000), options.coupling, options.seed)
         self.frame = frame_of(*pairs(0))
@@ -159,41 +168,25 @@ class Fitting:
             return posterior_means(x1, n, seed, block)
         return on_lines(data_pairs(x1, n, self.options.coupling, seed), seed)
 
-    def fit(self, chosen: dict[str, Any], progress: bool | str = False) -> tuple[TTVelocity, list[dict[str, Any]]]:
-        """A train with these choices."""
-        chosen = dict(chosen)
-        basis = chosen.pop("basis", self.options.bases)
-        basis_options = {"length": chosen.pop("length")} if "length" in chosen else None
-        return fit_velocity(
-            self.draw,
-            self.frame,
-            basis,
-            basis_options=basis_options,
-            validation=self.held_out,
-            sweeps=self.options.sweeps,
-            seed=self.options.seed,
-            time_at=self.time_at,
-            moves=self.dim > 8,  # else the parts beside a core carry all outputs, which costs dim times as much
-            progress=progress if self.options.verbose else False,
-            **chosen,
-        )
+    def fit(
+        self, shape: Shape, sweeps: Sweeps, progress: bool | str = False
+    ) -> tuple[TTVelocity, list[dict[str, Any]]]:
+        """A train of this shape."""
+        progress = progress if self.options.verbose else False
+        return fit_velocity(self.draw, self.frame, shape, sweeps, self.held_out, progress)
 
-    def search(self, path: Path) -> tuple[dict[str, Any], float]:
-        """The best choices and their validation error; see ``hopt``."""
+    def search(self, shape: Shape, sweeps: Sweeps, path: Path) -> tuple[Shape, Sweeps, float]:
+        """The best shape and sweeps, and their validation error; see ``hopt``."""
+
+        def error(shape: Shape, sweeps: Sweeps) -> float:
+            return min(row["validation"] for row in self.fit(shape, sweeps)[1])
+
+        def size(shape: Shape) -> int:
+            return shape.n_parameters(self.dim)
+
         options = self.options
-        more = {"seed": options.seed, "budget": budget(options, self.dim), "progress": options.verbose > 0}
-        return hopt.search(self._error, self.size, options.bases, options.hopt_max_eval, path, **more)
-
-    def _error(self, chosen: dict[str, Any]) -> float:
-        """Validation error of a train with these choices."""
-        return min(row["validation"] for row in self.fit(chosen)[1])
-
-    def size(self, chosen: dict[str, Any]) -> int:
-        """Parameters of a train with these choices."""
-        widths = [make(chosen.get("basis", self.options.bases), chosen["n_basis"], 0.0, 1.0).n] * self.dim
-        widths.insert(self.time_at, make("legendre", chosen["n_time"], 0.0, 1.0).n * self.dim)  # and the outputs
-        ranks = [1, *feasible_ranks(widths, chosen["rank"]), 1]
-        return sum(a * n * b for a, n, b in zip(ranks[:-1], widths, ranks[1:]))
+        most = budget(options, self.dim)
+        return hopt.search(error, size, shape, sweeps, options.hopt_max_eval, most, path, options.verbose > 0)
 
 
 # ------------------------------------------------------------------------------------------------------------ a network

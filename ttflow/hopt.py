@@ -2,14 +2,14 @@
 
 The study is a SQLite file: a search that was stopped goes on where it was. What is searched: the number of functions
 of each coordinate and of t, the rank, the ridge and its smoothness, the length of radial functions, and with "any" the
-kind of the functions itself. A trial whose
-train would have more parameters than allowed gets the largest rank that fits; if none does, it is left out.
+kind of the functions itself. A trial whose train would have more parameters than allowed gets the largest rank that
+fits; if none does, it is left out.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,21 +18,32 @@ from ttflow.bases import KINDS
 if TYPE_CHECKING:
     import optuna
 
-Fit = Callable[[dict[str, Any]], float]
+    from ttflow.recflow import Shape, Sweeps
+
+    Error = Callable[[Shape, Sweeps], float]
+    Size = Callable[[Shape], int]
 
 
 def search(
-    fit: Fit, size: Callable[[dict[str, Any]], int], basis: str, n_trials: int, path: Path, **options: Any
-) -> tuple[dict[str, Any], float]:
-    """The best choices after n_trials in all, and their validation error.
+    error: Error,
+    size: Size,
+    shape: Shape,
+    sweeps: Sweeps,
+    n_trials: int,
+    budget: float,
+    path: Path,
+    progress: bool = False,
+) -> tuple[Shape, Sweeps, float]:
+    """The best shape and sweeps after n_trials in all, and their validation error.
 
     Args:
-        fit: Validation error of a train with these choices, keywords of ``recflow.fit_velocity``.
-        size: Its number of parameters.
-        basis: Of the coordinates, or "any": the search chooses.
+        error: Validation error of a train.
+        size: Number of parameters of a train.
+        shape, sweeps: For all that is not searched, and the sampler's seed. With the basis "any" the search chooses it.
         n_trials: Of the study; those that its file holds count.
+        budget: Most parameters.
         path: The study. One of other data or another basis needs another file.
-        options: seed, budget (most parameters) and progress.
+        progress: Show a bar.
 
     Raises:
         ValueError: n_trials < 1, or no trial fits the budget.
@@ -43,17 +54,27 @@ def search(
     optuna = _optuna()
     path.parent.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
-        study_name=basis,
+        study_name=shape.basis,
         storage=f"sqlite:///{path}",
         load_if_exists=True,
-        sampler=optuna.samplers.TPESampler(seed=options.get("seed", 0)),
+        sampler=optuna.samplers.TPESampler(seed=shape.seed),
     )
-    _run(study, fit, size, basis, n_trials, options.get("budget", math.inf), options.get("progress", False))
-    done = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
-    if not done:
-        raise ValueError(f"no trial of {n_trials} had at most {options['budget']:g} parameters: give a larger --budget")
-    best = min(done, key=lambda trial: trial.value)
-    return _within(best.params, size, options.get("budget", math.inf)), float(best.value)
+
+    def plan(trial: optuna.Trial | optuna.trial.FrozenTrial) -> tuple[Shape, Sweeps] | None:
+        chosen = _shape(shape, trial.params, size, budget)
+        return chosen and (chosen, replace(sweeps, ridge=trial.params["ridge"], smooth=trial.params["smooth"]))
+
+    def trial_error(trial: optuna.Trial) -> float | None:
+        _suggest(trial, shape.basis)
+        chosen = plan(trial)
+        return chosen and error(*chosen)
+
+    _run(study, trial_error, n_trials, progress)
+    trials = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
+    if not trials:
+        raise ValueError(f"no trial of {n_trials} had at most {budget:g} parameters: give a larger --budget")
+    best = min(trials, key=lambda trial: trial.value)
+    return *plan(best), float(best.value)  # type: ignore[misc]
 
 
 def _optuna() -> Any:
@@ -67,24 +88,23 @@ def _optuna() -> Any:
 
 
 def _run(
-    study: optuna.Study, fit: Fit, size: Callable, basis: str, n_trials: int, budget: float, progress: bool
+    study: optuna.Study, trial_error: Callable[[optuna.Trial], float | None], n_trials: int, progress: bool
 ) -> None:
-    """Trials until there are n_trials that were fitted or left out, with a bar."""
+    """Trials until there are n_trials that were fitted or left out (None), with a bar."""
     from tqdm import tqdm
 
-    def finished() -> int:
+    def n_finished() -> int:
         return sum(trial.state.is_finished() for trial in study.trials)
 
-    bar = tqdm(total=n_trials, initial=min(finished(), n_trials), desc="search", unit="trial", disable=not progress)
+    bar = tqdm(total=n_trials, initial=min(n_finished(), n_trials), desc="search", unit="trial", disable=not progress)
     with bar:
-        while finished() < n_trials:
+        while n_finished() < n_trials:
             trial = study.ask()
-            _suggest(trial, basis)
-            choices = _within(trial.params, size, budget)
-            if choices is None:
+            value = trial_error(trial)
+            if value is None:
                 study.tell(trial, state=_optuna().trial.TrialState.PRUNED)
             else:
-                study.tell(trial, fit(choices))
+                study.tell(trial, value)
                 bar.set_postfix(best=f"{study.best_value:.4g}")
             bar.update(1)
 
@@ -102,9 +122,10 @@ def _suggest(trial: optuna.Trial, basis: str) -> None:
         trial.suggest_float("length", 0.05, 2.0, log=True)
 
 
-def _within(choices: dict[str, Any], size: Callable[[dict[str, Any]], int], budget: float) -> dict[str, Any] | None:
-    """The choices with the largest rank, up to theirs, that fits; None if rank 1 does not."""
-    for rank in range(choices["rank"], 0, -1):
-        if size(choices | {"rank": rank}) <= budget:
-            return choices | {"rank": rank}
-    return None
+def _shape(shape: Shape, params: dict[str, Any], size: Size, budget: float) -> Shape | None:
+    """The shape of a trial with the largest rank, up to the trial's, that fits; None if rank 1 does not."""
+    names = {"basis", "n_basis", "n_time"} & set(params)
+    shape = replace(shape, **{name: params[name] for name in names})
+    shape = replace(shape, basis_options={"length": params["length"]}) if "length" in params else shape
+    ranks = (replace(shape, rank=rank) for rank in range(params["rank"], 0, -1))
+    return next((smaller for smaller in ranks if size(smaller) <= budget), None)

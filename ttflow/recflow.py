@@ -17,7 +17,8 @@ Source: Liu et al. 2209.03003 (rectified flow); Chen et al. 1806.07366, eq. 8 (t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -25,15 +26,15 @@ import torch
 from torch import Tensor, nn
 
 from common.runtime import generator
-from ttflow.als import fit, fit_each
-from ttflow.bases import Basis, make
+from ttflow.als import Sweeps, fit, fit_each
+from ttflow.bases import make
 from ttflow.draws import data_pairs, flow_pairs, on_lines, on_trajectories, posterior_means, stratified
 from ttflow.tt import SeparateTT, Train, from_state, random_train
 
 if TYPE_CHECKING:
     from ttflow.draws import Draw
 
-__all__ = ["Frame", "TTVelocity", "fit_velocity", "frame_of", "log_likelihood"]
+__all__ = ["SWEEPS", "Frame", "Shape", "Sweeps", "TTVelocity", "fit_velocity", "frame_of", "log_likelihood"]
 __all__ += ["data_pairs", "flow_pairs", "on_lines", "on_trajectories", "posterior_means", "stratified"]
 
 FORMAT = "tt-velocity"
@@ -273,48 +274,87 @@ def log_likelihood(
 
 
 # ----------------------------------------------------------------------------------------------------------------- fit
+@dataclass(frozen=True)
+class Shape:
+    """A train before its fit: bases, order of the variables, ranks. Positions count from 0 to d.
+
+    Attributes:
+        basis, n_basis: Of each coordinate; a name of ``bases.KINDS``.
+        basis_options: Further options of these bases: length, degree, period, outside.
+        time_basis, n_time: Of t.
+        rank: Of all bonds or each; where ranks adapt the one to begin with.
+        time_at: Position of t; None: d, the last.
+        output_at: Position of the core with the outputs; None: that of t. Where outputs move only the first one.
+        coordinates: Their order in the train; None: 0, ..., d - 1, falling variance of the data if the frame rotates.
+        separate: One train for each coordinate of the velocity.
+        coverage: The box of each coordinate holds this part of the first draw.
+        seed: Of the random start.
+    """
+
+    basis: str = "bsplines"
+    n_basis: int = 20
+    basis_options: Mapping[str, Any] | None = None
+    time_basis: str = "legendre"
+    n_time: int = 8
+    rank: int | Sequence[int] = 5
+    time_at: int | None = None
+    output_at: int | None = None
+    coordinates: Sequence[int] | None = None
+    separate: bool = False
+    coverage: float = 0.999
+    seed: int = 0
+
+    def n_parameters(self, d: int) -> int:
+        """Of a train of this shape for d coordinates."""
+        return self.random([(0.0, 1.0)] * d).n_parameters
+
+    def random(self, boxes: Sequence[tuple[float, float]]) -> Train:
+        """A random train, or one for each output, for coordinates in these boxes.
+
+        Raises:
+            ValueError: what ``bases`` or ``tt`` refuse, or positions that there are not.
+        """
+        d = len(boxes)
+        coordinates = list(range(d) if self.coordinates is None else self.coordinates)
+        if sorted(coordinates) != list(range(d)):
+            raise ValueError(f"coordinates {coordinates}: give each of 0 to {d - 1} once")
+        order = coordinates.copy()
+        order.insert(d if self.time_at is None else self.time_at, d)  # t is variable d
+        output = order.index(d) if self.output_at is None else self.output_at
+        if not 0 <= output <= d:
+            raise ValueError(f"output_at is {output}: the positions of this train are 0 to {d}")
+        bases = [make(self.basis, self.n_basis, *box, **(self.basis_options or {})) for box in boxes]
+        bases.append(make(self.time_basis, self.n_time, 0.0, 1.0, outside="clamp"))
+        placed, g = [bases[k] for k in order], generator(self.seed, "start")
+        if self.separate:
+            return SeparateTT([random_train(placed, self.rank, 1, g, order, output) for _ in range(d)])
+        return random_train(placed, self.rank, d, g, order, output)
+
+
+SHAPE = Shape()
+# Most of the error is noise and stays, so small improvements count. Without smooth a train is wild in the corners of
+# the box, where there are hardly any points. The less noise the velocities of a draw have, the less ridge is needed.
+SWEEPS = Sweeps(ridge=1e-4, moves=False, smooth=0.01, tolerance=1e-5)
+
+
 def fit_velocity(
     draw: Draw,
     frame: Frame,
-    basis: str = "bsplines",
-    n_basis: int = 20,
-    rank: int | Sequence[int] = 5,
-    time_basis: str = "legendre",
-    n_time: int = 8,
-    time_at: int | None = None,
-    output_at: int | None = None,
-    coordinates: Sequence[int] | None = None,
-    separate: bool = False,
+    start: Shape | TTVelocity = SHAPE,
+    sweeps: Sweeps = SWEEPS,
     validation: tuple[Tensor, Tensor, Tensor] | None = None,
-    start: TTVelocity | None = None,
-    seed: int = 0,
-    coverage: float = 0.999,
-    basis_options: dict[str, Any] | None = None,
-    moves: bool = False,
-    ridge: float = 1e-4,
-    smooth: float = 0.01,
-    **options: Any,
+    progress: bool | str = False,
 ) -> tuple[TTVelocity, list[dict[str, Any]]]:
     """Fits a train to a draw: ``on_lines`` of ``data_pairs`` (or of ``flow_pairs``: reflow), or ``on_trajectories``.
 
     Args:
-        draw: See ``draws``; fresh in each sweep. The less noise its velocities have, the less ridge is needed.
+        draw: See ``draws``; fresh in each sweep.
         frame: See :func:`frame_of`.
-        basis, n_basis: Of each coordinate; a name of ``bases.KINDS``.
-        rank: Of all bonds or each; with adapt the rank to begin with.
-        time_basis, n_time: Of t.
-        time_at: Position of t in the train, 0 to d; None: d, the last.
-        output_at: Position of the core with the outputs; None: that of t. With moves=True only where they begin.
-        coordinates: Their order in the train; None: 0, ..., d - 1, falling variance of the data if the frame rotates.
-        separate: One train for each coordinate of the velocity.
+        start: A shape: begin at random. A velocity: begin with its train, whose bases, ranks and order stay; with the
+            same frame this is a warm start.
+        sweeps: How it is fitted; see ``als.fit``.
         validation: Held-out x, t, u: see ``als.fit``.
-        start: Begin with its train, whose bases, ranks and order are kept; with the same frame this is a warm start.
-        seed: Of the random start.
-        coverage: The box of each coordinate holds this part of the first draw.
-        basis_options: Further options of the bases of the coordinates: length, degree, period, outside.
-        moves, ridge, smooth: Of ``als.fit``. Without smooth a train is wild in the corners of the box, where there are
-            hardly any points.
-        options: More of ``als.fit``: sweeps, adapt, max_rank, budget, ...
+        progress: Show a bar; a string is its title.
 
     Returns:
         The velocity, float32, and the rows of ``als.fit``.
@@ -327,43 +367,14 @@ def fit_velocity(
     rows = _remembered(lambda k: frame.rows(*draw(k)))
     inputs, _ = rows(0)
     bound = _ends(frame, *draw(0))
-    if start is not None:
+    if isinstance(start, TTVelocity):
         train = from_state(start.train_.state()).double()
     else:
-        boxes = [_box(column, coverage) for column in inputs[:, :-1].unbind(1)]
-        data = [make(basis, n_basis, low, high, **(basis_options or {})) for low, high in boxes]
-        time = make(time_basis, n_time, 0.0, 1.0, outside="clamp")
-        order = list(range(len(data)) if coordinates is None else coordinates)
-        order.insert(len(data) if time_at is None else time_at, len(data))
-        train = _random_start([*data, time], rank, order, output_at, separate, generator(seed, "start"))
+        train = start.random([_box(column, start.coverage) for column in inputs[:, :-1].unbind(1)])
     held_out = None if validation is None else frame.rows(*validation)
     solve: Any = fit_each if isinstance(train, SeparateTT) else fit
-    options = (
-        {"tolerance": 1e-5} | options | {"moves": moves, "ridge": ridge, "smooth": smooth}
-    )  # most of the error stays
-    fitted, history = solve(train, rows, validation=held_out, **options)
+    fitted, history = solve(train, rows, sweeps, held_out, progress)
     return TTVelocity(frame, fitted, bound).float(), history
-
-
-def _random_start(
-    bases: Sequence[Basis],
-    rank: int | Sequence[int],
-    order: list[int],
-    output_at: int | None,
-    separate: bool,
-    g: torch.Generator,
-) -> Train:
-    """A random train, or one for each output, for the bases of z_1, ..., z_d and t, number d in the order."""
-    d = len(bases) - 1
-    if sorted(order) != list(range(d + 1)):
-        raise ValueError(f"coordinates {[k for k in order if k != d]}: give each of 0 to {d - 1} once")
-    output = order.index(d) if output_at is None else output_at
-    if not 0 <= output <= d:
-        raise ValueError(f"output_at is {output}: the positions of this train are 0 to {d}")
-    placed = [bases[k] for k in order]
-    if separate:
-        return SeparateTT([random_train(placed, rank, 1, g, order, output) for _ in range(d)])
-    return random_train(placed, rank, d, g, order, output)
 
 
 def _box(z: Tensor, coverage: float) -> tuple[float, float]:

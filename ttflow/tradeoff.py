@@ -39,14 +39,15 @@ def _point(kind: str, size: int, options: Options, data: Data, fitting: Callable
     """Half the squared W2, bytes, parameters and seconds of one fit."""
     from common.metrics import wasserstein2
     from ttflow import network
-    from ttflow.experiment import choices, noise_like
+    from ttflow.experiment import noise_like, plan
     from ttflow.score import sample
 
     if kind == "floor":
         return {"distance": wasserstein2(data.again, data.test) ** 2 / 2}
     if kind == "train":
+        shape, sweeps = plan(replace(options, budget=size), data.dim)
         fit, begin = fitting(), perf_counter()
-        flow: Any = fit.fit(choices(replace(options, budget=size), data.dim) | {"rank": 2})[0]
+        flow: Any = fit.fit(replace(shape, rank=2), sweeps)[0]
         seconds, n_bytes = perf_counter() - begin, flow.n_bytes
     else:
         flow, seconds = network.train(data.train, width=size, n_steps=options.nn_steps, seed=options.seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -60,10 +61,13 @@ def mixture_draw(n, d=2):
     return draw
 
 
-def fitted(d=2, **options):
+EXACT = replace(rf.SWEEPS, n_sweeps=6, ridge=1e-6, smooth=0.1)  # for velocities without noise
+
+
+def fitted(d=2, n_sweeps=6, **shape):
     frame = rf.frame_of(normal_numbers(20000, d, k=7), mixture(20000, 8, d), rotate=False)
-    options = {"n_basis": 30, "n_time": 10, "rank": 6, "sweeps": 6, "ridge": 1e-6, "smooth": 0.1} | options
-    return rf.fit_velocity(mixture_draw(6000, d), frame, **options)
+    shape = rf.Shape(**{"n_basis": 30, "n_time": 10, "rank": 6} | shape)
+    return rf.fit_velocity(mixture_draw(6000, d), frame, shape, replace(EXACT, n_sweeps=n_sweeps))
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +126,9 @@ def test_for_gaussians_there_is_nothing_left_to_learn():
 def test_a_coordinate_without_spread_does_no_harm():
     x1 = torch.cat([mixture(3000, 1, 1), torch.full((3000, 1), 7.0, dtype=F64)], 1)
     pairs = rf.data_pairs(x1, 3000)
-    velocity, _ = rf.fit_velocity(rf.on_lines(pairs), rf.frame_of(*pairs(0)), n_basis=10, sweeps=4)
+    velocity, _ = rf.fit_velocity(
+        rf.on_lines(pairs), rf.frame_of(*pairs(0)), rf.Shape(n_basis=10), replace(rf.SWEEPS, n_sweeps=4)
+    )
     with torch.no_grad():
         y = integrate(velocity, torch.randn(500, 2, generator=seeded(1)), time_grid(100), "rk4")
     assert y.isfinite().all() and (y[:, 1] - 7).abs().max() < 0.2
@@ -167,7 +173,7 @@ def test_it_cannot_explode(flow):
 
 def test_the_ends_stay_among_those_of_the_data():
     """However wrong the train is: here it is random and large."""
-    velocity, _ = fitted(sweeps=1)
+    velocity, _ = fitted(n_sweeps=1)
     for core in velocity.train_.parameters():
         core.data = 30 * torch.randn(core.shape, generator=seeded(1))
     x = torch.randn(500, 2, generator=seeded(2))
@@ -180,7 +186,7 @@ def test_the_ends_stay_among_those_of_the_data():
 
 @pytest.mark.parametrize("separate", [False, True])
 def test_the_divergence_is_that_of_autograd(separate, flow):
-    velocity = fitted(separate=True, sweeps=3)[0] if separate else flow[0]
+    velocity = fitted(separate=True, n_sweeps=3)[0] if separate else flow[0]
     velocity = rf.TTVelocity.from_state(velocity.state()).double()
     assert isinstance(velocity.train_, SeparateTT) == separate
     x = (2 * normal_numbers(300, 2, k=5)).requires_grad_()
@@ -194,7 +200,8 @@ def test_the_divergence_is_that_of_autograd(separate, flow):
 def test_the_divergence_does_not_depend_on_the_frame():
     x0 = normal_numbers(5000, 2, k=1)
     x1 = mixture(5000, 2) @ torch.tensor([[2.0, 0.5], [0.3, 1.0]], dtype=F64)
-    velocity, _ = rf.fit_velocity(rf.on_lines(lambda k: (x0, x1)), rf.frame_of(x0, x1), n_basis=8, sweeps=3)
+    draw, sweeps = rf.on_lines(lambda k: (x0, x1)), replace(rf.SWEEPS, n_sweeps=3)
+    velocity, _ = rf.fit_velocity(draw, rf.frame_of(x0, x1), rf.Shape(n_basis=8), sweeps)
     velocity, x = velocity.double(), normal_numbers(50, 2, k=3)
     t, h = torch.full((50,), 0.6, dtype=F64), 1e-5
     shifts = h * torch.eye(2, dtype=F64)
@@ -216,7 +223,7 @@ def test_the_likelihood_of_a_gaussian_is_exact():
         mean, s, slope = frame.at(t)
         return x, t, ((x - mean) @ frame.rotation / s * slope) @ frame.rotation.T + (frame.means[1] - frame.means[0])
 
-    velocity = rf.fit_velocity(draw, frame, n_basis=6, sweeps=2)[0].double()
+    velocity = rf.fit_velocity(draw, frame, rf.Shape(n_basis=6), replace(rf.SWEEPS, n_sweeps=2))[0].double()
     source = torch.distributions.MultivariateNormal(
         frame.means[0], (frame.rotation * frame.variances[0]) @ frame.rotation.T
     )
@@ -282,8 +289,8 @@ def test_reflow_makes_the_paths_straight(flow):
     x0, x1 = pairs(0)
     with torch.no_grad():
         assert torch.equal(x1, integrate(flow[0], x0, time_grid(20), "rk4")) and not x1.requires_grad
-    options = {"n_basis": 24, "n_time": 6, "rank": 6, "sweeps": 6, "ridge": 1e-6, "smooth": 0.1}
-    again, _ = rf.fit_velocity(rf.on_lines(pairs), rf.frame_of(x0, x1, rotate=False), **options)
+    shape = rf.Shape(n_basis=24, n_time=6, rank=6)
+    again, _ = rf.fit_velocity(rf.on_lines(pairs), rf.frame_of(x0, x1, rotate=False), shape, EXACT)
     (before, ends), (after, new_ends) = crossing(flow[0], 2, 1, 5), crossing(again, 2, 1, 5)
     assert after < 0.15 * before
     assert (ends - new_ends).square().mean().sqrt() < 0.1, "and keep the coupling of the flow"
@@ -305,7 +312,7 @@ def test_a_train_learns_a_teachers_velocity():
     with torch.no_grad():
         assert torch.equal(u[:800], teacher(x[:800], t[:800]))
     frame = rf.frame_of(x[:800], x[-800:], straight=False)
-    velocity, _ = rf.fit_velocity(draw, frame, rank=8, n_basis=16, sweeps=6, ridge=1e-6, smooth=0.1)
+    velocity, _ = rf.fit_velocity(draw, frame, rf.Shape(rank=8, n_basis=16), EXACT)
     start = torch.randn(1000, 2, generator=seeded(9))
     with torch.no_grad():
         want, got = (integrate(v, start, time_grid(20), "heun") for v in (teacher, velocity))
@@ -314,9 +321,8 @@ def test_a_train_learns_a_teachers_velocity():
 
 def test_a_warm_start_keeps_the_train(flow):
     frame = flow[0].frame
-    options = {"ridge": 1e-6, "smooth": 0.1}
     state = rf.TTVelocity.from_state(flow[0].state())
-    warm, history = rf.fit_velocity(mixture_draw(6000), state.frame, start=state, sweeps=1, **options)
+    warm, history = rf.fit_velocity(mixture_draw(6000), state.frame, state, replace(EXACT, n_sweeps=1))
     assert history[0]["train"] < 2 * flow[1][-1]["train"] and history[0]["train"] < 0.2 * flow[1][0]["train"]
     assert warm.train_.ranks == flow[0].train_.ranks and frame.means.dtype == torch.float32
 
@@ -324,7 +330,7 @@ def test_a_warm_start_keeps_the_train(flow):
 def test_saved_velocities_are_the_same_to_the_bit(flow, tmp_path):
     x, t = torch.randn(100, 2, generator=seeded(1)), torch.rand(100, generator=seeded(2))
     velocity = rf.TTVelocity(flow[0].frame, flow[0].train_, flow[0].bound, {"data": "mixture", "seed": 3})
-    for one in (velocity, fitted(separate=True, sweeps=1)[0]):
+    for one in (velocity, fitted(separate=True, n_sweeps=1)[0]):
         one.save(tmp_path / "a.pt")
         again = rf.TTVelocity.load(tmp_path / "a.pt")
         assert torch.equal(again(x, t), one(x, t)) and again.options == one.options
@@ -349,10 +355,10 @@ X = normal_numbers(20, 2)
         (lambda: rf.data_pairs(X, 20, "best")(0), "unknown coupling 'best'"),
         (lambda: rf.fit_velocity(rf.on_lines(lambda k: (X, X * math.nan)), rf.frame_of(X, X)), "NaN or infinity"),
         (
-            lambda: rf.fit_velocity(rf.on_lines(lambda k: (X, X)), rf.frame_of(X, X), basis="haar"),
+            lambda: rf.fit_velocity(rf.on_lines(lambda k: (X, X)), rf.frame_of(X, X), rf.Shape("haar")),
             "unknown basis 'haar'",
         ),
-        (lambda: rf.fit_velocity(rf.on_lines(lambda k: (X, X)), rf.frame_of(X, X), rank=0), "ranks"),
+        (lambda: rf.fit_velocity(rf.on_lines(lambda k: (X, X)), rf.frame_of(X, X), rf.Shape(rank=0)), "ranks"),
     ],
 )
 def test_mistakes_are_named_in_one_line(call, said):

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from common import checkpoint
 from ttflow import als, bases, normal, tt
+from ttflow.als import Adapt, Sweeps
 
 F64 = torch.float64
 
@@ -154,7 +155,7 @@ def test_normal_equations_in_pieces_are_those_of_the_whole_least_squares_problem
 def test_a_solved_core_is_the_least_squares_solution(moves):
     train, x = example(rank=2), cube(400, 4)
     y = torch.randn(400, 3, generator=seeded(3), dtype=F64)
-    sweeper = als.Sweeper(train, x, 0.0, moves, train.ranks)
+    sweeper = als.Sweeper(train, x, Sweeps(ridge=0.0, moves=moves))
     blocks = normal.Blocks(train, (x, y))
     for p, q in ((0, 1), (1, 2), (2, 3), (3, 2), (2, 1)):
         error = sweeper.solve(p, blocks)
@@ -207,8 +208,8 @@ def test_a_function_of_low_rank_is_recovered_at_its_rank_and_not_below(name):
     for r in (rank, rank - 1):
         if r:
             start = tt.random_train(legendre(3, 12), r, y.shape[1], seeded(5), output=1)
-            sweeps = 150 if r == rank else 20
-            train, _ = als.fit(start, fixed(x, y), sweeps, ridge=0.0, moves=moves, tolerance=0.0, patience=10)
+            sweeps = Sweeps(150 if r == rank else 20, ridge=0.0, moves=moves, tolerance=0.0, patience=10)
+            train, _ = als.fit(start, fixed(x, y), sweeps)
             error = worst(train, new, f(new))
             assert error < 1e-8 if r == rank else error > 1e-2, (r, error)
 
@@ -218,7 +219,7 @@ def test_a_random_train_is_recovered_on_splines(moves):
     truth = tt.random_train([bases.BSplines(8, -1, 1) for _ in range(4)], [2, 3, 2], 2, seeded(2), (3, 1, 0, 2), 1)
     x = cube(4000, 4)
     start = tt.random_train(list(truth.bases), [4, 6, 4] if moves else [2, 3, 2], 2, seeded(7), truth.order, 1)
-    train, history = als.fit(start, fixed(x, truth(x)), 40, ridge=0.0, moves=moves, tolerance=0.0)
+    train, history = als.fit(start, fixed(x, truth(x)), Sweeps(40, ridge=0.0, moves=moves, tolerance=0.0))
     assert worst(train, cube(500, 4, 1), truth(cube(500, 4, 1))) < 1e-8 and train.order == truth.order
     assert history[-1]["parameters"] == train.n_parameters and history[-1]["ranks"] == train.ranks
 
@@ -228,7 +229,7 @@ def test_the_error_never_rises_while_the_outputs_stay():
     y = torch.stack([torch.sin(3 * x[:, 0] * x[:, 1]), torch.cos(x.sum(1))], 1)
     y = y + 0.1 * torch.randn(y.shape, generator=seeded(4), dtype=F64)
     start = tt.random_train(legendre(4, 6), 3, 2, seeded(1), output=2)
-    sweeper = als.Sweeper(start, x, 0.0, False, start.ranks)
+    sweeper = als.Sweeper(start, x, Sweeps(ridge=0.0, moves=False))
     blocks = normal.Blocks(start, (x, y))
     errors = [sweeper.solve(0, blocks)]
     for p, q in [(0, 1), (1, 2), (2, 3), (3, 2), (2, 1), (1, 0)] * 3:
@@ -244,16 +245,16 @@ def test_the_error_never_rises_while_the_outputs_stay():
 def test_adaptation_finds_the_ranks(moves):
     x = cube(2000, 4)
     a, b, c, d = x.unbind(1)
-    options = {"ridge": 0.0, "uniform": 0.0, "moves": moves, "adapt": True, "growth": 1, "max_rank": 6}
-    options |= {"tolerance": 0.0, "patience": 9}
+    adapt = Adapt(max_rank=6, growth=1)
+    sweeps = Sweeps(60, ridge=0.0, moves=moves, adapt=adapt, uniform=0.0, tolerance=0.0, patience=9)
     one = (a * b + c**2 * d + b**2 * d)[:, None]  # left of the second bond: ab, 1, b^2
     start = tt.random_train(legendre(4, 6), 1, 1, seeded(3))
-    train, history = als.fit(start, fixed(x, one), 60, **options)
+    train, history = als.fit(start, fixed(x, one), sweeps)
     assert train.ranks == [2, 3, 2] and worst(train, x, one) < 1e-8
     assert history[0]["ranks"] != [2, 3, 2]
     two = torch.stack([a * b, b * c**2 + a], 1)  # {a, 1} before the outputs, {c^2, 1} behind them; d takes no part
     start = tt.random_train(legendre(4, 6), 1, 2, seeded(3), output=1)
-    train, _ = als.fit(start, fixed(x, two), 60, **options)
+    train, _ = als.fit(start, fixed(x, two), sweeps)
     assert worst(train, x, two) < 1e-8
     if train.output == 1:
         assert train.ranks == [2, 2, 1]
@@ -266,10 +267,11 @@ def test_noise_is_not_worth_a_rank():
     clean = torch.sin(2 * x).sum(1, keepdim=True)
     y = clean + 0.3 * torch.randn(clean.shape, generator=seeded(4), dtype=F64)
     start = tt.random_train(legendre(3, 8), 1, 1, seeded(3))
-    train, _ = als.fit(start, fixed(x, y), 12, ridge=0.0, uniform=0.0, adapt=True)
+    train, _ = als.fit(start, fixed(x, y), Sweeps(12, ridge=0.0, uniform=0.0, adapt=Adapt()))
     assert train.ranks == [2, 2]
     assert (train(x) - clean).square().mean().sqrt() < 2 * 0.3 * math.sqrt(train.n_parameters / 4000)
-    nothing, _ = als.fit(start, fixed(x, 0.3 * torch.randn(4000, 1, generator=seeded(5), dtype=F64)), 8, adapt=True)
+    noise = 0.3 * torch.randn(4000, 1, generator=seeded(5), dtype=F64)
+    nothing, _ = als.fit(start, fixed(x, noise), Sweeps(8, adapt=Adapt()))
     assert nothing.ranks == [1, 1]
 
 
@@ -279,8 +281,8 @@ def test_a_budget_is_kept():
     for moves in (True, False):
         for budget in (60, 200):
             start = tt.random_train(legendre(4, 6), 1, 2, seeded(3), output=1)
-            options = {"moves": moves, "adapt": True, "budget": budget, "tolerance": 0.0}
-            train, history = als.fit(start, fixed(x, y), 10, **options)
+            sweeps = Sweeps(10, moves=moves, adapt=Adapt(budget=budget), tolerance=0.0)
+            train, history = als.fit(start, fixed(x, y), sweeps)
             assert train.n_parameters <= budget and (budget == 60 or train.n_parameters > 100)
             errors = [row["train"] for row in history]
             assert errors[-1] < errors[0]
@@ -297,8 +299,8 @@ def test_a_problem_without_full_rank_stays_finite(ridge):
     y = torch.sin(3 * x[:, :2])
     for kind in (bases.BSplines(8, -1, 1), bases.Gaussians(20, -1, 1, 2.0), bases.Legendre(9, -1, 1)):
         start = tt.random_train([kind] * 3, 4, 2, seeded(1), output=1)
-        for options in ({"moves": True}, {"moves": False}, {"adapt": True, "max_rank": 6}):
-            train, history = als.fit(start, fixed(x, y), 6, ridge=ridge, **options)
+        for options in ({"moves": True}, {"moves": False}, {"adapt": Adapt(max_rank=6)}):
+            train, history = als.fit(start, fixed(x, y), Sweeps(6, ridge=ridge, **options))
             assert all(core.isfinite().all() for core in train.cores)
             assert all(math.isfinite(row["train"]) for row in history)
             assert worst(train, x, y) < (1e-2 if options == {"moves": False} or ridge else 0.2)
@@ -338,10 +340,10 @@ def test_memory_does_not_grow_with_the_number_of_rows():
         data = Lazy(n)
         start = tt.random_train([bases.BSplines(8, -1, 1)] * 3, 3, 3, seeded(1), output=1)
         with Largest() as largest:
-            train, _ = als.fit(start, lambda k: data, 2, ridge=0.0, moves=False, cache=0)
+            train, _ = als.fit(start, lambda k: data, Sweeps(2, ridge=0.0, moves=False, cache=0))
         assert data.asked > 5 * n, "nothing was kept"
         x = torch.cat([cube(512, 3, i) for i in range(n)])
-        same, _ = als.fit(start, fixed(x, torch.sin(2 * x)), 2, ridge=0.0, moves=False)
+        same, _ = als.fit(start, fixed(x, torch.sin(2 * x)), Sweeps(2, ridge=0.0, moves=False))
         torch.testing.assert_close(train(x), same(x), rtol=0, atol=1e-7 + (n == 2) * 1e-5)
         sizes.append(largest.numel)
     assert sizes[0] == sizes[1]
@@ -361,12 +363,12 @@ def test_new_draws_average_the_noise_out():
         seen.append(k)
         return noisy(k)
 
-    als.fit(start, record, 5)
+    als.fit(start, record, Sweeps(5))
     assert seen == [0, 1, 2, 3, 4]
     first = noisy(0)
-    once, _ = als.fit(start, lambda k: first, 6, tolerance=0.0)
+    once, _ = als.fit(start, lambda k: first, Sweeps(6, tolerance=0.0))
     held_out = (x, clean)
-    fresh, history = als.fit(start, noisy, 20, validation=held_out, tolerance=0.0, patience=20)
+    fresh, history = als.fit(start, noisy, Sweeps(20, tolerance=0.0, patience=20), held_out)
     assert (fresh(x) - clean).square().mean() < 0.8 * (once(x) - clean).square().mean() and len(history) == 20
 
 
@@ -375,7 +377,7 @@ def test_it_stops_on_held_out_rows_and_returns_the_best():
     y = x.prod(1, keepdim=True) + 0.05 * torch.randn(60, 1, generator=seeded(2), dtype=F64)
     held_out = (new, new.prod(1, keepdim=True))
     start = tt.random_train(legendre(3, 5), 3, 1, seeded(1))
-    train, history = als.fit(start, fixed(x, y), 50, ridge=1e-8, validation=held_out, patience=4)
+    train, history = als.fit(start, fixed(x, y), Sweeps(50, ridge=1e-8, patience=4), held_out)
     errors = [row["validation"] for row in history]
     assert len(errors) < 50 and (train(new) - held_out[1]).square().mean().item() == pytest.approx(
         min(errors), rel=1e-9
@@ -387,8 +389,8 @@ def test_a_warm_start_goes_on_where_it_was():
     x = cube(1000, 3)
     y = torch.sin(2 * x)
     start = tt.random_train(legendre(3, 12), 2, 3, seeded(1), output=1)
-    train, history = als.fit(start, fixed(x, y), 4, ridge=0.0, moves=False, tolerance=0.0)
-    again, more = als.fit(train, fixed(x, y), 2, ridge=0.0, moves=False, tolerance=0.0)
+    train, history = als.fit(start, fixed(x, y), Sweeps(4, ridge=0.0, moves=False, tolerance=0.0))
+    again, more = als.fit(train, fixed(x, y), Sweeps(2, ridge=0.0, moves=False, tolerance=0.0))
     assert more[0]["train"] <= history[-1]["train"] * (1 + 1e-9) + 1e-15 and history[0]["train"] > 1e-3
     assert worst(again, x, y) <= worst(train, x, y) + 1e-6
 
@@ -397,10 +399,10 @@ def test_separate_trains_are_fitted_one_by_one():
     x = cube(500, 3)
     y = torch.sin(2 * x)
     starts = tt.SeparateTT([tt.random_train(legendre(3, 12), 2, 1, seeded(k)) for k in range(3)])
-    train, history = als.fit_each(starts, fixed(x, y), (x, y), sweeps=60, ridge=0.0, tolerance=0.0)
+    train, history = als.fit_each(starts, fixed(x, y), Sweeps(60, ridge=0.0, tolerance=0.0), (x, y))
     assert worst(train, x, y) < 1e-8 and {row["output"] for row in history} == {0, 1, 2}
     pieces = [(x[:200], y[:200]), (x[200:], y[200:])]
-    same, _ = als.fit_each(starts, lambda k: pieces, sweeps=60, ridge=0.0, tolerance=0.0)
+    same, _ = als.fit_each(starts, lambda k: pieces, Sweeps(60, ridge=0.0, tolerance=0.0))
     torch.testing.assert_close(same(x), train(x), rtol=0, atol=1e-8)
 
 
@@ -412,7 +414,7 @@ NAN = torch.full((20, 1), math.nan)
 
 
 def fit_to(x=X, y=X[:, :1], **options):
-    return als.fit(START, fixed(x, y), **options)
+    return als.fit(START, fixed(x, y), Sweeps(**options))
 
 
 @pytest.mark.parametrize(
@@ -428,11 +430,11 @@ def fit_to(x=X, y=X[:, :1], **options):
         (lambda: fit_to(x=X[:, :1]), r"inputs \(20, 1\) and targets \(20, 1\) do not fit the train"),
         (lambda: fit_to(y=X), r"targets \(20, 2\) do not fit the train \(2 variables, 1 outputs\)"),
         (lambda: fit_to(X[:1], X[:1, :1]), r"1 row\(s\) of data: a fit needs at least 2"),
-        (lambda: fit_to(sweeps=0), "0 sweeps: give at least 1"),
-        (lambda: fit_to(ridge=-1.0), "the ridge is -1"),
-        (lambda: fit_to(ridge=math.nan), "the ridge is nan"),
-        (lambda: fit_to(max_rank=0), "give 1 numbers of at least 1"),
-        (lambda: fit_to(adapt=True, budget=5), "a budget of 5 parameters: rank 1 alone needs 6"),
+        (lambda: Sweeps(0), "0 sweeps: give at least 1"),
+        (lambda: Sweeps(ridge=-1.0), "the ridge is -1"),
+        (lambda: Sweeps(ridge=math.nan), "the ridge is nan"),
+        (lambda: fit_to(adapt=Adapt(max_rank=0)), "give 1 numbers of at least 1"),
+        (lambda: fit_to(adapt=Adapt(budget=5)), "a budget of 5 parameters: rank 1 alone needs 6"),
     ],
 )
 def test_mistakes_are_named_in_one_line(call, said):
@@ -452,7 +454,7 @@ def test_the_fit_agrees_with_tenevas():
     y = truth(x)
     y = y + 0.05 * y.std() * torch.randn(y.shape, generator=seeded(2), dtype=torch.float64)
     start = tt.random_train(legendre(3, 4), 2, 1, seeded(5))
-    ours, _ = als.fit(start, fixed(x, y), sweeps=60, ridge=1e-12, tolerance=0.0)
+    ours, _ = als.fit(start, fixed(x, y), Sweeps(60, ridge=1e-12, tolerance=0.0))
     np.random.seed(0)
     cores = teneva.als_func(x.numpy(), y[:, 0].numpy(), teneva.rand([4, 4, 4], 2), -1.0, 1.0, nswp=60, lamb=1e-9)
     at = cube(500, 3, k=3)

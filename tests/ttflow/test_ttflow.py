@@ -19,7 +19,7 @@ from started import start
 from tiny import ROOT
 from ttflow import datasets, hopt, network, score
 from ttflow import recflow as rf
-from ttflow.experiment import Fitting, choices
+from ttflow.experiment import Fitting, plan
 from ttflow.options import Options
 
 FOLDER = ROOT / "ttflow"
@@ -176,41 +176,44 @@ def test_samples_that_are_not_finite_are_refused():
 
 
 # ------------------------------------------------------------------------------------------------------------- search
-def quadratic(choices):
-    return (choices["rank"] - 5) ** 2 + abs(math.log10(choices["ridge"]) + 4)
+def quadratic(shape, sweeps):
+    return (shape.rank - 5) ** 2 + abs(math.log10(sweeps.ridge) + 4)
 
 
 def test_a_search_goes_on_and_keeps_to_the_budget(tmp_path):
     seen = []
 
-    def fit(choices):
-        seen.append(choices)
-        return quadratic(choices)
+    def error(shape, sweeps):
+        seen.append((shape, sweeps))
+        return quadratic(shape, sweeps)
 
-    options = {"seed": 0, "budget": 200}
-    path = tmp_path / "study.db"
-    hopt.search(fit, lambda c: c["rank"] * c["n_basis"], "bsplines", 6, path, **options)
+    def search(n_trials, size=lambda shape: shape.rank * shape.n_basis, basis="bsplines"):
+        return hopt.search(error, size, rf.Shape(basis), rf.SWEEPS, n_trials, 200, tmp_path / "study.db")
+
+    search(6)
     first = len(seen)
-    best, error = hopt.search(fit, lambda c: c["rank"] * c["n_basis"], "bsplines", 14, path, **options)
+    shape, sweeps, least = search(14)
     assert first == 6 and len(seen) == 14
-    assert all(c["rank"] * c["n_basis"] <= 200 for c in seen)
-    assert error == min(map(quadratic, seen)) and quadratic(best) == error and "length" not in best
+    assert all(shape.rank * shape.n_basis <= 200 for shape, _ in seen)
+    assert least == min(quadratic(*one) for one in seen) and quadratic(shape, sweeps) == least
+    assert shape.basis_options is None and sweeps.tolerance == rf.SWEEPS.tolerance
     with pytest.raises(ValueError, match="no trial of 2"):
-        hopt.search(fit, lambda c: 1000, "rbf", 2, path, **options)
+        search(2, lambda shape: 1000, "rbf")
     with pytest.raises(ValueError, match="at least 1"):
-        hopt.search(fit, lambda c: 1, "rbf", 0, path)
+        search(0, lambda shape: 1, "rbf")
 
 
 def test_a_search_over_all_kinds_finds_the_one_that_fits_best(tmp_path):
     seen = []
 
-    def fit(choices):
-        seen.append(choices["basis"])
-        assert ("length" in choices) == (choices["basis"] == "rbf")
-        return quadratic(choices) + 100.0 * (choices["basis"] != "fourier")
+    def error(shape, sweeps):
+        seen.append(shape.basis)
+        assert (shape.basis_options is not None and "length" in shape.basis_options) == (shape.basis == "rbf")
+        return quadratic(shape, sweeps) + 100.0 * (shape.basis != "fourier")
 
-    best, _ = hopt.search(fit, lambda c: 1, "any", 25, tmp_path / "study.db", seed=0)
-    assert best["basis"] == "fourier" and len(set(seen)) == 4
+    path = tmp_path / "study.db"
+    shape, _, _ = hopt.search(error, lambda shape: 1, rf.Shape("any"), rf.SWEEPS, 25, math.inf, path)
+    assert shape.basis == "fourier" and len(set(seen)) == 4
 
 
 @pytest.mark.parametrize("bases", ["bsplines", "rbf"])
@@ -219,13 +222,14 @@ def test_the_predicted_size_is_that_of_the_fit(bases):
     data = datasets.load("moons", 500, 10)
     fitting = Fitting(options, data)
     for rank in (1, 3, 40):
-        chosen = choices(options, 2) | {"rank": rank, "n_basis": 7, "n_time": 5}
-        assert fitting.size(chosen) == fitting.fit(chosen)[0].n_parameters
+        shape, sweeps = plan(options, 2)
+        shape = replace(shape, rank=rank, n_basis=7, n_time=5)
+        assert shape.n_parameters(2) == fitting.fit(shape, sweeps)[0].n_parameters
 
 
 def test_ranks_adapt_within_the_budget():
     options = Options("moons", n_train=2000, n_pairs=4000, sweeps=6, budget=700, verbose=0)
-    velocity, rows = Fitting(options, datasets.load("moons", 2000, 10)).fit(choices(options, 2))
+    velocity, rows = Fitting(options, datasets.load("moons", 2000, 10)).fit(*plan(options, 2))
     assert velocity.n_parameters <= 700 and rows[-1]["validation"] < 0.7 * rows[0]["validation"]
 
 
