@@ -199,6 +199,25 @@ class Processes:
 
             PartialState().wait_for_everyone()
 
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The first process goes through the block alone; then the others do, who read what it has written, in silence.
+
+        An error in it ends the first process, and with that, by the launcher, those that wait for it.
+        """
+        if self.is_main:
+            yield
+            self.wait()
+        else:
+            self.wait()
+            with contextlib.redirect_stdout(None):
+                yield
+
+    def say(self, line: str) -> None:
+        """Print a line, once for all processes."""
+        if self.is_main:
+            print(line, flush=True)
+
 
 def processes(device_name: str = "auto") -> Processes:
     """Join the processes that ``accelerate launch`` or ``torchrun`` started; alone, without importing accelerate.

@@ -23,15 +23,16 @@ def gen_main(folder: Folder, description: str, argv: list[str] | None = None) ->
     if config.smoke:
         config = replace(config, n_samples=min(config.n_samples, 16))
     here = processes(config.device)
-    sampler, info = make_sampler(folder, replace(config, device=str(here.device)), extra)
-    start, stop = cli.index_range(config.range, config.n_samples)
-    target = Path(config.save_dir) if config.save_dir else folder.here / "samples" / "gen"
-    keys = ("n_steps", "cfg", "label", "seed", "ema", "rtol", "atol")
-    fingerprint = {"weights": weights_hash(info["path"]), **{key: getattr(config, key) for key in keys}}
-    fingerprint |= {"solver": sampler.solver, "grid": sampler.grid, "landing": sampler.landing}
-    fingerprint["times"] = sampler.times_hash()
-    c, h, w = sampler.shape
-    writer = open_writer(target, config.n_samples, (c, h, w), fingerprint)
+    with here.main_first():  # it keeps an adaptive grid beside the weights, and begins the set; the others read both
+        sampler, info = make_sampler(folder, replace(config, device=str(here.device)), extra)
+        start, stop = cli.index_range(config.range, config.n_samples)
+        target = Path(config.save_dir) if config.save_dir else folder.here / "samples" / "gen"
+        keys = ("n_steps", "cfg", "label", "seed", "ema", "rtol", "atol")
+        fingerprint = {"weights": weights_hash(info["path"]), **{key: getattr(config, key) for key in keys}}
+        fingerprint |= {"solver": sampler.solver, "grid": sampler.grid, "landing": sampler.landing}
+        fingerprint["times"] = sampler.times_hash()
+        c, h, w = sampler.shape
+        writer = open_writer(target, config.n_samples, (c, h, w), fingerprint)
     todo = writer.missing(start, stop)[here.rank :: here.world]
     here.wait()  # all see the same images missing before the first one is written
     evaluations = 0
