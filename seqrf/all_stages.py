@@ -30,11 +30,9 @@ def whole(run: Run, here: Processes) -> None:
 
     plan, base = run.config.pipeline, Path(run.workdir)
     if run.config.training.import_torch == "none":
-        if here.is_main:
-            train_teacher(run)
-        here.wait()
+        train_teacher(run, here)
         run = with_training(run, import_torch=str(base / TEACHER))
-    judge = make_judge(run, base, here.device)
+    judge = make_judge(run, base, here.device) if here.is_main else None  # one process measures
     for k in plan.segments:
         measure(run, student(run, here, "2-RF" if k == 1 else f"{k}-SeqRF", k), judge, here)
     for k in plan.adaptive:
@@ -63,7 +61,7 @@ def student(run: Run, here: Processes, name: str, k: int, **changes: Any) -> Pat
     folder = Path(run.workdir) / name
     if (folder / FINAL).exists():
         return folder / FINAL
-    print(f"---- {name}, seed {run.config.seed}", flush=True)
+    here.say(f"---- {name}, seed {run.config.seed}")
     run = with_training(replace(run, workdir=str(folder)), **{"reflow_t": k, "reflow_mode": REFLOW, **changes})
     if not run.config.training.pairs:
         make_pairs(run, here)
@@ -72,13 +70,13 @@ def student(run: Run, here: Processes, name: str, k: int, **changes: Any) -> Pat
     return train(run, here)
 
 
-def measure(run: Run, weights: Path, judge: Judge, here: Processes, name: str = "", only: int = 0) -> None:
+def measure(run: Run, weights: Path, judge: Judge | None, here: Processes, name: str = "", only: int = 0) -> None:
     """Rows of a model at all numbers of steps (or one) that are not there yet, by Euler's method."""
     from common.runtime import JsonLines
     from seqrf.evaluate import evaluate
     from seqrf.models import load
 
-    if not here.is_main:
+    if judge is None:
         return
     model = load(weights, here.device, name, run.config.data.image_size)
     k, out = len(model.edges) - 1, Path(run.workdir) / run.eval_folder

@@ -13,7 +13,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -45,6 +46,7 @@ def generate(
     device: str | torch.device = "cpu",
     rank: int = 0,
     world: int = 1,
+    turn: Callable[[], AbstractContextManager[None]] = nullcontext,
     shards: Sequence[int] | None = None,
     progress: bool = True,
     **options: Any,
@@ -58,6 +60,7 @@ def generate(
             k = 1 and the shape.
         labels: (N,), for a conditional teacher: a pair has the label of its sample.
         rank, world: This process makes the shards s with s mod world = rank; any number of them, on any machines.
+        turn: The context of fixing or reading the manifest: ``Processes.main_first`` of processes that begin together.
         shards: It makes these instead.
         options: Of :func:`plan`: teacher_hash, n_pairs, k or edges, seed, solver, ...
 
@@ -74,11 +77,11 @@ def generate(
 
     folder, pool = Path(folder), Pool(data, labels)
     wanted = plan(pool, **options)
-    with torch.no_grad():
+    with torch.no_grad(), turn():
         check_teacher(velocity, wanted, pool, device)
         if wanted.solver == "auto" and not (folder / "manifest.json").exists():
             wanted = replace(wanted, n_steps=choose_steps(velocity, wanted, pool, device))
-    manifest = store.write_manifest(folder, wanted)
+        manifest = store.write_manifest(folder, wanted)
     _check_noise(folder, manifest)
     mine = range(rank, manifest.n_shards, world) if shards is None else store.check_shards(manifest, shards)
     todo = [shard for shard in mine if store.flaw(folder, manifest, shard)]

@@ -62,7 +62,7 @@ def execute(run: Run) -> None:
     if run.mode == "eval":
         evaluate_run(run, here)
     elif run.config.model.rf_phase == 1:
-        train_teacher(run)
+        train_teacher(run, here)
     elif run.config.training.reflow_mode == GENERATE:
         make_pairs(run, here)
     else:
@@ -70,35 +70,44 @@ def execute(run: Run) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- teacher
-def train_teacher(run: Run) -> Path:
+def train_teacher(run: Run, here: Processes) -> Path:
     """Train the rectified flow of a toy2d data set, unless the work folder has it; the file of its weights.
+
+    It is so small that the first process trains it alone, while the others wait.
 
     Raises:
         ValueError: the data are images.
     """
-    from common import checkpoint, toys
-    from common.runtime import run_lock
-
-    data, t, final = run.config.data, run.config.training, workdir(run) / TEACHER
+    data, final = run.config.data, workdir(run) / TEACHER
     if not data.dataset.startswith(PLANE):
         raise ValueError(
             f"--config.model.rf_phase=1 trains teachers of toy2d only: train that of {data.dataset} in its own folder, "
             "and give its weights with --config.training.import_torch"
         )
+    if here.is_main:
+        _fit_teacher(run, final)
+    here.wait()
+    return final
+
+
+def _fit_teacher(run: Run, final: Path) -> None:
+    """Train a teacher and write its weights, unless they are there."""
+    from common import checkpoint, toys
+    from common.runtime import run_lock
+
+    data, t, model = run.config.data, run.config.training, run.config.model
     with run_lock(final.parent):
         if final.exists():
             print(f"the teacher is there: {final}")
-            return final
+            return
         schedule = "cosine" if t.lr_decay == "cosine" else "constant"
-        ema = run.config.model.ema_rate
-        options = {"lr": t.lr, "schedule": schedule, "ema_decay": ema, "progress": "teacher"}
-        plan = {"n_steps": t.n_iters, "batch_size": t.batch_size, "width": run.config.model.width}
+        options = {"lr": t.lr, "schedule": schedule, "ema_decay": model.ema_rate, "progress": "teacher"}
+        plan = {"n_steps": t.n_iters, "batch_size": t.batch_size, "width": model.width}
         net = toys.train(data.source, data.dataset.removeprefix(PLANE), "rf", seed=run.config.seed, **plan, **options)
         state = {"format": checkpoint.FORMAT, "version": 1, "step": t.n_iters, "config": {}, "network": net.description}
         method = {"name": "rf", "sigma": 0.0, "source": data.source}
         checkpoint.save(final, state | {"method": method, "ema_model": net.state_dict()})
         print(f"teacher: {final}")
-    return final
 
 
 def start_of(run: Run, device: Any) -> Model:
@@ -142,7 +151,8 @@ def make_pairs(run: Run, here: Processes, folder: Path | None = None) -> Path:
     solver, n_steps = config.sampling.pairs_solver, None
     if solver not in ("auto", "dopri5"):
         n_steps = max(1, config.model.num_scales // t.reflow_t)
-    pool = pool_of(run, teacher)
+    with here.main_first():  # which downloads where it has to
+        pool = pool_of(run, teacher)
     manifest = pairs.generate(
         folder,
         teacher.flow(config.sampling.cfg, config.sampling.landing),
@@ -151,6 +161,7 @@ def make_pairs(run: Run, here: Processes, folder: Path | None = None) -> Path:
         device=here.device,
         rank=here.rank,
         world=here.world,
+        turn=here.main_first,
         progress=here.is_main,
         teacher_hash=teacher.hash,
         n_pairs=t.n_reflow_data,
@@ -170,8 +181,8 @@ def make_pairs(run: Run, here: Processes, folder: Path | None = None) -> Path:
     )
     here.wait()
     if here.is_main:
-        made = pairs.Pairs.open(folder)
-        print(f"{len(made)} pairs of {manifest.k} segments in {folder}, {made.nfe:.4g} teacher evaluations a pair")
+        whole = pairs.Pairs.open(folder)
+        print(f"{len(whole)} pairs of {manifest.k} segments in {folder}, {whole.nfe:.4g} teacher evaluations a pair")
     return folder
 
 
@@ -192,7 +203,7 @@ def pool_of(run: Run, teacher: Model) -> Pool:
         return Pool(sample(data.dataset.removeprefix(PLANE), POINTS, generator(run.config.seed, "pool")))
     if k == 1 and not teacher.num_classes:
         return Pool(None)
-    from seqrf.images import load_split
+    from seqrf.quality import load_split
 
     images = load_split(data, "train", run.smoke)
     if not teacher.num_classes:
@@ -206,7 +217,6 @@ def pool_of(run: Run, teacher: Model) -> Pool:
 
 def edges_of(run: Run, teacher: Model, here: Processes) -> list[float]:
     """The segments of a run: of equal length, or adaptive; those are computed once and kept in the work folder."""
-
     from common.runtime import read_json, write_json
     from seqrf.segments import uniform_edges
 
@@ -216,16 +226,13 @@ def edges_of(run: Run, teacher: Model, here: Processes) -> list[float]:
     settings = {"teacher": teacher.hash, "k": t.reflow_t, "samples": t.adaptive_samples, "steps": t.adaptive_steps}
     settings |= {"cfg": run.config.sampling.cfg, "seed": run.config.seed}
     path = workdir(run) / f"edges_{t.reflow_t}.json"
-    if not here.is_main:
-        here.wait()
-    kept = read_json(path) if path.exists() else {}
-    if any(kept.get(key) != value for key, value in settings.items()):
-        edges = teacher_edges(teacher, t.reflow_t, t.adaptive_samples, t.adaptive_steps, run.config)
-        write_json(path, kept := settings | {"edges": edges})
-        print(f"adaptive segments: {', '.join(f'{edge:.3g}' for edge in edges)}")
-    if here.is_main:
-        here.wait()
-    return kept["edges"]
+    with here.main_first():
+        entry = read_json(path) if path.exists() else {}
+        if any(entry.get(key) != value for key, value in settings.items()):
+            edges = teacher_edges(teacher, t.reflow_t, t.adaptive_samples, t.adaptive_steps, run.config)
+            write_json(path, entry := settings | {"edges": edges})
+            print(f"adaptive segments: {', '.join(f'{edge:.3g}' for edge in edges)}")
+    return entry["edges"]
 
 
 def teacher_edges(teacher: Model, k: int, n_samples: int, n_steps: int, config: Config) -> list[float]:
@@ -275,11 +282,11 @@ def train(run: Run, here: Processes) -> Path:
     folder = pairs_folder(run)
     if t.adaptive_interval and not is_adaptive(folder, run, model, here):
         folder = folder.with_name(folder.name + "_ada")
-        print(f"pairs of adaptive segments: {folder}")
+        here.say(f"pairs of adaptive segments: {folder}")
         make_pairs(run, here, folder)
     pairs = Pairs.open(folder, model.method.get("teacher", model.hash), t.reflow_t, model.shape)
     final = train_student(run, model, pairs, workdir(run), here, watcher(run, here))
-    print(f"evaluate it: --mode=eval with the same --config and --workdir={workdir(run)}")
+    here.say(f"evaluate it: --mode=eval with the same --config and --workdir={workdir(run)}")
     return final
 
 

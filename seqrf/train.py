@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,14 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from common import checkpoint
+from common import checkpoint, training
 from common.cli.configs import TrainConfig
-from common.cli.values import to_yaml
-from common.records.cards import commit, write_card
-from common.runtime import Processes, generator, hardware, run_lock
+from common.runtime import Processes, generator
 from common.training.batches import Ahead
-from common.training.loop import begin, in_words, loop, write_final
-from common.training.report import Report
+from common.training.report import Event, Report
 from common.training.trainer import Trainer
 from seqrf import models, networks, segments
 from seqrf.options import DISTILL, Run
@@ -59,8 +55,8 @@ class PairBatches(Ahead):
         batch = self.pairs.at(step, size, self.seed, self.flip, rows)
         u = segments.draw_u(size, generator(self.seed, "u", step), self.training.t_density)[rows]
         fields = batch._asdict() | {"u": u}
-        there = {key: x if x is None else x.to(self.processes.device, non_blocking=True) for key, x in fields.items()}
-        return SegmentBatch(**there)
+        to = self.processes.device
+        return SegmentBatch(**{key: x if x is None else x.to(to, non_blocking=True) for key, x in fields.items()})
 
 
 class SegmentTrainer(Trainer):
@@ -73,10 +69,10 @@ class SegmentTrainer(Trainer):
         processes: this process among its peers.
     """
 
-    again, elsewhere = "--resume", "--workdir"
+    again, elsewhere, size = "--resume", "--workdir", "--config.training.batch_size"
 
     def __init__(self, run: Run, model: Model, pairs: Pairs, processes: Processes):
-        self.run, self.model, self.edges = run, model, pairs.manifest.edges
+        self.run, self.model, self.edges, self.log_name = run, model, pairs.manifest.edges, run.log_name
         self.distils, self.teacher = run.config.training.reflow_mode == DISTILL, pairs.manifest.teacher
         super().__init__(train_config(run, model), processes)
 
@@ -86,10 +82,10 @@ class SegmentTrainer(Trainer):
             make = {"heads": networks.with_heads, "edges": networks.with_edges}[self.run.config.model.condition]
             student = make(self.model.net.cpu(), self.edges, self.model.description)
             return student, student.description
-        mine = self.model.edges
-        if len(mine) != len(self.edges) or max(abs(a - b) for a, b in zip(mine, self.edges)) > 1e-6:
+        edges = self.model.edges
+        if len(edges) != len(self.edges) or max(abs(a - b) for a, b in zip(edges, self.edges)) > 1e-6:
             raise ValueError(
-                f"{self.model.path} has the segments {_shown(mine)}, the pairs {_shown(self.edges)}: make pairs for "
+                f"{self.model.path} has the segments {_shown(edges)}, the pairs {_shown(self.edges)}: make pairs for "
                 "its segments, or start from the teacher's weights"
             )
         return self.model.net, self.model.description
@@ -108,8 +104,8 @@ class SegmentTrainer(Trainer):
 
     def weights_method(self) -> dict[str, Any]:
         """The teacher's method, which says what the network's output is, and what the student has learnt."""
-        kept = {"sigma": 0.0, "source": self.model.source, **self.model.method}
-        return kept | {"teacher": self.teacher, "distilled": self.distils}
+        method = {"sigma": 0.0, "source": self.model.source, **self.model.method}
+        return method | {"teacher": self.teacher, "distilled": self.distils}
 
     def options(self) -> dict[str, Any]:
         """The options without paths."""
@@ -177,71 +173,45 @@ def train_student(
         The file of the final weights (averaged, float16).
 
     Raises:
-        ValueError: segments that do not fit, a folder that holds another run, or a loss that was not finite.
-        KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
+        ValueError: segments that do not fit; and see ``common.training.run``.
+        KeyboardInterrupt: see there.
     """
-    if run.config.training.batch_size % processes.world:
-        raise ValueError(
-            f"--config.training.batch_size {run.config.training.batch_size} cannot be split over {processes.world} "
-            f"processes: make it a multiple of {processes.world}"
-        )
-    with run_lock(out) if processes.is_main else contextlib.nullcontext():
-        trainer = SegmentTrainer(run, model, pairs, processes)
-        log = begin(trainer, out, to_yaml(run))
-        if processes.is_main:
-            manifest, verb = pairs.manifest, "distillation" if trainer.distils else "reflow"
-            print(f"{verb} of {manifest.k} segments {_shown(manifest.edges)}, {len(pairs)} pairs, {in_words(trainer)}")
-            print(f"run folder: {out}" + (f", continuing at step {trainer.step}" if trainer.step else ""))
-        report = Report(trainer.config, out, log, trainer, processes, run.log_name)
+    trainer, manifest = SegmentTrainer(run, model, pairs, processes), pairs.manifest
 
-        def snapshot() -> None:
-            checkpoint.save(snapshot_path(out, trainer.step), trainer.weights(torch.float16))
-            if trainer.step:
-                report.save()
-            was_training = trainer.net.training
-            trainer.net.eval()
-            with trainer.ema.applied():
-                figures = on_snapshot(trainer.as_model())
-            trainer.net.train(was_training)
-            if figures:
-                report.write({"step": trainer.step, **figures})
+    def snapshot(report: Report) -> None:
+        checkpoint.save(snapshot_path(out, trainer.step), trainer.weights(torch.float16))
+        report.save()
+        was_training = trainer.net.training
+        trainer.net.eval()
+        with trainer.ema.applied():
+            figures = on_snapshot(trainer.as_model())
+        trainer.net.train(was_training)
+        if figures:
+            report.write({"step": trainer.step, **figures})
 
-        if processes.is_main and not snapshot_path(out, 0).exists():
+    def events(report: Report) -> list[Event]:
+        if trainer.step == 0:  # what the student begins as
             checkpoint.save(snapshot_path(out, 0), trainer.weights(torch.float16))
-        events = [(run.config.training.snapshot_freq, snapshot)]
-        loop(trainer, PairBatches(pairs, run, processes), report, events, "the same command")
-        final = out / FINAL
-        if processes.is_main:
-            write_final(final, trainer.weights(torch.float16))
-            write_card(final, card(trainer, pairs))
-        processes.wait()
-        return final
+        return [(run.config.training.snapshot_freq, lambda: snapshot(report))]
+
+    facts = {"edges": list(manifest.edges), "condition": trainer.description["condition"]}
+    facts |= {"pairs": len(pairs), "teacher_evaluations_per_pair": pairs.nfe}
+    verb = "distillation" if trainer.distils else "reflow"
+    return training.run(
+        trainer,
+        PairBatches(pairs, run, processes),
+        out,
+        FINAL,
+        title=f"{verb} of {manifest.k} segments {_shown(manifest.edges)}, {len(pairs)} pairs",
+        options=run,
+        events=events,
+        final=lambda: (trainer.weights(torch.float16), facts),
+    )
 
 
 def snapshot_path(out: Path, step: int) -> Path:
     """Where the weights of a step are kept."""
     return out / SNAPSHOTS / f"weights_step_{step:07d}.pt"
-
-
-def card(trainer: SegmentTrainer, pairs: Pairs) -> dict[str, Any]:
-    """What the card says of a student: segments, pairs, length, hardware."""
-    config = trainer.config
-    return {
-        "method": trainer.weights_method(),
-        "edges": list(pairs.manifest.edges),
-        "condition": trainer.description["condition"],
-        "pairs": len(pairs),
-        "teacher_evaluations_per_pair": pairs.nfe,
-        "steps": trainer.step,
-        "batch_size": config.batch_size,
-        "parameters": sum(p.numel() for p in trainer.net.parameters()),
-        "hours": round(trainer.seconds / 3600, 3),
-        "hardware": hardware(trainer.device),
-        "seed": config.seed,
-        "skipped_steps": trainer.skipped,
-        "torch": torch.__version__,
-        "commit": commit(),
-    }
 
 
 def _shown(edges: Any) -> str:

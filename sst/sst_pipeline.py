@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +9,10 @@ from typing import Any
 
 import torch
 
-from common import checkpoint
-from common.cli import to_yaml
+from common import checkpoint, training
 from common.networks import build_network
-from common.records.cards import commit, write_card
-from common.runtime import Processes, hardware, pick_device, processes, run_lock, write_json
-from common.training.loop import begin, in_words, loop, write_final
-from common.training.report import Report
+from common.runtime import Processes, pick_device, processes, write_json
+from common.training.report import Event, HeldOut, Report
 from sst import maps, skill
 from sst.config import DEFAULT, WEIGHTS, DrawOptions, Options, run_folder, smoke
 from sst.flow import FieldBatches, FieldTrainer, check, description
@@ -33,80 +29,63 @@ def weights_name(options: Options) -> str:
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Do what ``--mode`` says; returns the scores, empty after ``--mode train``."""
+    """Do what ``--mode`` says; returns the scores, empty after ``--mode train`` and on all processes but the first."""
     here = processes(options.device)
     out = run_folder(options)
-    if options.smoke and not options.out and options.resume == "no" and options.mode != "evaluate":
-        shutil.rmtree(out, ignore_errors=True)
     check(options, torus=not options.data)
-    data = world(options)
+    with here.main_first():
+        if here.is_main and options.smoke and not options.out and options.resume == "no" and options.mode != "evaluate":
+            shutil.rmtree(out, ignore_errors=True)
+        data = world(options)
     final = Path(options.weights) if options.weights else out / weights_name(options)
     if options.mode != "evaluate":
         final = train(options, data, out, here)
-    return {} if options.mode == "train" else evaluate(options, data, final, out)
+    scored = here.is_main and options.mode != "train"
+    return evaluate(options, data, final, out, here.device) if scored else {}
 
 
 def train(options: Options, data: World, out: Path, here: Processes) -> Path:
     """Train a flow and leave in ``out`` its weights (the best of the validation years), state, metrics and options.
 
     Raises:
-        ValueError: a folder that holds another run, or a loss that was not finite 20 steps in a row.
-        KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
+        ValueError, KeyboardInterrupt: see ``common.training.run``.
     """
-    with run_lock(out) if here.is_main else contextlib.nullcontext():
-        trainer = FieldTrainer(options, data.fields.torus, here)
-        log = begin(trainer, out, to_yaml(options))
-        print(f"{options.method} from {options.source}, {data.parts.val} training frames, {in_words(trainer)}")
-        print(f"run folder: {out}" + (f", continuing at step {trainer.step}" if trainer.step else ""))
-        parts = data.parts
-        source = FieldBatches(data.climates, data.fields, data.amplitude, options, 0, parts.val, here)
-        held_out = FieldBatches(
-            data.climates, data.fields, data.amplitude, options, parts.val, parts.test, here, "held out"
-        )
-        report = Report(trainer.config, out, log, trainer, here)
-        events = [
-            (options.val_step, lambda: report.validate(held_out, VALIDATION_BATCHES)),
-            (options.save_step, report.save),
-        ]
-        loop(trainer, source, report, events, "the same command with --resume auto")
-        final = out / weights_name(options)
-        finish(trainer, options, data, final)
-    return final
+    trainer, parts = FieldTrainer(options, data.fields.torus, here), data.parts
+    fields = (data.climates, data.fields, data.amplitude, options)
+    source = FieldBatches(*fields, 0, parts.val, here)
+    # the first process validates alone: all rows of the batches are its own
+    alone = Processes(0, 1, here.device)
+    held_out = HeldOut(FieldBatches(*fields, parts.val, parts.test, alone, "held out"), VALIDATION_BATCHES)
+
+    def events(report: Report) -> list[Event]:
+        return [(options.val_step, lambda: report.validate(held_out)), (options.save_step, report.save)]
+
+    def final() -> tuple[dict[str, Any], dict[str, Any]]:
+        best = best_weights(options, data, out, here.device)
+        facts = {"data": data.fields.name, "training_frames": parts.val, "best_step": best["step"]}
+        return best, facts | {"spread": best.get("spread", [])}
+
+    title = f"{options.method} from {options.source}, {parts.val} training frames"
+    return training.run(trainer, source, out, weights_name(options), title, options, events, final)
 
 
-def finish(trainer: FieldTrainer, options: Options, data: World, final: Path) -> None:
-    """Write the best weights in float16, with the factors of the spread, and their card."""
-    best = checkpoint.load(final.parent / "checkpoint_best.pt")
+def best_weights(options: Options, data: World, out: Path, device: torch.device) -> dict[str, Any]:
+    """The weights of the lowest validation loss in float16, with the factors of the spread where they are asked for."""
+    file = out / "checkpoint_best.pt"
+    best = checkpoint.load(file)
     best["ema_model"] = {key: x.half() if x.is_floating_point() else x for key, x in best["ema_model"].items()}
-    write_final(final, best)
     if options.spread == "validation":
-        model = load_forecaster(final, trainer.device, members=options.members)
+        model = load_forecaster(file, device, members=options.members)
+        model.net.half().float()  # the factors are those of the rounded weights
         best["spread"] = list(fit_spread(model, data, options.members))
-        checkpoint.save(final, best)
-    facts = {
-        "method": trainer.weights_method(),
-        "data": data.fields.name,
-        "training_frames": data.parts.val,
-        "parameters": sum(p.numel() for p in trainer.net.parameters()),
-        "steps": trainer.step,
-        "best_step": best["step"],
-        "batch_size": options.batch_size,
-        "minutes": round(trainer.seconds / 60, 1),
-        "hardware": hardware(trainer.device),
-        "seed": options.seed,
-        "spread": best.get("spread", []),
-        "torch": torch.__version__,
-        "commit": commit(),
-        "recipe": "config.yaml beside the weights; train again with -c config.yaml",
-    }
-    write_card(final, facts)
+    return best
 
 
-def evaluate(options: Options, data: World, weights: Path, out: Path) -> dict[str, Any]:
+def evaluate(options: Options, data: World, weights: Path, out: Path, device: torch.device) -> dict[str, Any]:
     """Forecast the test years, print and write the scores (scores.json) and the figures into ``out``."""
     given = ("members", "starts", "n_steps", "solver", "chunk", "seed", "spread", "mixed_precision", "data", "smoke")
     changes = {key: getattr(options, key) for key in given}
-    model = load_forecaster(weights, pick_device(options.device), **changes)
+    model = load_forecaster(weights, device, **changes)
     same = ("box", "past", "horizon", "harmonics", "colour", "test_years", "val_years", "variable", "gaps")
     if different := [key for key in same if getattr(model.options, key) != getattr(options, key)]:
         there = ", ".join(f"--{key} {getattr(model.options, key)}" for key in different)

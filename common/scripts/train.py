@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +19,7 @@ from common.scripts.folder import FLAGS, Folder, load_data, smoke_preset, too_la
 def train_main(
     folder: Folder, description: str, argv: list[str] | None = None, run: Callable[..., Path] | None = None
 ) -> Path:
-    """Train: parse the command line, load the data, run ``common.training.loop.train`` or what is given as ``run``."""
+    """Train: parse the command line, load the data, call ``common.training.train`` or what is given as ``run``."""
     config = cli.parse(TrainConfig, folder.presets, description, FLAGS, argv)
     if config.smoke:
         config = smoke_preset(config)
@@ -27,20 +28,15 @@ def train_main(
     from common.runtime import processes
 
     if run is None:
-        from common.training.loop import train as run
+        from common.training import train as run
     here = processes(config.device)
-    if not here.is_main:
-        here.wait()  # the first process loads (and downloads) alone, then the others do
     out = Path(config.out) if config.out else folder.run_folder(config)
     if config.smoke and not config.out and config.resume == "no" and here.is_main:
-        import shutil
-
         shutil.rmtree(out, ignore_errors=True)
     shape = (config.image_size, config.in_channels)
-    stream = config.resident == "stream" or (config.resident == "auto" and too_large(folder, config, *shape))
-    images = load_data(folder, config, *shape, stream=stream, progress=here.is_main)
-    if here.is_main:
-        here.wait()
+    with here.main_first():  # which downloads where it has to
+        stream = config.resident == "stream" or (config.resident == "auto" and too_large(folder, config, *shape))
+        images = load_data(folder, config, *shape, stream=stream, progress=here.is_main)
     if config.resident == "device" or (config.resident == "auto" and _fits_device(images, here.device)):
         images = images.to(here.device)
     config = epochs_as_steps(config, len(images))

@@ -1,5 +1,5 @@
-"""Training: the loop (``loop``), its step (``trainer``), batches made ahead, reports; and a small loop (``small``)."""
+"""Training: a run (``loop``), its step (``trainer``), batches made ahead, reports; and a small loop (``small``)."""
 
-from common.training.loop import train
+from common.training.loop import run, train
 
-__all__ = ["train"]
+__all__ = ["run", "train"]

@@ -8,21 +8,28 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from common import checkpoint
 from common.cli.configs import TrainConfig
-from common.runtime import JsonLines, Processes
+from common.runtime import JsonLines
 from common.training.batches import Ahead
 
 if TYPE_CHECKING:
     from common.training.trainer import Trainer
 
 
-Event = tuple[int, Callable[[], object]]
+Event = tuple[int, Callable[[], object]]  # n, and what is done every n steps and at the end; n = 0: never
+
+
+class HeldOut(NamedTuple):
+    """Batches for the validation loss, and how many of them."""
+
+    batches: Ahead
+    count: int
 
 
 def due(step: int, every: int, total: int) -> bool:
@@ -31,14 +38,19 @@ def due(step: int, every: int, total: int) -> bool:
 
 
 class Report:
-    """What a run shows and writes beside its weights: progress bar, metrics, grids, checkpoints, a logger."""
+    """What a run shows and writes beside its weights: progress bar, metrics, grids, checkpoints, a logger.
 
-    def __init__(
-        self, config: TrainConfig, out: Path, log: JsonLines, trainer: Trainer, processes: Processes, name: str = ""
-    ):
+    Args:
+        trainer: at the step from which the run goes on.
+        out: the run folder.
+    """
+
+    def __init__(self, trainer: Trainer, out: Path):
         from tqdm import tqdm
 
-        self.config, self.out, self.log, self.trainer, self.processes = config, out, log, trainer, processes
+        config, processes = trainer.config, trainer.processes
+        self.config, self.out, self.trainer, self.processes = config, out, trainer, processes
+        self.log = JsonLines(out / "metrics.jsonl")
         self.bar = tqdm(
             total=config.total_steps,
             initial=trainer.step,
@@ -48,24 +60,11 @@ class Report:
             mininterval=1.0,
             smoothing=0.05,
         )
-        self.logger = _logger(config, out, name) if processes.is_main else None
+        self.logger = _logger(config, out, trainer.log_name) if processes.is_main else None
         self.sums: list[tuple[Tensor, Tensor]] = []
         self.coupling_seconds = 0.0
         self.started, self.window_start, self.window_waited = time.perf_counter(), time.perf_counter(), 0.0
         self.seconds_before = trainer.seconds
-
-    def events(self, held_out: Ahead | None, count: int, images: int) -> list[Event]:
-        """What a run does now and then, in order: (n, what is done every n steps and at the end); n = 0: never.
-
-        Args:
-            held_out: batches for the validation loss; None: nothing is held out.
-            count: number of those batches.
-            images: training images.
-        """
-        often: list[Event] = [(self.config.sample_step, self.sample), (self.config.save_step, self.save)]
-        if held_out is None:
-            return often
-        return [(self.config.val_step, lambda: self.validate(held_out, count)), *often]
 
     def after_step(self, loss: Tensor, norm: Tensor, batch: Any, source: Ahead) -> None:
         """Collect a step's figures; write a row every ``log_step`` steps."""
@@ -106,9 +105,9 @@ class Report:
             self.bar.set_postfix(text)
             self.write(row)
 
-    def validate(self, held_out: Ahead, count: int) -> None:
-        """Validation loss of the averaged weights over ``count`` batches; a new best is saved."""
-        value = self.trainer.validation_loss(held_out, count)
+    def validate(self, held_out: HeldOut) -> None:
+        """Validation loss of the averaged weights; a new best is saved."""
+        value = self.trainer.validation_loss(*held_out)
         self.write({"step": self.trainer.step, "val_loss": value})
         if value < self.trainer.best:
             self.trainer.best = value
@@ -136,6 +135,13 @@ class Report:
         self.log.append(row)
         if self.logger is not None:
             self.logger(row)
+
+
+def usual_events(report: Report, held_out: HeldOut | None, images: int) -> list[Event]:
+    """What a run on images does now and then, in order: validation, where something is held out; grids; its state."""
+    config = report.config
+    often: list[Event] = [(config.sample_step, report.sample), (config.save_step, report.save)]
+    return often if held_out is None else [(config.val_step, lambda: report.validate(held_out)), *often]
 
 
 def _logger(config: TrainConfig, out: Path, name: str) -> Callable[[dict[str, Any] | None], None] | None:

@@ -45,10 +45,16 @@ class Trainer:
         processes: this process among its peers.
     """
 
-    again, elsewhere = "--resume auto", "--out"  # flags, for the lines that say what to do
+    again, elsewhere, size = "--resume auto", "--out", "--batch_size"  # flags, for the lines that say what to do
+    log_name = ""  # of the run for wandb and TensorBoard; empty: that of its folder
 
     def __init__(self, config: TrainConfig, processes: Processes):
         self.config, self.processes, self.device = config, processes, processes.device
+        if config.batch_size % (parts := processes.world * config.grad_accum):
+            among = f"{processes.world} processes" + f" with --grad_accum {config.grad_accum}" * (config.grad_accum > 1)
+            raise ValueError(
+                f"{self.size} {config.batch_size} cannot be split over {among}: make it a multiple of {parts}"
+            )
         if self.device.type == "cpu":
             keep_freed_memory()
         elif self.device.type == "cuda":

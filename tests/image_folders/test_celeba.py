@@ -179,7 +179,7 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(celeba, trained, tmp_path
 def test_labels_and_batches_that_do_not_fit(celeba, tmp_path):
     with pytest.raises(ValueError, match="--num_classes 3: this recipe has no labels; use celeba_train.py"):
         epochs_run(celeba, tmp_path, num_classes=3)
-    with pytest.raises(ValueError, match="--batch_size 8: make it a multiple of 3"):
+    with pytest.raises(ValueError, match="--batch_size 8 cannot be split over 3 processes: make it a multiple of 3"):
         epochs_run(celeba, tmp_path, processes=Processes(0, 3, torch.device("cpu")))
 
 

@@ -68,7 +68,7 @@ def test_a_run_folder_holds_what_is_promised(reflowed, teacher):
     names = {path.name for path in reflowed.iterdir()}
     assert names == {
         *("samples", "checkpoints", "checkpoint_last.pt", "student_step_final.pt", "student_step_final.json"),
-        *("metrics.jsonl", "config.yaml", "run.lock"),
+        *("metrics.jsonl", "config.yaml", "run.lock", "page.html"),
     }
     steps = sorted(path.name for path in (reflowed / "checkpoints").iterdir())
     assert steps == [f"weights_step_{step:07d}.pt" for step in (0, 2, 4)]
@@ -370,7 +370,7 @@ def test_mistakes_are_one_line(reflowed, teacher, image_teacher, tmp_path):
             execute(tmp_path / "w", **given)
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=r"rf_phase=1 trains teachers of toy2d only: train that of .*images.npz"):
-        stages.train_teacher(of_images(image_teacher, tmp_path / "w"))
+        stages.train_teacher(of_images(image_teacher, tmp_path / "w"), ALONE)
     with pytest.raises(
         FileNotFoundError, match=r"no weights in .*: train first, or give --config.training.import_torch"
     ):

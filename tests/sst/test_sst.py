@@ -479,7 +479,7 @@ def test_the_forecaster_trains_scores_and_draws(trained):
     out, result = trained
     final = "CFM_sst_weights_step_final.pt"
     files = {"forecast.png", "skill.png", "ranks.png", "scores.json", "config.yaml", "metrics.jsonl", "run.lock", final}
-    files |= {"checkpoint_best.pt", "checkpoint_last.pt", final.replace(".pt", ".json")}
+    files |= {"checkpoint_best.pt", "checkpoint_last.pt", final.replace(".pt", ".json"), "page.html"}
     assert {path.name for path in out.iterdir()} == files
     scores = json.loads((out / "scores.json").read_text())
     assert scores == result and scores["nfe"] == 2 and scores["members"] == 4 and len(scores["ssr"]) == 3

@@ -1,46 +1,80 @@
-"""Two processes give what one gives: the same optimisation at the same global batch, the same images."""
+"""Two processes give what one gives: the same optimisation at the same global batch, the same files, images, scores."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from common import checkpoint
 from common.runtime import JsonLines
 from common.scripts.gen import gen_main
-from tiny import ALONE, NAME, ROOT, folder, last, options, run, weights
+from seqrf import all_stages, flags, stages
+from sst import config as sst_config
+from sst import sst_pipeline
+from tiny import ALONE, NAME, ROOT, difference, folder, last, options, run, weights
 
 COMMON = {"num_classes": 3, "total_steps": 3, "dropout": 0.0, "val_step": 3, "sample_step": 3}
 RUNS = {
     "plain": {**COMMON, "method": "rf"},
     "accumulated": {**COMMON, "method": "idff", "sigma": 0.2, "grad_accum": 2, "channel_mult": (1, 2)},
 }
+SST = replace(sst_config.smoke(sst_config.DEFAULT), device="cpu", spread="validation")
+# One process with the whole batch draws these pairs; the plan goes through every kind of student.
+SEQRF = ["--config=configs/rf/toy2d.py", "--smoke", "--device=cpu", "--config.pipeline.segments=2"]
+SEQRF += [f"--config.pipeline.{name}" for name in ("adaptive=2", "distill=2", "steps=2", "teacher_steps=6")]
 GEN = ["--weights", "", "--n_samples", "9", "--n_steps", "2", "--batch_size", "2", "--device", "cpu"]
-SHARED = f"RUNS, GEN = {RUNS!r}, {GEN!r}"
+SHARED = f"RUNS, GEN, SEQRF = {RUNS!r}, {GEN!r}, {SEQRF!r}"
 
 # Launched once for everything, since starting processes takes longer than what they do.
 CHILD = """
 import sys
 from pathlib import Path
+import time
+from dataclasses import replace
 import tiny
-from common import generate
 from common.scripts.gen import gen_main
 from common.runtime import processes, run_main
+from common.solvers import fitted
+from celebA.epochs import train_epochs
+from seqrf import all_stages, flags, stages
+from sst import sst_pipeline
+from sst.config import Options
 
 def main():
     here, out = processes("cpu"), Path(sys.argv[1])
     print(f"rank {here.rank} of {here.world}", flush=True)
+    with here.main_first():
+        print("in turn", flush=True)
+        seen = (out / "first").exists()
+        if here.is_main:
+            time.sleep(0.5)
+            (out / "first").touch()
+    print(f"rank {here.rank} sees the first one's work: {seen}", flush=True)
     for name, changes in RUNS.items():
         tiny.run(out / name, here, **changes)
+    train_epochs(tiny.options(), tiny.images(), out / "epochs", tiny.NAME, here)
+
     GEN[1] = str(out / "weights.pt")
     gen_main(tiny.folder(out), "", [*GEN, "--save_dir", str(out / "png")])
     gen_main(tiny.folder(out), "", [*GEN, "--save_dir", str(out / "set.npz")])
+    keep = fitted.keep
+    fitted.keep = lambda *arguments: print("an adaptive grid is kept", flush=True) or keep(*arguments)
+    gen_main(tiny.folder(out), "", [*GEN, "--grid", "adaptive", "--save_dir", str(out / "adaptive.npz")])
+
+    scores = sst_pipeline.run(replace(SST, out=str(out / "sst")))
+    print(f"rank {here.rank} has scores: {bool(scores)}", flush=True)
+    run = flags.parse([*SEQRF, f"--workdir={out / 'seqrf'}", "--config.model.rf_phase=1"])
+    stages.execute(run)
+    all_stages.whole(stages.smoke(run), here)
 
 run_main(main)
 """
@@ -66,7 +100,7 @@ run_main(lambda: tiny.run(tiny.Path(sys.argv[1]), here, **RUNS["plain"] | dict(t
 def launch(tmp_path: Path, code: str) -> subprocess.Popen[str]:
     """Two processes by torch's launcher, in a process group of their own as in a terminal."""
     script = tmp_path / "child.py"
-    script.write_text(f"{SHARED}\n{code}")
+    script.write_text(f"from sst.config import Options\n{SHARED}\nSST = {SST!r}\n{code}")
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), str(tmp_path)]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     return subprocess.Popen(
@@ -88,8 +122,33 @@ def together(tmp_path_factory) -> Path:
     stdout, stderr = process.communicate(timeout=500)
     assert process.returncode == 0, stderr[-4000:]
     assert "rank 0 of 2" in stdout and "rank 1 of 2" in stdout
-    assert stdout.count("batch 8 over 2 process(es)") == len(RUNS)  # one of them speaks
+    (out / "stdout").write_text(stdout)
     return out
+
+
+def assert_close(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor], lr: float = 1e-3) -> None:
+    """Weights are equal but for the order in which gradients are summed."""
+    errors = torch.cat([(one[key] - two[key]).abs().flatten() for key in one]) / lr
+    # Adam divides by gradients that are nearly zero: there the order of a sum shows, once in a thousand weights
+    assert errors.mean() < 1e-3 and (errors < 1e-2).float().mean() > 0.999
+
+
+def names(path: Path) -> list[str]:
+    """All that lies in a folder."""
+    return sorted(str(file.relative_to(path)) for file in path.rglob("*"))
+
+
+def lines(together: Path, words: str) -> int:
+    """How often two processes said something."""
+    return (together / "stdout").read_text().count(words)
+
+
+def test_the_first_process_goes_alone_and_speaks_alone(together):
+    assert lines(together, "rank 0 sees the first one's work: False") == 1
+    assert lines(together, "rank 1 sees the first one's work: True") == 1
+    assert lines(together, "in turn") == 1
+    for words in ("run folder: ", "over 2 process(es)", "weights: ", "page: "):
+        assert lines(together, words) == len(RUNS) + 5, words  # epochs, forecaster, three students
 
 
 @pytest.mark.parametrize("name", list(RUNS))
@@ -98,9 +157,7 @@ def test_training_equals_one_process_with_the_same_global_batch(together, tmp_pa
     one, two = last(tmp_path), last(together / name)
     assert one["step"] == two["step"] == 3
     for part in ("net_model", "ema_model"):
-        errors = torch.cat([(one[part][key] - two[part][key]).abs().flatten() for key in one[part]])
-        # Adam divides by gradients that are nearly zero: there the order of a sum shows, once in a thousand weights
-        assert errors.mean() < 1e-6 and (errors < 1e-5).float().mean() > 0.999
+        assert_close(one[part], two[part])
     moments = [torch.cat([s["exp_avg"].flatten() for s in run["optim"]["state"].values()]) for run in (one, two)]
     assert (moments[0] - moments[1]).abs().max() < 1e-5 < 1e-3 < moments[0].abs().max()
     rows = [JsonLines(path / "metrics.jsonl").read() for path in (tmp_path, together / name)]
@@ -124,6 +181,51 @@ def test_images_equal_those_of_one_process(together, tmp_path):
         assert (tmp_path / "png" / name).read_bytes() == (together / "png" / name).read_bytes()
     assert (tmp_path / "set.npz").read_bytes() == (together / "set.npz").read_bytes()
     assert not list(together.glob("*.part.npy")) and not list(together.glob("*.done"))
+
+
+def test_an_adaptive_grid_is_chosen_once(together):
+    assert lines(together, "an adaptive grid is kept") == 1 and (together / "adaptive.npz").exists()
+    assert lines(together, "weights.pt: averaged rf weights") == 3  # as often as images were made
+
+
+def test_epochs_end_once(together):
+    assert [file.name for file in (together / "epochs").glob("*.pth")]
+    rows = [row["epoch"] for row in JsonLines(together / "epochs" / "metrics.jsonl").read() if "epoch" in row]
+    assert rows == [1] and checkpoint.load(together / "epochs" / "epoch_1.pth")["step"] == 4
+
+
+def test_the_forecaster_equals_that_of_one_process(together, tmp_path):
+    scores = sst_pipeline.run(replace(SST, out=str(tmp_path)))
+    assert names(tmp_path) == names(together / "sst")  # one final file, none renamed
+    final = "CFM_sst_weights_step_final.pt"
+    one, two = (checkpoint.load(path / final) for path in (tmp_path, together / "sst"))
+    assert one["step"] == two["step"] and two["spread"] == pytest.approx(one["spread"], rel=1e-5)
+    assert_close(last(tmp_path)["net_model"], last(together / "sst")["net_model"], SST.lr)
+    rows = [JsonLines(path / "metrics.jsonl").read() for path in (tmp_path, together / "sst")]
+    losses = [[row["val_loss"] for row in part if "val_loss" in row] for part in rows]
+    assert len(losses[0]) == 2 and losses[1] == pytest.approx(losses[0], rel=1e-5)
+    others = json.loads((together / "sst" / "scores.json").read_text())
+    for name, values in scores["units"]["deg_C"].items():
+        assert others["units"]["deg_C"][name]["crps"] == pytest.approx(values["crps"], rel=1e-5), name
+    assert lines(together, "rank 0 has scores: True") == lines(together, "rank 1 has scores: False") == 1
+    for words in ("training frames", "CRPS, deg C", "CRPS below", "members, NFE", "figures: "):
+        assert lines(together, words) == 1, words
+
+
+def test_sequential_reflow_equals_that_of_one_process(together, tmp_path):
+    run = stages.smoke(flags.parse([*SEQRF, f"--workdir={tmp_path}"]))
+    all_stages.whole(run, ALONE)
+    assert names(tmp_path) == names(together / "seqrf")
+    one, two = (checkpoint.load(path / stages.TEACHER) for path in (tmp_path, together / "seqrf"))
+    assert difference(one["ema_model"], two["ema_model"]) == ""
+    for student in ("2-SeqRF", "2-SeqRF-Ada", "2-SeqRF-Distill"):
+        assert_close(*(last(path / student)["net_model"] for path in (tmp_path, together / "seqrf")))
+    rows = [JsonLines(path / "eval" / "rows.jsonl").read() for path in (tmp_path, together / "seqrf")]
+    assert [row["name"] for row in rows[0]] == [row["name"] for row in rows[1]]
+    assert [row["w2"] for row in rows[0]] == pytest.approx([row["w2"] for row in rows[1]], rel=1e-5)
+    for words in ("teacher: ", "the teacher is there: ", "adaptive segments: ", "---- 2-SeqRF,", "---- 2-SeqRF-Ada"):
+        assert lines(together, words) == 1, words
+    assert lines(together, "evaluate it: ") == 3
 
 
 @pytest.mark.slow
