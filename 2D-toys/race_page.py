@@ -5,13 +5,13 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from _repo import HERE
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+HERE = Path(__file__).resolve().parent
 FRAMES = 51  # of each trajectory; the page moves straight between them
 LEVELS = 2000  # of a coordinate across the picture, which has a few hundred pixels
 TARGETS = 600  # points of the target drawn
@@ -26,7 +26,7 @@ def page(data: dict[str, Any], results: dict[str, dict[str, Any]], target: Tenso
     """The whole HTML file.
 
     Args:
-        data: what ``race.summary`` makes; names and texts in it are shown as they are, never read as HTML.
+        data: what ``racing.summary`` makes; names and texts in it are shown as they are, never read as HTML.
         results: by name, with ``paths`` of shape (FRAMES, particles, 2).
         target: points of the target, (N, 2).
     """

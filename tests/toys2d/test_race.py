@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import json
 import os
 import re
@@ -12,13 +11,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import race_page
+import racing
 from started import start
 from tiny import ROOT
 
@@ -46,12 +46,6 @@ def raced(tmp_path_factory):
     assert result.returncode == 0, result.stderr[-3000:]
     assert "9 methods in" in result.stdout and f"results: {out}" in result.stdout
     return out, data_of((out / "race.html").read_text(encoding="utf-8"))
-
-
-@pytest.fixture
-def modules():
-    """race.py and race_page.py."""
-    return SimpleNamespace(race=importlib.import_module("race"), page=importlib.import_module("race_page"))
 
 
 # ---- the files
@@ -92,14 +86,14 @@ def decoded(data: dict, method: dict) -> np.ndarray:
     return (np.cumsum(steps, axis=0) * data["unit"]).reshape(data["frames"], -1, 2) + np.array(data["low"])
 
 
-def test_the_paths_come_back_within_half_a_level_and_no_name_is_read_as_html(modules):
+def test_the_paths_come_back_within_half_a_level_and_no_name_is_read_as_html():
     draw = torch.Generator().manual_seed(0)
-    paths = 4 * torch.randn(modules.page.FRAMES, 7, 2, generator=draw)
+    paths = 4 * torch.randn(race_page.FRAMES, 7, 2, generator=draw)
     paths[20, 3] = torch.tensor([900.0, -40.0])  # far outside the picture
     name = "</script><b>&\u2028"
     rows = [{"name": name, "drawn": True}, {"name": "other", "drawn": False}]
     target = torch.randn(50, 2, generator=draw)
-    html = modules.page.page({"source": "<i>", "target": '"', "methods": rows}, {name: {"paths": paths}}, target)
+    html = race_page.page({"source": "<i>", "target": '"', "methods": rows}, {name: {"paths": paths}}, target)
     assert "<b>" not in html and "<i>" not in html and "<title>&lt;i&gt; → &quot;" in html
     data = data_of(html)
     assert data["methods"][0]["name"] == name and data["particles"] == 7 and data["methods"][1]["paths"] is None
@@ -128,24 +122,24 @@ class Wind(torch.nn.Module):
         return torch.tensor([3.0, -4.0]).expand(len(x), 2)
 
 
-def test_a_constant_velocity_is_measured_exactly(modules):
+def test_a_constant_velocity_is_measured_exactly():
     x0 = torch.randn(60, 2, generator=torch.Generator().manual_seed(1))
-    result = modules.race.transport(Wind(), "cfm", x0, x0 + torch.tensor([3.0, -4.0]), ("euler", 0.0, 0), (1, 4))
+    result = racing.transport(Wind(), "cfm", x0, x0 + torch.tensor([3.0, -4.0]), ("euler", 0.0, 0), (1, 4))
     assert list(result["w2"]) == [1, 4] and max(result["w2"].values()) < 1e-5
     assert result["straightness"] < 1e-8 and result["energy"] == pytest.approx(25, rel=1e-4)
-    assert result["paths"].shape == (modules.page.FRAMES, 60, 2)
+    assert result["paths"].shape == (race_page.FRAMES, 60, 2)
     assert torch.allclose(result["paths"][25], x0 + torch.tensor([1.5, -2.0]), atol=1e-4)
 
 
-def tiny_race(modules, **changes):
+def tiny_race(**changes):
     """Options of milliseconds."""
-    return replace(modules.race.Options(), **{"steps": 6, "batch_size": 16, "width": 8, "n_samples": 40} | changes)
+    return replace(racing.Options(), **{"steps": 6, "batch_size": 16, "width": 8, "n_samples": 40} | changes)
 
 
 @pytest.mark.parametrize("job", ["rf", "sbcfm", "idff"])
-def test_a_job_is_a_function_of_its_seed(modules, job):
-    options = tiny_race(modules, smoke=True)
-    first, again, other = (modules.race.compete(job, o) for o in (options, options, replace(options, seed=1)))
+def test_a_job_is_a_function_of_its_seed(job):
+    options = tiny_race(smoke=True)
+    first, again, other = (racing.compete(job, o) for o in (options, options, replace(options, seed=1)))
     assert list(first) == {"rf": ["rf", "reflow"], "sbcfm": ["sbcfm"], "idff": ["idff", "idff (its sampler)"]}[job]
     for name, row in first.items():
         assert row["w2"] == again[name]["w2"] != other[name]["w2"] and torch.equal(row["paths"], again[name]["paths"])
@@ -154,19 +148,19 @@ def test_a_job_is_a_function_of_its_seed(modules, job):
         assert first["reflow"]["seconds"] > first["rf"]["seconds"] > 0
 
 
-def test_fm_is_left_out_where_the_source_is_not_gaussian(modules, monkeypatch):
-    race, asked = modules.race, []
+def test_fm_is_left_out_where_the_source_is_not_gaussian(monkeypatch):
+    asked = []
     row = {"w2": {1: 0.5}, "seconds": 1.0, "parameters": 9, "straightness": None, "energy": None}
     real = {"floor": [0.2, 0.3, 0.4], "energy": 2.0}
 
     def finished(jobs, options):
         asked.append(jobs)
-        yield from [{name: row} for name in race.ENTRIES if name in jobs] + [{"real": real}]
+        yield from [{name: row} for name in racing.ENTRIES if name in jobs] + [{"real": real}]
 
-    monkeypatch.setattr(race, "finished", finished)
+    monkeypatch.setattr(racing, "finished", finished)
     for source, left_out in (("gaussian", False), ("moons", True)):
-        results, floor = race.race(tiny_race(modules, source=source))
-        summary = race.summary(tiny_race(modules, source=source), results, floor)
+        results, floor = racing.race(tiny_race(source=source))
+        summary = racing.summary(tiny_race(source=source), results, floor)
         assert ("fm" in asked[-1]) is ("fm" in results) is not left_out
         looks = {method["name"]: method["look"] for method in summary["methods"]}
         assert (looks["rf"], looks["idff"]) == (2, 6), "the same whoever takes part"

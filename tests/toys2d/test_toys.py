@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
-import sys
 from typing import get_args
 
 import pytest
@@ -13,6 +11,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+import higher_orders
+import plane
+import toy_flow
 from common import checkpoint, plots, toys
 from common.metrics import straightness, wasserstein2
 from common.networks import MLP
@@ -25,28 +26,6 @@ from tiny import ROOT
 FOLDER = ROOT / "2D-toys"
 # The mean of the swiss roll: int a cos a and int a sin a over 1.5 pi < a < 4.5 pi are 6 pi and 2.
 MEANS = {"moons": (0.5, -0.25), "swissroll": (0.4, 2 / (15 * math.pi))}
-
-
-@pytest.fixture
-def folder(monkeypatch):
-    """``folder(name)`` imports a module of the folder as its scripts do, without leaving names behind."""
-    names = ("_repo", "toys", "idff_orders")
-    monkeypatch.syspath_prepend(str(FOLDER))
-    for name in names:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield importlib.import_module
-    for name in names:
-        sys.modules.pop(name, None)
-
-
-@pytest.fixture
-def script(folder):
-    return folder("toys")
-
-
-@pytest.fixture
-def orders(folder):
-    return folder("idff_orders")
 
 
 # ---- distributions
@@ -148,11 +127,11 @@ def test_fit_lowers_the_loss_and_refuses_what_cannot_work():
         fit(net, lambda step: net.weight.sum(), 3, schedule="linear")
 
 
-def test_a_short_training_comes_near_the_floor(script):
+def test_a_short_training_comes_near_the_floor():
     net = toys.train("gaussian", "8gaussians", "otcfm", n_steps=400, batch_size=64, lr=5e-3)
     x0 = toys.sample("gaussian", 500, generator(0, "x0"))
     target, other = (toys.sample("8gaussians", 500, generator(0, what)) for what in ("x1", "other"))
-    end = script.sample_paths(net, "otcfm", x0, time_grid(20), "ab2")[0][-1]
+    end = plane.sample_paths(net, "otcfm", x0, time_grid(20), "ab2")[0][-1]
     floor = wasserstein2(other, target)
     assert wasserstein2(x0, target) > 3.5 and wasserstein2(end, target) < floor + 0.8
 
@@ -187,21 +166,21 @@ def test_a_figure_has_an_axis_a_title_and_is_a_picture(tmp_path):
 # ---- toys.py
 
 
-def test_the_choices_are_those_of_the_library(script):
-    assert get_args(script.Distribution) == tuple(toys.DISTRIBUTIONS)
-    assert set(get_args(script.Grid)) <= set(GRIDS)
+def test_the_choices_are_those_of_the_library():
+    assert get_args(toy_flow.Distribution) == tuple(toys.DISTRIBUTIONS)
+    assert set(get_args(toy_flow.Grid)) <= set(GRIDS)
     others = {"auto", "dopri5", "torchdyn", "idff", "euler_maruyama"}
-    assert others < set(get_args(script.Solver)) <= {*SOLVERS, *others}
+    assert others < set(get_args(toy_flow.Solver)) <= {*SOLVERS, *others}
 
 
-def test_log_density_is_exact_for_an_affine_flow(script):
+def test_log_density_is_exact_for_an_affine_flow():
     def velocity(x, t):  # x(1) = 2 R x(0) + (1, 1), R a rotation: N((1, 1), 4 I)
         centred = x - t[:, None]
         return math.log(2) * centred + 0.7 * torch.stack([-centred[:, 1], centred[:, 0]], 1) + 1
 
     x = torch.tensor([[1.0, 1.0], [3.0, 0.0], [-2.0, 5.0]])
     expected = -(x - 1).square().sum(1) / 8 - math.log(8 * math.pi)
-    assert torch.allclose(script.log_density(velocity, x, time_grid(20)), expected, atol=1e-5)
+    assert torch.allclose(plane.log_density(velocity, x, time_grid(20)), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -219,31 +198,31 @@ def test_log_density_is_exact_for_an_affine_flow(script):
         ("idff", "euler_maruyama", 5),
     ],
 )
-def test_paths_begin_at_the_source_and_count_their_evaluations(script, method, solver, nfe):
+def test_paths_begin_at_the_source_and_count_their_evaluations(method, solver, nfe):
     torch.manual_seed(0)
-    net, x0, times = script.network(method, 8, 1), torch.randn(6, 2), time_grid(5)
-    states, counted = script.sample_paths(net, method, x0, times, solver, seed=1)
+    net, x0, times = plane.network(method, 8, 1), torch.randn(6, 2), time_grid(5)
+    states, counted = plane.sample_paths(net, method, x0, times, solver, seed=1)
     assert states.shape == (6, 6, 2) and torch.equal(states[0], x0) and counted == nfe
-    again, other = (script.sample_paths(net, method, x0, times, solver, seed=seed)[0] for seed in (1, 2))
+    again, other = (plane.sample_paths(net, method, x0, times, solver, seed=seed)[0] for seed in (1, 2))
     assert torch.equal(states, again)
     assert torch.equal(states, other) == (solver not in ("idff", "euler_maruyama"))
-    assert script.sample_paths(net, method, x0, time_grid(1), solver)[1] == 1
+    assert plane.sample_paths(net, method, x0, time_grid(1), solver)[1] == 1
 
 
-def test_reflow_straightens_the_paths(script):
+def test_reflow_straightens_the_paths():
     torch.manual_seed(0)
-    net = script.network("rf", 32, 2)
+    net = plane.network("rf", 32, 2)
     pairs = toys.fresh_pairs("gaussian", "8gaussians", "independent", 128, 0)
     fit(net, toys.flow_loss(net, pairs, "rf", 0.0, 0), 300, lr=5e-3)
     x0, times = toys.sample("gaussian", 300, generator(0)), time_grid(50)
 
     def measure():
-        return straightness(script.sample_paths(net, "rf", x0, times, "euler")[0], times)
+        return straightness(plane.sample_paths(net, "rf", x0, times, "euler")[0], times)
 
     before = measure()
-    made = script.reflow_pairs(net, "gaussian", 1000, seed=0)
-    assert torch.equal(made[0], script.reflow_pairs(net, "gaussian", 1000, seed=0)[0])
-    losses = script.reflow(net, *made, n_steps=200, lr=5e-3)
+    made = plane.reflow_pairs(net, "gaussian", 1000, seed=0)
+    assert torch.equal(made[0], plane.reflow_pairs(net, "gaussian", 1000, seed=0)[0])
+    losses = plane.reflow(net, *made, n_steps=200, lr=5e-3)
     assert len(losses) == 200 and measure() < before / 3 and before > 0.5
 
 
@@ -259,27 +238,27 @@ def test_reflow_straightens_the_paths(script):
         ({"steps": 0}, "must be .*at least 1"),
     ],
 )
-def test_what_cannot_work_together_is_refused_in_one_line(script, changes, message):
+def test_what_cannot_work_together_is_refused_in_one_line(changes, message):
     with pytest.raises(ValueError, match=message) as caught:
-        script.check(script.Options(**changes))
+        toy_flow.check(toy_flow.Options(**changes))
     assert "\n" not in str(caught.value)
-    script.check(script.Options())
+    toy_flow.check(toy_flow.Options())
 
 
-def test_weights_come_back_and_contradicting_flags_do_not(script, tmp_path):
-    options = script.Options(source="moons", method="idff", width=8, depth=2)
-    net = script.network("idff", 8, 2)
-    script.save(tmp_path / "weights.pt", net, options)
+def test_weights_come_back_and_contradicting_flags_do_not(tmp_path):
+    options = toy_flow.Options(source="moons", method="idff", width=8, depth=2)
+    net = plane.network("idff", 8, 2)
+    toy_flow.save(tmp_path / "weights.pt", net, options)
     torch.load(tmp_path / "weights.pt", weights_only=True)
-    found, again = script.loaded(script.Options(weights=str(tmp_path), seed=4))
-    assert found == script.Options(source="moons", method="idff", width=8, depth=2, weights=str(tmp_path), seed=4)
+    found, again = toy_flow.loaded(toy_flow.Options(weights=str(tmp_path), seed=4))
+    assert found == toy_flow.Options(source="moons", method="idff", width=8, depth=2, weights=str(tmp_path), seed=4)
     x, t = torch.randn(3, 4), torch.rand(3)
     assert torch.equal(net(x, t), again(x, t))
     with pytest.raises(ValueError, match="--target circles, but .* has 8gaussians: drop --target"):
-        script.loaded(script.Options(target="circles", weights=str(tmp_path)))
+        toy_flow.loaded(toy_flow.Options(target="circles", weights=str(tmp_path)))
     checkpoint.save(tmp_path / "other.pt", {"net_model": {}})
     with pytest.raises(ValueError, match="holds no flow of toys.py"):
-        script.loaded(script.Options(weights=str(tmp_path / "other.pt")))
+        toy_flow.loaded(toy_flow.Options(weights=str(tmp_path / "other.pt")))
 
 
 # ---- IDFF's higher orders
@@ -290,34 +269,34 @@ def linear(x, t):
     return x @ torch.tensor([[2.0, -1.0], [0.5, 3.0]]).T + torch.tensor([1.0, -2.0])
 
 
-def test_gradients_of_a_linear_prediction(orders):
+def test_gradients_of_a_linear_prediction():
     x, t = torch.randn(4, 2, generator=generator(0)), torch.full((4,), 0.3)
-    drift = orders.Drift(linear, (0.2, -0.5, 0.1), sigma=0.5)
+    drift = higher_orders.Drift(linear, (0.2, -0.5, 0.1), sigma=0.5)
     s2, g1 = 0.5**2 * 0.3 * 0.7, torch.tensor([2.5, 2.0])
     expected = math.sqrt(1 + 0.2 * s2) * (linear(x, t) - x) / 0.7 + (0.2 - 0.5) * g1 * s2 / 0.5**2
     assert torch.allclose(drift(x, t), expected, atol=1e-6)
     assert (drift.forward, drift.backward) == (1, 3)
 
 
-def test_gradients_of_a_cubic_prediction(orders):
+def test_gradients_of_a_cubic_prediction():
     """x1_hat = x^3: g1 = 3 x^2, g2 = 6 x, g3 = 6."""
     x, t = torch.randn(5, 2, generator=generator(0)), torch.full((5,), 0.25)
     a, b, c = 0.9, -0.4, 0.3
-    drift = orders.Drift(lambda x, t: x**3, (a, b, c), sigma=0.2)
+    drift = higher_orders.Drift(lambda x, t: x**3, (a, b, c), sigma=0.2)
     rate = math.sqrt(1 - (a + b + c) * 0.04 * 0.1875)
     expected = rate * (x**3 - x) / 0.75 + 0.1875 * ((a - 0.5) * 3 * x**2 + b * 6 * x + c * 6)
     assert torch.allclose(drift(x, t), expected, atol=1e-5)
 
 
-def test_the_plain_flow_has_no_gradient_and_the_published_drift_at_zero_does(orders):
+def test_the_plain_flow_has_no_gradient_and_the_published_drift_at_zero_does():
     x, t = torch.randn(4, 2, generator=generator(0)), torch.full((4,), 0.4)
-    plain, zero = orders.Drift(linear, ()), orders.Drift(linear, (0.0, 0.0))
+    plain, zero = higher_orders.Drift(linear, ()), higher_orders.Drift(linear, (0.0, 0.0))
     assert torch.allclose(plain(x, t), (linear(x, t) - x) / 0.6) and (plain.forward, plain.backward) == (1, 0)
     assert torch.allclose(zero(x, t), plain(x, t) - 0.5 * 0.24 * torch.tensor([2.5, 2.0]), atol=1e-6)
     assert (zero.forward, zero.backward) == (1, 1)  # the second gradient has the weight 0
 
 
-def test_the_plain_flow_of_two_gaussians_ends_on_the_known_map(orders):
+def test_the_plain_flow_of_two_gaussians_ends_on_the_known_map():
     """N(0, I) to N(m, s^2 I), independent: x(t) = t m + sqrt((1-t)^2 + s^2 t^2) x(0)."""
     m, s = torch.tensor([3.0, -1.0]), 0.5
 
@@ -326,7 +305,7 @@ def test_the_plain_flow_of_two_gaussians_ends_on_the_known_map(orders):
         return m + s**2 * t / ((1 - t) ** 2 + s**2 * t**2) * (x - t * m)
 
     x0 = torch.randn(20, 2, generator=generator(0))
-    states, drift = orders.run(data, (), 0.2, x0, 40, "rk4")
+    states, drift = higher_orders.sampled(data, (), 0.2, x0, 40, "rk4")
     assert torch.allclose(states[-1], m + s * x0, atol=0.02)
     assert torch.allclose(states[20], m / 2 + math.sqrt(0.25 + 0.25 * s**2) * x0, atol=1e-4)
     assert drift.backward == 0
@@ -339,28 +318,29 @@ def test_the_plain_flow_of_two_gaussians_ends_on_the_known_map(orders):
 
 @pytest.mark.parametrize("solver", ["euler", "rk4"])
 @pytest.mark.parametrize("order", [0, 1, 2, 3])
-def test_calls_are_counted_exactly_and_fit_the_budget(orders, solver, order):
+def test_calls_are_counted_exactly_and_fit_the_budget(solver, order):
     for budget in (1, 10, 20, 41):
-        n_steps = orders.steps_within(budget, solver, order)
-        _, drift = orders.run(linear, (0.1,) * order, 0.2, torch.zeros(2, 2), n_steps, solver)
+        n_steps = higher_orders.steps_within(budget, solver, order)
+        _, drift = higher_orders.sampled(linear, (0.1,) * order, 0.2, torch.zeros(2, 2), n_steps, solver)
         evaluations = n_steps if solver == "euler" else 4 * n_steps - 3
         assert (drift.forward, drift.backward) == (evaluations, order * (evaluations - 1))  # t = 0 needs none
-        assert drift.forward + drift.backward <= budget < orders.calls_of(solver, order, n_steps + 1)
+        assert drift.forward + drift.backward <= budget < higher_orders.calls_of(solver, order, n_steps + 1)
 
 
-def test_gammas_are_chosen_on_validation_points_only(orders, monkeypatch):
+def test_gammas_are_chosen_on_validation_points_only(monkeypatch):
     def data(x, t):
         return x + torch.sin(x) + torch.tensor([1.0, 2.0])
 
-    options, asked, points = orders.Options(n_samples=100), [], orders.points
+    options, asked, points = higher_orders.Options(n_samples=100), [], higher_orders.points
 
     def watched(options, what, n):
         asked.append(what)
         x0, _ = points(options, what, n)
-        return x0, orders.run(data, (0.8, -0.2), options.sigma, x0, 6, "euler")[0][-1]  # what these gammas make
+        states, _ = higher_orders.sampled(data, (0.8, -0.2), options.sigma, x0, 6, "euler")
+        return x0, states[-1]  # what these gammas make
 
-    monkeypatch.setattr(orders, "points", watched)
-    assert orders.choose(data, options, order=2, n_steps=6) == (0.8, -0.2)
+    monkeypatch.setattr(higher_orders, "points", watched)
+    assert higher_orders.choose(data, options, order=2, n_steps=6) == (0.8, -0.2)
     assert set(asked) == {"validation"}
     draws = [points(options, what, 50) for what in ("validation", "test", "other test")]
     assert len({tuple(x.flatten().tolist()) for pair in draws for x in pair}) == 6
@@ -376,11 +356,11 @@ def test_gammas_are_chosen_on_validation_points_only(orders, monkeypatch):
         ({"sigma": 0.0}, "--sigma above 0"),
     ],
 )
-def test_orders_refuses_what_cannot_work_together(orders, changes, message):
+def test_orders_refuses_what_cannot_work_together(changes, message):
     with pytest.raises(ValueError, match=message) as caught:
-        orders.check(orders.Options(**changes))
+        higher_orders.check(higher_orders.Options(**changes))
     assert "\n" not in str(caught.value)
-    orders.check(orders.Options(gammas=(0.2, -0.5), orders=(2,)))
+    higher_orders.check(higher_orders.Options(gammas=(0.2, -0.5), orders=(2,)))
 
 
 # ---- the scripts
