@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from common import generate, solvers, toys
-from common.losses import network_heads
+from common.methods import METHODS
 from common.networks import MLP
 from common.runtime import generator
 from common.training.small import fit
@@ -21,7 +21,7 @@ def network(method: str, width: int, depth: int) -> MLP:
 
     GELU, since with SELU the same training blurs the spirals to a disc (from the Gaussian by rf: W2 0.30, not 0.25).
     """
-    heads = network_heads(method)
+    heads = METHODS[method].heads
     return MLP(2 * heads, width, depth, nn.GELU, out_dim=2 * heads)
 
 
@@ -63,7 +63,7 @@ def sample_paths(
         sigma: idff: that of the training; its sampler runs at twice the value, with noise.
         seed: of the noise of the stochastic solvers.
     """
-    net = generate.CountedNetwork(net)
+    net, method = generate.CountedNetwork(net), "rf" if method == "reflow" else method  # another training, no other flow
 
     def noise(i: int, x: Tensor) -> Tensor:
         return torch.randn(x.shape, generator=generator(seed, "path", i))

@@ -162,7 +162,7 @@ def measure_large(job: Job, names: Sequence[str]) -> None:
     """W2 on the large test set with 20 Euler steps: of real points (the floor), and of the named networks."""
     import torch
 
-    from common.losses import network_heads
+    from common.methods import METHODS
     from common.metrics import wasserstein2
     from common.networks import MLP
     from protocols import points_of
@@ -179,7 +179,7 @@ def measure_large(job: Job, names: Sequence[str]) -> None:
             numbers |= {"w2_20": small_floor(points)}
         elif job.checkpoint(name).exists():
             method = {**METHODS, **VARIANTS}[name.removesuffix(" + EMA")]
-            heads = network_heads(method.loss)
+            heads = METHODS[method.loss].heads
             net = MLP(2 * heads, out_dim=2 * heads).eval()
             net.load_state_dict(torch.load(job.checkpoint(name), weights_only=True))
             x = flow(net, method, points.large_test[0], 20)[0]

@@ -206,11 +206,11 @@ class Class:
         import torch
 
         from common.ema import EMA
-        from common.losses import make_loss, network_heads
+        from common.methods import METHODS, make_loss
         from common.networks import MLP
 
         first = next(iter(methods.values()))
-        heads = network_heads(first.loss)
+        heads = METHODS[first.loss].heads
         self.methods, self.schedule, self.nets = methods, first.schedule, dict[str, MLP]()
         for name in methods:
             torch.manual_seed(seed)

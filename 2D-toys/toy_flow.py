@@ -126,7 +126,7 @@ def learnt(options: Options) -> tuple[MLP, dict[str, Any]]:
     import torch
 
     from common import toys
-    from common.losses import usual_coupling
+    from common.methods import METHODS
     from common.training.small import fit
     from plane import network, reflow, reflow_pairs
 
@@ -135,7 +135,7 @@ def learnt(options: Options) -> tuple[MLP, dict[str, Any]]:
     method = "rf" if options.method == "reflow" else options.method
     noise = options.sigma if method in ("idff", "sbcfm") else options.spread
     net = network(method, options.width, options.depth)
-    pairs = toys.fresh_pairs(options.source, options.target, usual_coupling(method), options.batch_size, options.seed)
+    pairs = toys.fresh_pairs(options.source, options.target, METHODS[method].coupling, options.batch_size, options.seed)
     loss = toys.flow_loss(net, pairs, method, noise, options.seed)
     losses = fit(net, loss, options.steps, options.lr, progress=method)
     if options.method == "reflow":
@@ -218,7 +218,7 @@ def density(net: MLP, options: Options, solver: str, limit: float, bins: int = 1
     from plane import log_density, sample_paths
 
     if options.source == "gaussian" and options.method != "idff" and solver != "euler_maruyama":
-        velocity = generate.velocity_of(net, options.method)
+        velocity = generate.velocity_of(net, "rf" if options.method == "reflow" else options.method)
         exact = log_density(velocity, plots.mesh(limit, bins), time_grid(10)).exp()
         return "density of the ODE", exact.reshape(bins, bins)
     x0 = toys.sample(options.source, 50_000, generator(options.seed, "density"))

@@ -45,6 +45,7 @@ def sample_from_checkpoint(
 
     from common import checkpoint, generate
     from common.images import grid, save_png
+    from common.methods import METHODS
     from common.runtime import pick_device
     from common.solvers import integrate, time_grid
 
@@ -52,7 +53,7 @@ def sample_from_checkpoint(
     net: Any = net.to(pick_device())
     method = info["method"]["name"]
     side = info["network"].get("image_size") or info["config"].get("image_size", 128)
-    shape = (net.out_channels // (2 if method == "idff" else 1), side, side)
+    shape = (net.out_channels // METHODS[method].heads, side, side)
     noise = generate.noise_for(range(batch_size), shape, seed).to(pick_device())
     velocity = generate.velocity_of(net, method)
     with torch.no_grad(), tqdm(total=4 * steps, unit="evaluation", dynamic_ncols=True) as bar:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from common import foreign
+from common.methods import NAMES, method_of
 from common.networks import build_network
 from common.runtime import atomic_write
 
@@ -231,10 +232,11 @@ def _foreign(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Description and weights of another project's file."""
     found = foreign.unpack(state, ema)
-    network, method = foreign.describe(found, options, path.stem)
+    network, method = foreign.describe(found, options, path.stem, NAMES)
     info = {"config": options, "network": network, "method": method, "step": found.step, "report": found.notes}
     kind = f"foreign weights ({found.project}), {network['name']}, method {method['name']}"
-    backwards = foreign.runs_backwards(found.project) and method["name"] != "idff"  # idff's first head is data
+    # a first head that is data stays data, whichever way time runs
+    backwards = foreign.runs_backwards(found.project) and method_of(method["name"]).heads == 1
     return info | {"kind": kind, "backwards": backwards}, found.tensors
 
 
@@ -244,7 +246,7 @@ def _differences(options: dict[str, Any], network: dict[str, Any], method: str) 
         return []
     there = {
         "method": method,
-        "in_channels": network["in_channels"] // (2 if method == "idff" else 1),
+        "in_channels": network["in_channels"] // method_of(method).heads,
         "num_channel": network["channels"],
         "num_classes": network.get("num_classes", 0) - bool(network.get("null_class")),
     }

@@ -17,16 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from common import solvers
-from common.paths import expand
+from common.methods import METHODS, Drift, Output, Velocity, data_heads
 from common.runtime import generator
 from common.solvers.fitted import FittedSampler
-
-Velocity = Callable[[Tensor, Tensor], Tensor]
-
-# 1 / (1 - t) multiplies a data prediction's error near t = 1. Fixed grids never evaluate there (the last step lands
-# on the prediction itself); for adaptive solvers the denominator is held at 0.005, where the noise is below one grey
-# level. At 0.02 a Gaussian of spread 0.2 came out 4% too wide with 400 steps, at 0.005 within 0.5%.
-SMALLEST_REMAINDER = 0.005
 
 
 class CountedNetwork(solvers.CountNFE):
@@ -36,90 +29,58 @@ class CountedNetwork(solvers.CountNFE):
         super().__init__(net)
         self.dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
-    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, *conditions: Tensor | None) -> Tensor:
+        """``conditions``: labels, and the second time of a network of two."""
         with torch.autocast(x.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-            return super().__call__(x, t, y).float()
+            return super().__call__(x, t, *conditions).float()
 
 
-def guided(net: Callable[..., Tensor], y: Tensor | None, cfg: float) -> Velocity:
+def guided(net: Callable[..., Tensor], y: Tensor | None = None, cfg: float = 1.0) -> Output:
     """The network with classifier-free guidance: out(no label) + cfg (out(y) - out(no label)).
 
-    cfg = 1 and cfg = 0 cost one evaluation, everything else two. Source: Ho & Salimans 2022 (2207.12598), equation 6.
+    cfg = 1 and cfg = 0 cost one evaluation, everything else two. Called ``out(x, t)``, or ``out(x, t, r)`` of a network
+    of two times. Source: Ho & Salimans 2022 (2207.12598), equation 6.
     """
     if y is None or cfg == 0:
-        return lambda x, t: net(x, t, None)
+        return lambda x, t, *r: net(x, t, None, *r)
     if cfg == 1:
-        return lambda x, t: net(x, t, y)
+        return lambda x, t, *r: net(x, t, y, *r)
 
-    def velocity(x: Tensor, t: Tensor) -> Tensor:
-        free = net(x, t, None)
-        return free + cfg * (net(x, t, y) - free)
+    def out(x: Tensor, t: Tensor, *r: Tensor) -> Tensor:
+        free = net(x, t, None, *r)
+        return free + cfg * (net(x, t, y, *r) - free)
 
-    return velocity
+    return out
 
 
 def heads_of(net: Callable[..., Tensor], y: Tensor | None = None, cfg: float = 1.0) -> Callable[..., Any]:
-    """IDFF's two heads: ``heads(x, t) -> (x1_hat, st)``, the estimate of the data and sigma^2/2 times the score."""
-    out = guided(net, y, cfg)
-    return lambda x, t: out(torch.cat([x, x], dim=1), t).chunk(2, dim=1)
+    """IDFF's two heads, guided: ``heads(x, t) -> (x1_hat, st)``."""
+    return data_heads(guided(net, y, cfg))
 
 
 def velocity_of(
     net: Callable[..., Tensor], method: str, y: Tensor | None = None, cfg: float = 1.0, last: float = math.inf
 ) -> Velocity:
-    """The velocity of the probability-flow ODE that a method's network describes.
-
-    A velocity network is used as it is. IDFF's heads give, for its bridge x_t = t x1 + (1-t) x0 + s_t noise,
-    u = E[x1 - x0 | x] + s_t' E[noise | x] = (x1_hat - x) / (1 - t) - st, which is exact: the noise's share of the
-    first term and of s_t' add up to s_t E[noise | x] / (2 t (1 - t)) = -st.
+    """The velocity of the probability-flow ODE that a method's network describes, guided; see ``common.methods``.
 
     Args:
-        last: where a sampler's last step starts. The bridge keeps noise that vanishes like sqrt(1 - t): a straight
-            last step would leave a seventh of what there is (2 grey levels with 10 steps). So from ``last`` on IDFF's
-            velocity points at the data head, and an Euler step lands on it, for the same one evaluation.
+        last: where a sampler's last step starts: from there on a data head's velocity points at its prediction.
     """
-    if method != "idff":
-        return guided(net, y, cfg)
-    heads = heads_of(net, y, cfg)
-
-    def velocity(x: Tensor, t: Tensor) -> Tensor:
-        x1_hat, st = heads(x, t)
-        landing = t >= last - 1e-6
-        remaining = torch.where(landing, 1 - t, (1 - t).clamp(min=SMALLEST_REMAINDER))
-        return (x1_hat - x) / expand(remaining, x) - expand((~landing).to(x.dtype), x) * st
-
-    return velocity
+    return METHODS[method].velocity(guided(net, y, cfg), last)
 
 
 def sde_of(
     net: Callable[..., Tensor], method: str, sigma: float, y: Tensor | None = None, cfg: float = 1.0, churn: float = 1.0
-) -> tuple[Velocity, Callable[[float], float]]:
-    """Drift and diffusion g(t) of an SDE with the same marginals: drift = u + g^2/2 score.
-
-    * idff: g = sigma; with score = 2 st / sigma^2 the drift is u + st = (x1_hat - x) / (1 - t), the bridge itself.
-    * cfm, rf, fm (independent Gaussian source): score = -(x - t u) / (1 - t); g^2 = 2 churn (1 - t) keeps the drift
-      u - churn (x - t u) bounded.
+) -> Drift:
+    """Drift and diffusion g(t) of an SDE with the same marginals, guided; see ``common.methods``.
 
     Raises:
-        ValueError: for otcfm and sbcfm, whose networks do not know the score of their marginals.
+        ValueError: the network does not know the score of its marginals, as those of otcfm and sbcfm.
     """
-    velocity = velocity_of(net, method, y, cfg)
-    if method == "idff":
-        heads = heads_of(net, y, cfg)
-
-        def bridge(x: Tensor, t: Tensor) -> Tensor:
-            # Euler-Maruyama divides by no less than its step, and a larger divisor would leave its noise in the image.
-            return (heads(x, t)[0] - x) / expand(1 - t, x).clamp(min=1e-6)
-
-        return bridge, lambda t: sigma
-    if method in ("otcfm", "sbcfm"):
+    sde = METHODS[method].sde
+    if sde is None:
         raise ValueError(f"--solver euler_maruyama needs the score, which a {method} network does not give; use an ODE")
-
-    def drift(x: Tensor, t: Tensor) -> Tensor:
-        u = velocity(x, t)
-        return u - churn * (x - expand(t, x) * u)
-
-    return drift, lambda t: math.sqrt(2 * churn * (1 - t))
+    return sde(guided(net, y, cfg), sigma, churn)
 
 
 def noise_for(indices: Sequence[int], shape: Sequence[int], seed: int, stream: str = "x0") -> Tensor:
@@ -199,12 +160,17 @@ class Sampler:
             if self.solver == "euler_maruyama":
                 drift, diffusion = sde_of(net, self.method, self.sigma, y, self.cfg)
                 return solvers.euler_maruyama(drift, diffusion, x0, times, noise)
-            if self.method != "idff":
+            if METHODS[self.method].heads != 2:
                 raise ValueError(f"--solver idff needs weights trained with --method idff, these are {self.method}")
             # The paper samples with twice the spread that it trains with (methods: IDFF's released scripts).
             return solvers.idff_sampler(heads_of(net, y, self.cfg), x0, times, 2 * self.sigma)
+        if self.solver == "flowmap":
+            if METHODS[self.method].times is None:
+                raise ValueError(f"--solver flowmap needs weights of two times; {self.method} has one: use euler")
+            return solvers.follow_map(guided(net, y, self.cfg), x0, times)
         velocity = velocity_of(net, self.method, y, self.cfg)
-        if self.landing == 1 and (self.method != "idff" or self.solver in ("dopri5", "torchdyn")):
+        lands = METHODS[self.method].heads == 2 and self.solver not in ("dopri5", "torchdyn")
+        if self.landing == 1 and not lands:
             return self._integrate(velocity, x0, times)
         # The last step is Euler's, and lands on the predicted data
         x = self._integrate(velocity, x0, times[:-1]) if len(times) > 2 else x0
@@ -358,7 +324,7 @@ def invert(sampler: Sampler, images: Tensor, labels: Tensor | None = None) -> tu
     x1 = images.to(device).contiguous(memory_format=torch.channels_last)
     net = CountedNetwork(sampler.net, sampler.precision)
     flow = velocity_of(net, sampler.method, None if labels is None else labels.to(device), sampler.cfg)
-    latest = 1 - SMALLEST_REMAINDER if sampler.method == "idff" else 1.0
+    latest = METHODS[sampler.method].latest
     times = sampler.times()[[0, -1]] if sampler.solver == "dopri5" else sampler.times()
 
     def integrate(x: Tensor, times: Tensor) -> Tensor:

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.unet import ConditionalUNet, UNet
+from common.unet import ONE_TIME, ConditionalUNet, UNet, end_embedding
 
 
 class MLP(nn.Module):
-    """Fully connected net(x, t, y=None): (B, dim) -> (B, out_dim), with t appended to x.
+    """Fully connected net(x, t, y=None, r=None): (B, dim) -> (B, out_dim), with t appended to x.
 
     The defaults are the network of Tong et al.'s 2D experiments (2302.00482): 3 hidden layers of 64, SELU.
 
@@ -22,6 +22,7 @@ class MLP(nn.Module):
         activation: Class of the nonlinearity.
         num_classes: Classes of y, appended one-hot; 0: unconditional. y = num_classes, or y = None, means "no label".
         out_dim: Features of the output; None: dim. IDFF's two heads need 2 * dim.
+        two_times: Whether there is an embedding of a second time, added to the first layer's output.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class MLP(nn.Module):
         activation: type[nn.Module] = nn.SELU,
         num_classes: int = 0,
         out_dim: int | None = None,
+        two_times: bool = False,
     ) -> None:
         super().__init__()
         if min(dim, width, depth) < 1 or num_classes < 0:
@@ -45,19 +47,26 @@ class MLP(nn.Module):
             "activation": activation.__name__,
             "num_classes": num_classes,
             "out_dim": out_dim or dim,
+            **({"two_times": True} if two_times else {}),
         }
         sizes = [dim + 1 + num_classes, *[width] * depth]
         layers: list[nn.Module] = []
         for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True):
             layers += [nn.Linear(n_in, n_out), activation()]
         self.net = nn.Sequential(*layers, nn.Linear(width, out_dim or dim))
+        self.end_embed = end_embedding(1, width) if two_times else None
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """x (B, dim), t (B,) or a scalar, y (B,) integer labels or None -> (B, out_dim)."""
-        inputs = [x, t.to(x.dtype).expand(x.shape[0])[:, None]]
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, r: Tensor | None = None) -> Tensor:
+        """x (B, dim), t (B,) or a scalar, y (B,) integer labels or None, r as t or None -> (B, out_dim)."""
+        inputs = [x, _column(t, x)]
         if self.num_classes:
             inputs.append(self._one_hot(x, y))
-        return self.net(torch.cat(inputs, dim=1))
+        if self.end_embed is None:
+            if r is not None:
+                raise ValueError(ONE_TIME)
+            return self.net(torch.cat(inputs, dim=1))
+        first = self.net[0](torch.cat(inputs, dim=1)) + self.end_embed(_column(t if r is None else r, x))
+        return self.net[1:](first)
 
     def _one_hot(self, x: Tensor, y: Tensor | None) -> Tensor:
         """(B, num_classes); a row of zeros where there is no label."""
@@ -66,12 +75,32 @@ class MLP(nn.Module):
         return (y[:, None] == torch.arange(self.num_classes, device=y.device)).to(x.dtype)
 
 
-def network_description(config: Any, heads: int = 1) -> dict[str, Any]:
+def _column(t: Tensor, x: Tensor) -> Tensor:
+    """Times, (B,) or one number, as a column (B, 1) beside x."""
+    return t.to(x.dtype).expand(x.shape[0])[:, None]
+
+
+def with_second_time(net: nn.Module, description: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """A network of two times with the weights of one of one time, equal at first, and its description.
+
+    Raises:
+        ValueError: the description is not that of the network.
+    """
+    description = {**description, "two_times": True}
+    wide = build_network(description)
+    missing, unexpected = wide.load_state_dict(net.state_dict(), strict=False)
+    if unexpected or any(not key.startswith("end_embed.") for key in missing):
+        raise ValueError(f"the weights do not fit their network {description}: {[*missing, *unexpected][:3]}")
+    return wide.train(net.training), description
+
+
+def network_description(config: Any, heads: int = 1, two_times: bool = False) -> dict[str, Any]:
     """The constructor arguments of a run's network, as primitives that a checkpoint can hold.
 
     Args:
         config: an object with the network fields of ``common.cli.configs.TrainConfig``.
         heads: outputs per image channel: 1 for a velocity, 2 for IDFF (which also takes its input twice).
+        two_times: whether the network sees a second time.
     """
     with_null = config.num_classes > 0 and config.label_dropout > 0
     shared = {
@@ -85,6 +114,7 @@ def network_description(config: Any, heads: int = 1) -> dict[str, Any]:
         "num_classes": config.num_classes + with_null,
         "null_class": with_null,
         "checkpointing": config.checkpointing,
+        **({"two_times": True} if two_times else {}),  # absent in the files of networks of one time
     }
     if config.network == "conditional_unet":
         if config.patch_size != 1:

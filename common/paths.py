@@ -8,9 +8,10 @@ All functions take t of shape (B,) and points of shape (B, ...).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def expand(t: Tensor, x: Tensor) -> Tensor:
@@ -33,7 +34,7 @@ class LinearPath:
         return (1 - t) * x0 + t * x1
 
     def spread(self, t: Tensor) -> Tensor:
-        return torch.full_like(t, self.sigma)
+        return t.new_full(t.shape, self.sigma)
 
     def xt(self, x0: Tensor, x1: Tensor, t: Tensor, noise: Tensor | None) -> Tensor:
         mean = self.mean(x0, x1, t)
@@ -95,22 +96,3 @@ class BridgePath:
 
 
 Path = LinearPath | LipmanPath | BridgePath
-
-
-def path_of(method: str, sigma: float = 0.0) -> Path:
-    """The path that a method of ``common.losses`` trains on.
-
-    Raises:
-        ValueError: unknown method.
-    """
-    paths: dict[str, Path] = {
-        "rf": LinearPath(0.0),
-        "cfm": LinearPath(sigma),
-        "otcfm": LinearPath(sigma),
-        "fm": LipmanPath(sigma),
-        "sbcfm": BridgePath(sigma),
-        "idff": BridgePath(sigma),
-    }
-    if method not in paths:
-        raise ValueError(f"unknown method {method!r}: choose one of {', '.join(paths)}")
-    return paths[method]

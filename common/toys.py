@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from common.couplings import couple
-from common.losses import make_loss, network_heads, usual_coupling
+from common.methods import METHODS, make_loss
 from common.networks import MLP
 from common.runtime import generator
 from common.training.small import fit
@@ -198,9 +198,9 @@ def train(
         options: of ``common.training.small.fit``.
     """
     torch.manual_seed(seed)
-    heads = network_heads(method)
+    heads = METHODS[method].heads
     net = MLP(2 * heads, width, depth, out_dim=2 * heads)
-    joint = usual_coupling(method) if coupling == "auto" else coupling
+    joint = METHODS[method].coupling if coupling == "auto" else coupling
     pairs = fresh_pairs(source, target, joint, batch_size, seed, reg)
     fit(net, flow_loss(net, pairs, method, sigma, seed), n_steps, **options)
     return net.eval()

@@ -15,8 +15,10 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
+ONE_TIME = "a second time was given to a network of one time: leave r out, or train with a method of two times"
 NO_LABELS = "labels were given to an unconditional network: leave y out, or train with --num_classes"
 
 
@@ -78,6 +80,12 @@ def zeroed(module: M) -> M:
     return module
 
 
+def end_embedding(features: int, channels: int) -> nn.Sequential:
+    """The embedding of a second time, which is added to the first's. Its last layer starts as zero: weights trained
+    with one time give the same output to the bit."""
+    return nn.Sequential(nn.Linear(features, channels), nn.SiLU(), zeroed(nn.Linear(channels, channels)))
+
+
 class Stage(nn.Sequential):
     """A sequence whose residual blocks also receive the embedding of time and class."""
 
@@ -115,7 +123,13 @@ class ResBlock(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Fused attention; on a CPU in float32, since its bf16 kernel is several times slower than its float32 one."""
+    """Fused attention; on a CPU in float32, since its bf16 kernel is several times slower than its float32 one.
+
+    Fused kernels have no forward derivative: under ``torch.func.jvp`` it is computed by its plain form.
+    """
+    if forward_ad._current_level >= 0:
+        weights = (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(dim=-1)
+        return weights @ v
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v)
     with torch.autocast("cpu", enabled=False):
@@ -191,7 +205,7 @@ def repeated_kernel(weight: Tensor) -> Tensor:
 
 
 class UNet(nn.Module):
-    """The ADM U-Net, called ``net(x, t, y=None)``.
+    """The ADM U-Net, called ``net(x, t, y=None, r=None)``.
 
     Args:
         image_size: side of the images, before space-to-depth; it only decides where attention is used.
@@ -208,8 +222,10 @@ class UNet(nn.Module):
         null_class: whether the last row stands for "no label" (classifier-free guidance).
         patch_size: space-to-depth factor; 2 turns (C, H, W) into (4C, H/2, W/2) before the first convolution.
         checkpointing: recompute activations in the backward pass.
+        two_times: whether there is an embedding of a second time ``r``, where a flow map's interval or a segment ends.
 
-    Shapes: x (B, in_channels, H, W), t (B,) in [0, 1], y (B,) integers -> (B, out_channels, H, W).
+    Shapes: x (B, in_channels, H, W), t (B,) in [0, 1], y (B,) integers, r (B,) -> (B, out_channels, H, W). A network of
+    two times takes r = t when r is not given.
     """
 
     def __init__(
@@ -228,6 +244,7 @@ class UNet(nn.Module):
         null_class: bool = False,
         patch_size: int = 1,
         checkpointing: bool = False,
+        two_times: bool = False,
     ):
         super().__init__()
         self.channels = channels
@@ -284,10 +301,15 @@ class UNet(nn.Module):
         self.out = nn.Sequential(
             group_norm(width), nn.SiLU(), zeroed(nn.Conv2d(width, out_channels * patch_size**2, 3, padding=1))
         )
+        self.end_embed = end_embedding(channels, emb_channels) if two_times else None
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, r: Tensor | None = None) -> Tensor:
         check_images(x, self.in_channels, self.multiple)
-        emb = self.time_embed(timestep_embedding(t, self.channels).to(x.dtype))
+        emb = self.time_embed(timestep_embedding(t, self.channels).to(x.dtype))  # (B, 4 channels)
+        if self.end_embed is not None:
+            emb = emb + self.end_embed(timestep_embedding(t if r is None else r, self.channels).to(x.dtype))
+        elif r is not None:
+            raise ValueError(ONE_TIME)
         if self.num_classes:
             emb = emb + self.label_emb(labels_or_null(y, len(x), self.num_classes, self.null_class, x.device))
         elif y is not None:
@@ -345,8 +367,9 @@ class ConditionalUNet(nn.Module):
         num_classes: rows of the class embedding; 0: unconditional.
         null_class: whether the last row stands for "no label".
         checkpointing: recompute activations in the backward pass.
+        two_times: as in :class:`UNet`.
 
-    Shapes: x (B, in_channels, H, W), t (B,), y (B,) -> (B, out_channels, H, W); H, W divisible by 2^(levels-1).
+    Shapes: x (B, in_channels, H, W), t (B,), y (B,), r (B,) -> (B, out_channels, H, W); H, W divisible by 2^(levels-1).
     """
 
     def __init__(
@@ -362,6 +385,7 @@ class ConditionalUNet(nn.Module):
         num_classes: int = 0,
         null_class: bool = False,
         checkpointing: bool = False,
+        two_times: bool = False,
     ):
         super().__init__()
         self.channels = channels
@@ -398,11 +422,16 @@ class ConditionalUNet(nn.Module):
         self.head = nn.Sequential(
             group_norm(widths[0], 8), nn.SiLU(), zeroed(nn.Conv2d(widths[0], self.out_channels, 3, padding=1))
         )
+        self.end_embed = end_embedding(channels, emb) if two_times else None
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, r: Tensor | None = None) -> Tensor:
         check_images(x, self.in_channels, self.multiple)
         # A factor of 1000 spreads t over the sinusoids' periods, as for the integer steps of diffusion models.
         emb = self.time_mlp(timestep_embedding(1000 * t, self.channels).to(x.dtype))
+        if self.end_embed is not None:
+            emb = emb + self.end_embed(timestep_embedding(1000 * (t if r is None else r), self.channels).to(x.dtype))
+        elif r is not None:
+            raise ValueError(ONE_TIME)
         if self.num_classes:
             emb = emb + self.class_embedding(labels_or_null(y, len(x), self.num_classes, self.null_class, x.device))
         elif y is not None:

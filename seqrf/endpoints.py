@@ -124,12 +124,12 @@ def mix(manifest: Manifest, segment: int, pairs: Sequence[int], noise: Tensor, d
     if data is None:
         return noise
     from common.generate import noise_for
-    from common.paths import path_of
+    from common.methods import METHODS
 
     t, spread = noise.new_full((len(noise),), manifest.edges[segment]), None
     if manifest.sigma:
         spread = noise_for(pairs, manifest.shape, manifest.seed, "spread")
-    return path_of(manifest.method, manifest.sigma).xt(noise, as_floats(data), t, spread)  # type: ignore[arg-type]
+    return METHODS[manifest.method].path(manifest.sigma).xt(noise, as_floats(data), t, spread)  # type: ignore[arg-type]
 
 
 def starts(

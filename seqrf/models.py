@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from common import checkpoint, generate
+from common.methods import METHODS
 from common.runtime import file_hash, keep_freed_memory
 from common.solvers import CountNFE
 from seqrf import segments
@@ -137,7 +138,7 @@ def _shape(info: dict[str, Any], method: str, image_size: int) -> tuple[int, ...
     """The shape of a sample of a checkpoint's network."""
     network = info["network"]
     network = network.get("network", network)  # a student's teacher
-    heads = 2 if method == "idff" else 1
+    heads = METHODS[method].heads
     if network["name"] == "MLP":
         return (network["out_dim"] // heads,)
     size = network.get("image_size") or (info.get("config") or {}).get("image_size") or image_size

@@ -1,12 +1,12 @@
 """Students: networks that know the segment, and that start as exact copies of a teacher.
 
-Each network of this repository has one module through which the time enters: the U-Nets' time embedding, the MLP's
-first layer. It is replaced by one that also knows the segment, in one of two ways:
+In one of two ways:
 
-* heads: a copy of it for each segment, all begun with the teacher's weights, as in the code of Yoon & Lee (2402.06461),
-  who tile the two layers of the time embedding. An MLP has no such embedding: its whole first layer is copied.
-* edges: the teacher's own, plus an embedding of the segment's edges (t_a, t_b) whose last layer starts as zero. Its
-  size does not depend on the number of segments, and what one segment learns serves its neighbours.
+* heads: each network of this repository has one module through which the time enters, the U-Nets' time embedding, the
+  MLP's first layer. A copy of it for each segment, all begun with the teacher's weights, as in the code of Yoon & Lee
+  (2402.06461), who tile the two layers of the time embedding. An MLP has no such embedding: its first layer is copied.
+* edges: a network of two times, the second being where the segment ends; its embedding starts as zero. Its size does
+  not depend on the number of segments, and what one segment learns serves its neighbours.
 
 Import this module where a network is needed: it brings torch with it.
 """
@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from common.networks import MLP, build_network
-from common.unet import ConditionalUNet, UNet, zeroed
+from common.networks import MLP, build_network, with_second_time
+from common.unet import ConditionalUNet, UNet
 from seqrf.segments import checked_edges
 
 ENTRIES = {UNet: "time_embed", ConditionalUNet: "time_mlp", MLP: "net.0"}  # where the time enters
@@ -49,28 +48,11 @@ class Heads(nn.Module):
         return every[self.segment, torch.arange(len(features), device=features.device)]
 
 
-class EdgeEmbedding(nn.Module):
-    """A module's output plus an embedding of the edges of each sample's segment, at first zero."""
-
-    def __init__(self, entry: nn.Module, edges: Sequence[float]) -> None:
-        super().__init__()
-        width = [m for m in entry.modules() if isinstance(m, nn.Linear)][-1].out_features
-        self.entry = entry
-        self.embed = nn.Sequential(nn.Linear(2, width), nn.SiLU(), zeroed(nn.Linear(width, width)))
-        # the edges stand in the description: weights rounded to 16 bits do not move them
-        self.register_buffer("times", torch.tensor(list(pairwise(edges))), persistent=False)  # (k, 2)
-        self.segment: int | Tensor | None = None
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, in) -> (B, out)."""
-        return self.entry(features) + self.embed(self.times)[self.segment]
-
-
 class Student(nn.Module):
     """A network with segments, ``net(x, t, y, segment)``; see :func:`with_heads`, :func:`with_edges` and :func:`build`.
 
     Args:
-        net: A network of this repository; becomes a part of the student, with another module where the time enters.
+        net: A network of this repository, for "edges" of two times; becomes a part of the student.
         condition: "heads" or "edges".
         edges: k + 1 edges from 0 to 1; kept as numbers in ``edges``.
         description: Of ``net``.
@@ -84,9 +66,11 @@ class Student(nn.Module):
         self.edges = checked_edges(edges)
         self.description = {"name": "Student", "condition": condition, "edges": self.edges, "network": description}
         self.num_classes, self.null_class = net.num_classes, getattr(net, "null_class", False)
-        self._place = ENTRIES[type(net)]
-        replaced = {"heads": Heads, "edges": EdgeEmbedding}[condition](net.get_submodule(self._place), self.edges)
-        net.set_submodule(self._place, replaced)
+        self._place = ENTRIES[type(net)] if condition == "heads" else ""
+        if condition == "heads":
+            net.set_submodule(self._place, Heads(net.get_submodule(self._place), self.edges))
+        # the edges stand in the description: weights rounded to 16 bits do not move them
+        self.register_buffer("ends", torch.tensor(self.edges[1:]), persistent=False)  # (k,)
         self.net = net
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None, segment: int | Tensor) -> Tensor:
@@ -95,8 +79,11 @@ class Student(nn.Module):
         Raises:
             ValueError: a segment out of range (tensors are looked at on the CPU only, a GPU would have to wait).
         """
+        segment = checked_segment(segment, len(self.edges) - 1, len(x))
+        if not self._place:
+            return self.net(x, t, y, self.ends[segment].expand(len(x)))
         entry: Any = self.net.get_submodule(self._place)
-        entry.segment = checked_segment(segment, len(self.edges) - 1, len(x))
+        entry.segment = segment
         try:
             return self.net(x, t, y)
         finally:
@@ -148,7 +135,10 @@ def _student(net: nn.Module, condition: str, edges: Sequence[float], description
         again = {key: tensor.shape for key, tensor in build_network(description).state_dict().items()}
     if again != {key: tensor.shape for key, tensor in net.state_dict().items()}:
         raise ValueError(f"the description is not that of the network: {description}")
-    return Student(copy.deepcopy(net), condition, edges, description).train(net.training)
+    net = copy.deepcopy(net)
+    if condition == "edges":
+        net, description = with_second_time(net, description)
+    return Student(net, condition, edges, description).train(net.training)
 
 
 def build(description: dict[str, Any]) -> Student:

@@ -83,9 +83,9 @@ class Manifest:
     @property
     def coupling(self) -> str:
         """How noise and data were paired in the teacher's training."""
-        from common.losses import usual_coupling
+        from common.methods import METHODS
 
-        return usual_coupling(self.method)
+        return METHODS[self.method].coupling
 
     @property
     def reg(self) -> float | None:

@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.cli.configs import TrainConfig
-from common.losses import network_heads
+from common.methods import METHODS
 from common.networks import build_network
-from common.paths import expand, path_of
+from common.paths import expand
 from common.runtime import Processes, generator
 from common.series import windows
 from common.solvers import euler_maruyama, integrate, time_grid
@@ -43,7 +43,7 @@ STATIC = 8  # channels of a condition besides the frames: static maps and season
 # ---------------------------------------------------------------------------------------------------- network
 def description(options: Options) -> dict[str, Any]:
     """Constructor arguments of the network."""
-    heads = network_heads(options.method)
+    heads = METHODS[options.method].heads
     return {
         "name": "UNet",
         "image_size": options.box,
@@ -96,7 +96,7 @@ class Method:
         The network learns the rest. x_t = (1 - t) x0 + t x1 + s e, Cov(u, x_t) / Var(x_t) for each output u.
         """
         source = 1.0 if self.source == "noise" else 0.0
-        s = path_of(self.name, self.sigma).spread(t)
+        s = METHODS[self.name].path(self.sigma).spread(t)
         variance = (1 - t).square() * source + t.square() + s.square() + 1e-6
         if self.name == "cfm":
             return ((t - (1 - t) * source) / variance)[:, None]
@@ -298,11 +298,8 @@ class FieldTrainer(Trainer):
 
     def losses(self, network: Callable[..., Tensor], batch: FieldBatch) -> Tensor:
         """The method's losses, (B,); land has target and output 0, so its weight is 0."""
-        from common.losses import make_loss
-
         seen = Conditioned(network, self.method, batch.condition, batch.ocean, batch.y, self.torus)
-        loss = make_loss(self.method.name, self.method.sigma, self.config.flow_weight)
-        return loss(seen, batch.x0, batch.x1, batch.t, batch.noise, None)
+        return self.loss(seen, batch.x0, batch.x1, batch.t, batch.noise, None)
 
     def weights_method(self) -> dict[str, Any]:
         """Name and constants of the method."""

@@ -13,9 +13,8 @@ from torchcfm.conditional_flow_matching import (
     TargetConditionalFlowMatcher,
 )
 
-from common import losses
 from common.generate import velocity_of
-from common.losses import make_loss
+from common.methods import METHODS, make_loss
 
 # The closed forms: x0 ~ N(0, 1), x1 ~ N(M, S^2), one dimension, so that all fields are linear in x.
 M, S, SIGMA = 1.5, 0.6, 0.4
@@ -138,7 +137,7 @@ def test_idff_is_the_sum_of_its_two_terms():
         assert torch.equal(x[:, :3], x[:, 3:])
         return torch.cat([0.5 * x[:, :3], 0.1 * x[:, 3:]], dim=1)
 
-    value = make_loss("idff", sigma, weight)(net, x0, x1, t, noise)
+    value = make_loss("idff", sigma, flow_weight=weight)(net, x0, x1, t, noise)
     data = (0.5 * xt - x1).square().flatten(1).mean(1)
     score = (2 * spread / sigma**2 * 0.1 * xt + noise).square().flatten(1).mean(1)
     torch.testing.assert_close(value, weight * data + score, rtol=1e-4, atol=1e-5)
@@ -148,7 +147,7 @@ def test_idff_is_the_sum_of_its_two_terms():
 @pytest.mark.parametrize("method", ["cfm", "otcfm", "fm", "sbcfm", "rf", "idff"])
 def test_losses_are_finite_at_both_ends_of_time_and_float32_under_bf16(method):
     x0, x1, _, noise = images()
-    heads = losses.network_heads(method)
+    heads = METHODS[method].heads
 
     def net(x, t, y):
         return torch.zeros(8, 3 * heads, 4, 4, dtype=torch.bfloat16)
@@ -201,7 +200,7 @@ def test_exact_idff_heads_have_the_known_loss(t):
     def net(x, times, y, shift=0.0):
         return torch.cat(exact_heads(x[:, :1], torch.tensor(t)), dim=1) + shift
 
-    loss = make_loss("idff", SIGMA, weight)
+    loss = make_loss("idff", SIGMA, flow_weight=weight)
     assert loss(net, x0, x1, times, noise).mean().item() == pytest.approx(least, rel=1e-4)
     assert loss(partial(net, shift=0.1), x0, x1, times, noise).mean().item() > least + 0.01
 
@@ -245,5 +244,5 @@ def test_unknown_methods_and_bridges_without_a_spread_are_refused():
 def test_couplings_and_heads_are_those_of_the_papers():
     methods = ("cfm", "otcfm", "fm", "sbcfm", "rf", "idff")
     usual = ["independent", "ot", "independent", "sinkhorn", "independent", "ot"]
-    assert [losses.usual_coupling(m) for m in methods] == usual
-    assert [losses.network_heads(m) for m in methods] == [1, 1, 1, 1, 1, 2]
+    assert [METHODS[m].coupling for m in methods] == usual
+    assert [METHODS[m].heads for m in methods] == [1, 1, 1, 1, 1, 2]

@@ -12,7 +12,7 @@ from torch import Tensor
 from common import checkpoint
 from common.cli.configs import TrainConfig
 from common.data.loading import ImageData, synthetic_images
-from common.losses import network_heads
+from common.methods import METHODS
 from common.networks import build_network, network_description
 from common.runtime import Processes, generator
 from common.scripts.folder import Folder
@@ -90,7 +90,7 @@ def states_differ(a: dict[str, Any], b: dict[str, Any]) -> str:
 
 def network(config: TrainConfig = TINY, seed: int = 0) -> torch.nn.Module:
     """The network of some options with weights that are all random: a fresh one predicts zero."""
-    net = build_network(network_description(config, network_heads(config.method))).eval()
+    net = build_network(network_description(config, METHODS[config.method].heads)).eval()
     draw = generator(seed, "weights")
     with torch.no_grad():
         for parameter in net.parameters():
@@ -102,7 +102,7 @@ def weights(path: Path, config: TrainConfig = TINY, seed: int = 0) -> Path:
     """A checkpoint of such a network."""
     method = {"name": config.method, "sigma": config.sigma, "flow_weight": config.flow_weight}
     state = {"format": "flow-checkpoint", "version": 1, "step": 7, "config": {}, "method": method}
-    state["network"] = network_description(config, network_heads(config.method))
+    state["network"] = network_description(config, METHODS[config.method].heads)
     checkpoint.save(path, state | {"ema_model": network(config, seed).state_dict()})
     return path
 

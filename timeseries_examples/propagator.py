@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from common import checkpoint
 from common.cli.values import check_least
 from common.generate import sde_of, velocity_of
-from common.losses import make_loss, network_heads
+from common.methods import METHODS, make_loss
 from common.networks import MLP
 from common.runtime import generator, run_lock
 from common.series import frames_at, windows
@@ -213,7 +213,7 @@ def count_nfe(model: Propagator, state: Tensor) -> int:
 def build(space: Space, recipe: Recipe, width: int, depth: int, seed: int) -> Propagator:
     """An untrained propagator with a fully connected network."""
     torch.manual_seed(seed)
-    dim, heads = len(space.scale), network_heads(recipe.method)
+    dim, heads = len(space.scale), METHODS[recipe.method].heads
     probe = Propagator(nn.Identity(), space, recipe)
     known = probe.condition(torch.zeros(1, recipe.past, dim), torch.zeros(1)).shape[1]
     net = MLP(heads * dim + known, width, depth, nn.SiLU, out_dim=heads * dim)

@@ -85,6 +85,7 @@ def bits(config: BitsConfig, told: str = "") -> dict[str, Any]:
 def _flow(weights: str, device: torch.device) -> tuple[Callable[..., Any], int, int, int | None]:
     """The velocity of a checkpoint's flow, channels and side of its images, and its step."""
     from common import checkpoint, generate
+    from common.methods import METHODS
 
     net, info = checkpoint.load_network(weights)
     size, method = info["network"].get("image_size"), info["method"]["name"]
@@ -93,6 +94,6 @@ def _flow(weights: str, device: torch.device) -> tuple[Callable[..., Any], int, 
     if generate.real_classes(net) and not net.null_class:
         raise ValueError(f"{weights} needs a class for each image: bits are for weights that do without")
     flow = generate.velocity_of(net.to(device).requires_grad_(False), method)
-    latest = 1 - generate.SMALLEST_REMAINDER if method == "idff" else 1.0
-    channels = info["network"]["in_channels"] // (2 if method == "idff" else 1)
+    latest = METHODS[method].latest
+    channels = info["network"]["in_channels"] // METHODS[method].heads
     return lambda x, t: flow(x, t.clamp(max=latest)), channels, size, info.get("step")

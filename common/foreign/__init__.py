@@ -19,7 +19,6 @@ from torch import Tensor
 TORCHCFM, PYTORCH, GENERATOR, BARE = "torchcfm or IDFF", "flow-matching-pytorch", "Flow Image Generator", "state dict"
 # (project, key of the averaged weights, key of the raw ones)
 _CONTAINERS = ((TORCHCFM, "ema_model", "net_model"), (GENERATOR, "ema_state", "model_state"), (PYTORCH, "", "model"))
-_METHODS = {"icfm": "cfm", "cfm": "cfm", "otcfm": "otcfm", "fm": "fm", "sbcfm": "sbcfm", "rf": "rf", "idff": "idff"}
 
 
 @dataclass
@@ -158,13 +157,16 @@ def _conditional_levels(shapes: dict[str, tuple[int, ...]]) -> list[Level]:
     return levels
 
 
-def describe(found: Foreign, extra: Mapping[str, Any], file_stem: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
+def describe(
+    found: Foreign, extra: Mapping[str, Any], file_stem: str = "", names: Mapping[str, str] = {}
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Description of network and method for foreign weights; what was assumed is added to ``found.notes``.
 
     Args:
         found: the unpacked weights.
         extra: training options that are known (keys of ``common.cli.configs.TrainConfig``).
         file_stem: the file's name, in which torchcfm and IDFF put the method.
+        names: what methods are called there, see ``common.methods.NAMES``.
 
     Returns:
         The network's description for ``common.networks.build_network``, and {"name", "sigma", "flow_weight"}.
@@ -174,9 +176,9 @@ def describe(found: Foreign, extra: Mapping[str, Any], file_stem: str = "") -> t
         found.project = GENERATOR  # whoever wrote the file
         if "image_size" not in extra:
             found.notes.append("assumed: image_size 128 (the tensors do not tell; give -c with the training options)")
-        return known | {"image_size": extra.get("image_size", 128)}, _method(found, known, extra, file_stem)
+        return known | {"image_size": extra.get("image_size", 128)}, _method(found, known, extra, file_stem, names)
     levels = known.pop("attention_levels")
-    method = _method(found, known, extra, file_stem)
+    method = _method(found, known, extra, file_stem, names)
     rows = known["num_classes"]
     known |= {
         "num_heads": extra.get("num_heads", 4 if found.project == PYTORCH or known["name"] != "UNet" else 1),
@@ -222,7 +224,9 @@ def _sizes(size: int, known: dict[str, Any]) -> set[int]:
     return {size >> level for level in range(len(known["channel_mult"]))}
 
 
-def _method(found: Foreign, known: dict[str, Any], extra: Mapping[str, Any], stem: str) -> dict[str, Any]:
+def _method(
+    found: Foreign, known: dict[str, Any], extra: Mapping[str, Any], stem: str, names: Mapping[str, str]
+) -> dict[str, Any]:
     """The method: given, or IDFF when a network takes its image twice, or from the file's name, or assumed."""
     name = extra.get("method")
     if name is None and known["in_channels"] == known["out_channels"] and known["in_channels"] in (2, 6):
@@ -233,7 +237,7 @@ def _method(found: Foreign, known: dict[str, Any], extra: Mapping[str, Any], ste
         )
     if name is None:
         match = re.match(r"[a-z]+", stem.lower())
-        name = _METHODS.get(match.group()) if match else None
+        name = names.get(match.group()) if match else None
     if name is None:
         name = "rf" if found.project in (PYTORCH, GENERATOR) else "cfm"
         found.notes.append(f"assumed: method {name}")

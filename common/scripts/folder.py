@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.cli.configs import TrainConfig
+from common.methods import method_of
 
 FLAGS = {"flow_w": "flow_weight"}  # more spellings, of IDFF's scripts
 
@@ -54,7 +55,7 @@ class Folder:
         """Name of a run's folder: METHOD-WEIGHT-SIGMA for idff as in its paper, METHOD-SIGMA otherwise."""
         if config.smoke:
             return f"smoke-{config.method}"
-        weight = f"{config.flow_weight}-" if config.method == "idff" else ""
+        weight = f"{config.flow_weight}-" if "flow_weight" in method_of(config.method).constants else ""
         return f"{config.method.upper()}-{weight}{config.sigma}"
 
 

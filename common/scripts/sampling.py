@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.cli.configs import SampleConfig
+from common.methods import method_of
 from common.scripts.folder import Folder, smoke_preset
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def make_sampler(folder: Folder, config: SampleConfig, extra: dict[str, Any]) ->
     path = Path(config.weights) if config.weights else folder.here / folder.weights
     if config.smoke and not config.weights and not path.exists():
         preset = smoke_preset(next(iter(folder.presets.values())))
-        description = networks.network_description(preset, 2 if preset.method == "idff" else 1)
+        description = networks.network_description(preset, method_of(preset.method).heads)
         torch.manual_seed(0)
         net = networks.build_network(description).eval()
         info = {"network": description, "method": {"name": preset.method, "sigma": preset.sigma}, "step": 0}
@@ -53,7 +54,7 @@ def make_sampler(folder: Folder, config: SampleConfig, extra: dict[str, Any]) ->
             print(line)
     net: Any = net.to(device, memory_format=torch.channels_last)  # type: ignore[no-redef, call-overload]
     method = info["method"]
-    channels = net.out_channels // (2 if method["name"] == "idff" else 1)
+    channels = net.out_channels // method_of(method["name"]).heads
     size = info["network"].get("image_size") or info.get("config", {}).get("image_size")
     if not size:
         raise ValueError(f"{path} does not say its image size: give -c with the config.yaml of its run")
@@ -110,7 +111,8 @@ def resolved(sampler: Sampler, config: SampleConfig, weights: Path | None) -> Sa
                 return replace(sampler, solver="fitted", grid="fitted", fitted=found)
         except ValueError as error:
             print(f"note: {error}")
-    solver = SOLVER if config.solver == "auto" else config.solver
+    usual = "flowmap" if method_of(sampler.method).times else SOLVER
+    solver = usual if config.solver == "auto" else config.solver
     grid = GRID if config.grid == "auto" else config.grid
     sampler = replace(sampler, solver=solver, grid=grid)
     return replace(sampler, nodes=adaptive_nodes(sampler, config.n_steps, weights)) if grid == "adaptive" else sampler

@@ -20,7 +20,9 @@ from torch import Tensor
 from common.solvers.grids import GRIDS, Times, nodes_of, time_grid
 from common.solvers.multistep import MULTISTEP, Slope
 
-__all__ = ["GRIDS", "SOLVERS", "CountNFE", "dopri5", "euler_maruyama", "idff_sampler", "integrate", "time_grid"]
+__all__ = [
+    "GRIDS", "SOLVERS", "CountNFE", "dopri5", "euler_maruyama", "follow_map", "idff_sampler", "integrate", "time_grid",
+]  # fmt: skip
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 Heads = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -258,6 +260,24 @@ def _maruyama(f: Slope, g: Rate, x: Tensor, nodes: list[float], noise: Noise | N
             x_next = x_next + g(t) * math.sqrt(abs(s - t)) * noise(i, x).to(x.dtype)
         x = x_next
         yield x
+
+
+def follow_map(flow_map: Callable[..., Tensor], x: Tensor, times: Times, trajectory: bool = False) -> Tensor:
+    """Jumps of a flow map from node to node: x' = x + (s - t) F(x, t, s), one network call each, exact if F is.
+
+    Args:
+        flow_map: flow_map(x, t, s) -> mean velocity from t to s at x; t and s of shape (B,).
+        x, times, trajectory: as in integrate.
+    """
+    nodes, x = nodes_of(times), _state(x)
+
+    def jumps(x: Tensor) -> Iterator[Tensor]:
+        for t, s in pairwise(nodes):
+            at = [x.new_full((x.shape[0],), time) for time in (t, s)]
+            x = x + (s - t) * flow_map(x, *at).to(x.dtype)
+            yield x
+
+    return _collect(x, jumps(x), trajectory)
 
 
 def idff_sampler(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,7 @@ from common.runtime import Processes, generator
 
 @dataclass
 class Batch:
-    """One process's part of a coupled batch; ``seconds`` is what the coupling took."""
+    """One process's part of a coupled batch; ``seconds`` is what the coupling took, ``r`` a second time."""
 
     x0: Tensor
     x1: Tensor
@@ -25,6 +26,7 @@ class Batch:
     noise: Tensor
     y: Tensor | None
     seconds: float = 0.0
+    r: Tensor | None = None
 
 
 def part(batch: Any, i: int, parts: int) -> Any:
@@ -88,7 +90,17 @@ class Ahead:
 
 
 class CoupledBatches(Ahead):
-    """Images with noise, times and coupling."""
+    """Images with noise, times and coupling.
+
+    Args:
+        batches: the images.
+        coupling: of ``common.couplings``.
+        seed: of all that is drawn.
+        processes: this process among its peers.
+        ahead: see :class:`Ahead`.
+        reg: entropic regularisation of a Sinkhorn coupling.
+        times: of a method with two times, see ``common.methods.Method``; None: one, uniform.
+    """
 
     def __init__(
         self,
@@ -98,9 +110,11 @@ class CoupledBatches(Ahead):
         processes: Processes,
         ahead: bool,
         reg: float | None = None,
+        times: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
     ):
         super().__init__(processes.device, ahead)
         self.batches, self.coupling, self.seed, self.processes, self.reg = batches, coupling, seed, processes, reg
+        self.times = times
 
     def make(self, step: int) -> Batch:
         """Draw and couple the global batch; return this process's rows."""
@@ -111,6 +125,9 @@ class CoupledBatches(Ahead):
         # Stratified times: one uniform draw in each of B equal intervals. Same mean, smaller variance of the loss.
         n = len(x1)
         t = (torch.arange(n, device=x1.device) + torch.rand(n, generator=draw, device=x1.device)) / n
+        r = None
+        if self.times is not None:
+            t, r = self.times(t, torch.rand(n, generator=draw, device=x1.device))
         start = time.perf_counter()
         if self.coupling != "independent":
             pairing = generator(self.seed, "couple", step)
@@ -120,4 +137,5 @@ class CoupledBatches(Ahead):
                 x0, x1, y = couple(x0, x1, self.coupling, pairing, y, self.reg, within_labels=True)
         seconds = time.perf_counter() - start
         rows = slice(self.processes.rank, None, self.processes.world)
-        return Batch(x0[rows], x1[rows], t[rows], noise[rows], None if y is None else y[rows], seconds)
+        y, r = (x if x is None else x[rows] for x in (y, r))
+        return Batch(x0[rows], x1[rows], t[rows], noise[rows], y, seconds, r)

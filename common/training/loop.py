@@ -27,7 +27,7 @@ from common import checkpoint
 from common.cli import to_yaml
 from common.cli.configs import TrainConfig
 from common.data.loading import Batches, ImageData, StreamingImages, check_labels, split_train_val
-from common.losses import usual_coupling
+from common.methods import method_of
 from common.records.cards import commit, without_folders, write_card
 from common.records.page import write_page
 from common.runtime import JsonLines, Processes, atomic_write, hardware, run_lock
@@ -76,10 +76,10 @@ def train(
     batches = Batches(
         labelled, config.batch_size, config.seed, config.flip, processes.device, drop=drop, subset=train_rows
     )
-    coupling = usual_coupling(config.method) if config.coupling == "auto" else config.coupling
-    # The entropic plan of a Schrodinger bridge with spread sigma (Tong et al. 2024, proposition 3.5).
-    reg = 2 * config.sigma**2 if config.method == "sbcfm" and coupling == "sinkhorn" else None
-    source = CoupledBatches(batches, coupling, config.seed, processes, config.coupling_ahead, reg)
+    method = method_of(config.method)
+    coupling = method.coupling if config.coupling == "auto" else config.coupling
+    reg = method.entropy(config.sigma) if method.entropy and coupling == "sinkhorn" else None
+    source = CoupledBatches(batches, coupling, config.seed, processes, config.coupling_ahead, reg, method.times)
 
     held_out = None
     if len(val_rows):
@@ -87,7 +87,7 @@ def train(
         others = Batches(labelled, size, 0, False, processes.device, subset=val_rows)
         # the first process validates alone, always on the same noise and times
         alone = Processes(0, 1, processes.device)
-        fixed = CoupledBatches(others, "independent", config.seed + 1, alone, ahead=False)
+        fixed = CoupledBatches(others, "independent", config.seed + 1, alone, ahead=False, times=method.times)
         held_out = HeldOut(fixed, max(1, min(others.n, 1024) // size))
 
     facts = {"data": Path(data.source).name, "training_images": len(train_rows)}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from common.cli.configs import TrainConfig
 from common.ema import EMA
 from common.generate import Sampler, sample_many
-from common.losses import make_loss, network_heads
+from common.methods import make_loss, method_of
 from common.networks import build_network, network_description
 from common.runtime import Processes, derive_seed, keep_freed_memory
 from common.training.batches import Ahead, part
@@ -62,6 +62,7 @@ class Trainer:
             torch.backends.cudnn.benchmark = True
         torch.manual_seed(derive_seed(config.seed, "init"))
         self.net, self.description = self.build()
+        self.loss = make_loss(config.method, config.sigma, flow_weight=config.flow_weight)
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.net = self.net.to(self.device).to(memory_format=self.layout)
         self.ema = EMA(self.net, config.ema_decay, config.ema_warmup)
@@ -80,13 +81,17 @@ class Trainer:
 
     def build(self) -> tuple[nn.Module, dict[str, Any]]:
         """The network with the weights that training starts from, and its description for the checkpoint."""
-        description = network_description(self.config, network_heads(self.config.method))
+        method = method_of(self.config.method)
+        description = network_description(self.config, method.heads, method.times is not None)
         return build_network(description), description
 
     def losses(self, network: Callable[..., Tensor], batch: Any) -> Tensor:
         """The method's losses on a batch, (B,)."""
-        loss = make_loss(self.config.method, self.config.sigma, self.config.flow_weight)
-        return loss(network, batch.x0, batch.x1, batch.t, batch.noise, batch.y)
+        if batch.r is None:
+            return self.loss(network, batch.x0, batch.x1, batch.t, batch.noise, batch.y)
+        # held-out losses are those of the end of the training, so that they can be compared with each other
+        progress = self.step / self.config.total_steps if self.net.training else 1.0
+        return self.loss(network, batch.x0, batch.x1, batch.t, batch.noise, batch.y, r=batch.r, progress=progress)
 
     def run_network(self, call: Callable[..., Tensor], x: Tensor, *conditions: Any) -> Tensor:
         """A network under the run's precision and memory layout; ``conditions`` are its time, labels and so on."""
@@ -165,9 +170,9 @@ class Trainer:
         was_training = self.net.training
         self.net.eval()
         with self.ema.applied():
-            sampler = Sampler(
-                self.net, c.method, shape, c.sigma, n_steps=n_steps, seed=c.seed, precision=c.mixed_precision
-            )
+            solver = "flowmap" if method_of(c.method).times else "euler"
+            how = {"n_steps": n_steps, "seed": c.seed, "precision": c.mixed_precision}
+            sampler = Sampler(self.net, c.method, shape, c.sigma, solver, **how)
             images = torch.cat([part for _, part in sample_many(sampler, range(count), at_once)])
         self.net.train(was_training)
         return images

@@ -18,7 +18,7 @@ from PIL import Image
 import started
 from common import checkpoint, cli
 from common.cli.configs import TrainConfig
-from common.losses import network_heads
+from common.methods import METHODS
 from common.networks import build_network, network_description
 from common.scripts.folder import FLAGS, smoke_preset
 from tiny import ROOT, network, options
@@ -213,7 +213,7 @@ def test_presets_are_in_range_and_build_their_networks(config):
         cli.validate(preset)
         for run in (preset, smoke_preset(preset)):
             with torch.device("meta"):
-                net = build_network(network_description(run, network_heads(run.method)))
+                net = build_network(network_description(run, METHODS[run.method].heads))
             assert net.num_classes == (run.num_classes and run.num_classes + 1), name
     assert config.FOLDER.here.name in {*FOLDERS, *LARGE} and (config.FOLDER.here / "_repo.py").exists()
 

@@ -362,7 +362,7 @@ def test_a_student_begins_as_its_teacher(name, condition):
 @every
 def test_a_mixed_batch_is_its_segments(name, condition):
     student, _, (x, t, y) = student_of(name, condition)
-    randomised(student.net.get_submodule(student._place), seed=3)
+    randomised(student.net.get_submodule(student._place or "end_embed"), seed=3)
     with torch.no_grad():
         mixed = student(x, t, y, MIXED)
         alone = [student(x, t, y, i) for i in range(3)]
@@ -391,8 +391,7 @@ def test_a_description_makes_the_student_again(name, condition, tmp_path):
     if condition == "heads":
         kept |= {f"net.{place}.heads.{i}.{key}" for i in range(3) for key in inner}
     else:
-        kept |= {f"net.{place}.entry.{key}" for key in inner}
-        kept |= {f"net.{place}.embed.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")}
+        kept = own | {f"net.end_embed.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")}
     assert set(student.state_dict()) == kept
 
 

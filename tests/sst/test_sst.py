@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from common import checkpoint
+from common.methods import method_of
 from common.runtime import generator
 from common.series import crps_gaussian, spread_skill_ratio
 from sst import climate as C
@@ -190,7 +191,7 @@ def ends(method: F.Method, t: Tensor, scale: float, mean: float = 0.0) -> tuple[
     n, draw = len(t), generator(0)
     x0, e, z = (torch.randn(n, generator=draw, dtype=torch.float64) for _ in range(3))
     x0, x1 = (x0 if method.source == "noise" else 0 * x0), mean + scale * z
-    s = F.path_of(method.name, method.sigma).spread(t)
+    s = method_of(method.name).path(method.sigma).spread(t)
     target = x1 - x0 if method.name == "cfm" else x1
     return (1 - t) * x0 + t * x1 + s * e, target, -(method.sigma**2) / (2 * s).clamp(min=1e-9) * e
 
@@ -212,7 +213,7 @@ def exact_network(method: F.Method):
 
     def net(x: Tensor, t: Tensor) -> Tensor:
         time = t[:, None, None, None]
-        s = F.path_of(method.name, method.sigma).spread(t)[:, None, None, None]
+        s = method_of(method.name).path(method.sigma).spread(t)[:, None, None, None]
         variance = (1 - time) ** 2 * v0 + time**2 * SPREAD**2 + s**2 + 1e-12
         off = (x - time * M) / variance
         if method.name == "cfm":

@@ -16,7 +16,8 @@ import scoring as S
 import table_text as M
 import together as T
 from common.couplings import entropic_plan
-from common.losses import make_loss, network_heads, squared_error
+from common.losses import squared_error
+from common.methods import METHODS, make_loss
 from common.metrics import wasserstein2
 from common.networks import MLP
 from common.runtime import generator
@@ -152,7 +153,7 @@ def alone(method, batches):
     """One network under autograd and AdamW with the losses of the library, and its average."""
     from common.ema import EMA
 
-    heads = network_heads(method.loss)
+    heads = METHODS[method.loss].heads
     torch.manual_seed(3)
     net = MLP(2 * heads, out_dim=2 * heads)
     optimizer, ema = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=1e-5), EMA(net, 0.999)

@@ -1,0 +1,216 @@
+"""The training methods, one frozen record each: what is learnt, on which pairs and path, and how to sample from it.
+
+Whatever depends on a method's name is looked up in METHODS. A new method is a loss in ``common.losses``, a record here
+and a row in the README's table. Torch is not needed to import this module: ``--help`` lists the names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from common import losses
+from common.paths import BridgePath, LinearPath, LipmanPath, Path, expand
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Output = Callable[..., "Tensor"]  # a network with its labels and guidance: out(x, t), or out(x, t, r)
+Velocity = Callable[["Tensor", "Tensor"], "Tensor"]
+Drift = tuple[Velocity, Callable[[float], float]]
+
+# 1 / (1 - t) multiplies a data prediction's error near t = 1. Fixed grids never evaluate there (the last step lands
+# on the prediction itself); for adaptive solvers the denominator is held at 0.005, where the noise is below one grey
+# level. At 0.02 a Gaussian of spread 0.2 came out 4% too wide with 400 steps, at 0.005 within 0.5%.
+SMALLEST_REMAINDER = 0.005
+
+
+# ---- from a network's output to a velocity and an SDE
+
+
+def own_velocity(out: Output, last: float) -> Velocity:
+    """The output is the velocity."""
+    return out
+
+
+def data_heads(out: Output) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """IDFF's two heads: ``heads(x, t) -> (x1_hat, st)``, the estimate of the data and sigma^2/2 times the score."""
+
+    def heads(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        import torch
+
+        x1_hat, st = out(torch.cat([x, x], dim=1), t).chunk(2, dim=1)
+        return x1_hat, st
+
+    return heads
+
+
+def velocity_of_heads(out: Output, last: float) -> Velocity:
+    """The velocity of IDFF's bridge x_t = t x1 + (1-t) x0 + s_t noise, exactly:
+
+    u = E[x1 - x0 | x] + s_t' E[noise | x] = (x1_hat - x) / (1 - t) - st: the noise's share of the first term and of
+    s_t' add up to s_t E[noise | x] / (2 t (1 - t)) = -st.
+
+    Args:
+        last: where a sampler's last step starts. The bridge keeps noise that vanishes like sqrt(1 - t): a straight
+            last step would leave a seventh of what there is (2 grey levels with 10 steps). So from ``last`` on the
+            velocity points at the data head, and an Euler step lands on it, for the same one evaluation.
+    """
+    heads = data_heads(out)
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        x1_hat, st = heads(x, t)
+        landing = t >= last - 1e-6
+        remaining = (1 - t).clamp(min=SMALLEST_REMAINDER).where(~landing, 1 - t)
+        return (x1_hat - x) / expand(remaining, x) - expand((~landing).to(x.dtype), x) * st
+
+    return velocity
+
+
+def sde_of_velocity(out: Output, sigma: float, churn: float) -> Drift:
+    """drift = u + g^2/2 score for an independent Gaussian source: score = -(x - t u) / (1 - t).
+
+    g^2 = 2 churn (1 - t) keeps the drift u - churn (x - t u) bounded.
+    """
+
+    def drift(x: Tensor, t: Tensor) -> Tensor:
+        u = out(x, t)
+        return u - churn * (x - expand(t, x) * u)
+
+    return drift, lambda t: math.sqrt(2 * churn * (1 - t))
+
+
+def sde_of_heads(out: Output, sigma: float, churn: float) -> Drift:
+    """IDFF's bridge itself: with score = 2 st / sigma^2 and g = sigma the drift is u + st = (x1_hat - x) / (1 - t)."""
+    heads = data_heads(out)
+
+    def drift(x: Tensor, t: Tensor) -> Tensor:
+        # Euler-Maruyama divides by no less than its step, and a larger divisor would leave its noise in the image.
+        return (heads(x, t)[0] - x) / expand(1 - t, x).clamp(min=1e-6)
+
+    return drift, lambda t: sigma
+
+
+def flow_map_times(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Times t < r of a flow map from uniform numbers, (B,): logit t ~ N(0.9, 1.6^2).
+
+    Half of the intervals end near the data, logit r ~ N(4, 1.6^2), which serves a single step; the others anywhere
+    after t, so that steps on any grid are known as well.
+
+    Source: Luo et al. 2025 (2512.15657), their CIFAR-10 configuration with time reversed, for t and the first half.
+    """
+    import torch
+
+    def logit_normal(mean: float, x: Tensor) -> Tensor:
+        return torch.sigmoid(mean + 1.6 * torch.special.ndtri(x.clamp(1e-6, 1 - 1e-6)))
+
+    t = logit_normal(0.9, u).clamp(max=1 - 1e-4)
+    r = torch.where(v < 0.5, logit_normal(4.0, 2 * v), t + (1 - t) * (2 * v - 1))
+    return t, torch.maximum(r, t + 1e-4).clamp(max=1)
+
+
+# ---- the table
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is particular to a method.
+
+    Attributes:
+        loss: of ``common.losses``.
+        path: the path of a sigma.
+        coupling: how its paper pairs noise and data: a name of ``common.couplings``.
+        entropy: regularisation of a Sinkhorn coupling, in squared distance, of a sigma; None: the coupling's own.
+        constants: further arguments of the loss that are options of a run.
+        needs_sigma: whether sigma has to be above 0.
+        heads: outputs per channel of the data: 1 a velocity; 2 data and score, and the input is doubled, too.
+        times: of a network with two times: (t, r) of two uniform numbers, (B,) each. None: one time.
+        velocity: from the network's output to the velocity of its ODE; the number is where a last step starts.
+        sde: drift and diffusion g(t) of an SDE with the same marginals, of output, sigma and churn; None: the network
+            does not know the score of its marginals.
+        aliases: what other projects' checkpoints and command lines call it.
+    """
+
+    loss: Callable[..., Tensor]
+    path: Callable[[float], Path]
+    coupling: str = "independent"
+    entropy: Callable[[float], float] | None = None
+    constants: tuple[str, ...] = ()
+    needs_sigma: bool = False
+    heads: int = 1
+    times: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    velocity: Callable[[Output, float], Velocity] = own_velocity
+    sde: Callable[[Output, float, float], Drift] | None = None
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def latest(self) -> float:
+        """Until when the velocity has a value: a data head divides by 1 - t."""
+        return 1 - SMALLEST_REMAINDER if self.heads == 2 else 1.0
+
+
+METHODS: dict[str, Method] = {
+    # Tong et al. 2024 (2302.00482): section 3.2.2 with independent pairs, 3.2.4 with those of optimal transport
+    "cfm": Method(losses.velocity, LinearPath, sde=sde_of_velocity, aliases=("icfm",)),
+    "otcfm": Method(losses.velocity, LinearPath, coupling="ot"),
+    # Lipman et al. 2023 (2210.02747), equation 23
+    "fm": Method(losses.velocity, LipmanPath, sde=sde_of_velocity),
+    # Tong et al. 2024, section 3.2.5; a Schrodinger bridge of spread sigma has the entropic plan of 2 sigma^2
+    "sbcfm": Method(
+        losses.velocity, BridgePath, coupling="sinkhorn", entropy=lambda sigma: 2 * sigma**2, needs_sigma=True
+    ),
+    # Liu et al. 2023 (2209.03003), equation 1: the line itself, whatever sigma is
+    "rf": Method(losses.velocity, lambda sigma: LinearPath(0.0), sde=sde_of_velocity),
+    # Rezaei et al. 2024 (2409.14599), section 3
+    "idff": Method(
+        losses.idff,
+        BridgePath,
+        coupling="ot",
+        constants=("flow_weight",),
+        needs_sigma=True,
+        heads=2,
+        velocity=velocity_of_heads,
+        sde=sde_of_heads,
+    ),
+    # Luo et al. 2025 (2512.15657); F(x, t, t) is the velocity
+    "flowmap": Method(losses.flow_map, lambda sigma: LinearPath(0.0), times=flow_map_times),
+}
+NAMES = {alias: name for name, method in METHODS.items() for alias in (name, *method.aliases)}
+
+
+def method_of(name: str) -> Method:
+    """The record of a method.
+
+    Raises:
+        ValueError: unknown method.
+    """
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}: choose one of {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def make_loss(name: str, sigma: float = 0.0, **constants: float) -> Callable[..., Tensor]:
+    """The loss of a method with its path and constants bound: ``loss(net, x0, x1, t, noise, y=None) -> (B,)``.
+
+    Args:
+        name: of METHODS.
+        sigma: noise of the path.
+        constants: options of a run by name; those that the method's loss does not know are left out.
+
+    Returns:
+        The loss; with two times it takes ``r``, (B,), and ``progress``, the share of the training that is done, too.
+
+    Raises:
+        ValueError: unknown method, or a bridge without noise.
+    """
+    method = method_of(name)
+    if method.needs_sigma and sigma <= 0:
+        raise ValueError(f"--method {name} needs --sigma > 0 (its bridge has a spread of sigma sqrt(t (1 - t)))")
+    path, options = method.path(sigma), {key: constants[key] for key in method.constants if key in constants}
+
+    def loss(net: Any, x0: Tensor, x1: Tensor, t: Tensor, noise: Any, y: Any = None, **second: Any) -> Tensor:
+        return method.loss(net, path, x0, x1, t, noise, y, **options, **second)
+
+    return loss

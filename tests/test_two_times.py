@@ -1,0 +1,186 @@
+"""Networks of two times: weights of one time in them, forward derivatives, and a flow map from training to samples."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from common import checkpoint
+from common.cli.configs import TrainConfig
+from common.generate import Sampler, guided, velocity_of
+from common.losses import LAST_SHARE, flow_map, squared_error
+from common.methods import flow_map_times, make_loss
+from common.networks import MLP, build_network, network_description, with_second_time
+from common.paths import LinearPath
+from common.solvers import CountNFE, follow_map, integrate, time_grid
+from common.training.small import fit
+from nets import randomised
+from tiny import run
+
+F64 = torch.float64
+SMALL = {"image_size": 8, "num_channel": 32, "channel_mult": (1, 2), "num_res_blocks": 1, "in_channels": 1}
+NETWORKS = {
+    "unet": TrainConfig(**SMALL, attention_resolutions=(8,), head_channels=32, num_classes=3, patch_size=2),
+    "conditional_unet": TrainConfig(**SMALL, network="conditional_unet"),
+    "mlp": MLP(2, 16, 2, num_classes=3),
+}
+every = pytest.mark.parametrize("name", NETWORKS)
+
+
+def network_of(name):
+    """A network of one time with random weights, its description, and x, t, y for it."""
+    kind, g = NETWORKS[name], torch.Generator().manual_seed(1)
+    description = kind.description if isinstance(kind, MLP) else network_description(kind)
+    shape = (2,) if isinstance(kind, MLP) else (1, 8, 8)
+    y = torch.arange(4) % 3 if description["num_classes"] else None
+    return randomised(build_network(description)), description, torch.randn(4, *shape, generator=g), torch.rand(4), y
+
+
+@every
+def test_weights_of_one_time_give_the_same_output_to_the_bit(name):
+    net, description, x, t, y = network_of(name)
+    wide, about = with_second_time(net, description)
+    again = build_network(about).eval()
+    again.load_state_dict(wide.state_dict())
+    with torch.no_grad():
+        for r in (None, t, torch.rand(4)):
+            assert torch.equal(wide(x, t, y, r), net(x, t, y)) and torch.equal(again(x, t, y, r), net(x, t, y))
+        randomised(wide.end_embed, seed=2)
+        assert (wide(x, t, y, t + 0.3) - wide(x, t, y, t)).abs().max() > 1e-4, "it sees the second time"
+        assert torch.equal(wide(x, t, y), wide(x, t, y, t)), "without one it is the first"
+    with pytest.raises(ValueError, match="a second time was given to a network of one time"):
+        net(x, t, y, t)
+
+
+@every
+def test_forward_derivatives_go_through(name):
+    net, description, x, t, y = network_of(name)
+    wide = randomised(with_second_time(net, description)[0], seed=3)
+    r, v, h = torch.rand(4), torch.randn_like(x), 1e-2
+    dt = torch.full_like(t, 1e-3 if name == "conditional_unet" else 1.0)  # it multiplies its time by 1000
+
+    def at(x, t, r):
+        return wide(x, t, y, r)
+
+    value, derivative = torch.func.jvp(at, (x, t, r), (v, dt, torch.zeros_like(r)))
+    with torch.no_grad():
+        assert torch.allclose(value, at(x, t, r), rtol=1e-4, atol=1e-4), "plain attention is the fused one"
+        difference = (at(x + h * v, t + h * dt, r) - at(x - h * v, t - h * dt, r)) / (2 * h)
+    assert (derivative - difference).abs().max() < 0.01 * difference.abs().max()
+
+
+# ---- the loss
+
+
+def exact(x, t, r):
+    """The mean velocity from t to r of the flow of independent N(0, 1) and N(0, 1/4): x_t has spread s(t)."""
+    s = lambda t: ((1 - t) ** 2 + t**2 / 4).sqrt()  # noqa: E731
+    return x * ((s(r) / s(t) - 1) / (r - t))[:, None]
+
+
+def pairs(n):
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(n, 1, generator=g, dtype=F64), 0.5 * torch.randn(n, 1, generator=g, dtype=F64)
+
+
+def test_at_the_start_it_is_flow_matching_and_its_weight_is_as_published():
+    x0, x1 = pairs(64)
+    t, r = torch.rand(64, dtype=F64) * 0.5, torch.rand(64, dtype=F64) * 0.5 + 0.5
+    net = lambda x, t, y, r: 0.3 * x  # noqa: E731
+    plain = squared_error(net((1 - t)[:, None] * x0 + t[:, None] * x1, t, None, r), x1 - x0)
+    loss = make_loss("flowmap")(net, x0, x1, t, None, r=r, progress=0.0)
+    assert torch.allclose(loss, plain * (plain + 1e-3) ** -0.75)
+
+
+@pytest.mark.parametrize("progress", [0.1, 0.5, 1.0])
+def test_the_gradient_vanishes_at_the_exact_flow_map(progress):
+    """Of the unweighted loss, which is linear in the target: E[F (F - target) | x_t] is 0 where F is the flow map."""
+    x0, x1 = pairs(400_000)
+    t, r = (torch.full((len(x0),), value, dtype=F64) for value in (0.3, 0.9))
+    alpha = LAST_SHARE**progress
+    slope = torch.zeros((), dtype=F64, requires_grad=True)
+    seen = []
+
+    def net(x, t, y, r):
+        seen.append(t[0].item())
+        return exact(x, t, r) + slope * x
+
+    xt = (1 - t)[:, None] * x0 + t[:, None] * x1
+    middle = t + alpha * (r - t)
+    with torch.no_grad():
+        target = alpha * (x1 - x0) + (1 - alpha) * exact(xt + (middle - t)[:, None] * (x1 - x0), middle, r)
+    residual = ((exact(xt, t, r) - target) * xt).mean() / alpha
+    # the intermediate point leaves the flow's own path by a distance of order alpha: so does the minimum
+    assert abs(residual) < 0.25 * alpha + 0.01
+    loss = flow_map(net, LinearPath(0.0), x0, x1, t, None, None, r, progress)
+    assert loss.shape == (len(x0),) and seen == pytest.approx([middle[0].item(), 0.3])
+
+
+def test_both_calls_drop_the_same_activations():
+    x0, x1 = (x.float() for x in pairs(8))
+    calls = []
+
+    def net(x, t, y, r):
+        calls.append(torch.rand(3))
+        return x
+
+    torch.manual_seed(0)
+    flow_map(net, LinearPath(0.0), x0, x1, torch.full((8,), 0.2), None, None, torch.full((8,), 0.8), 0.5)
+    assert len(calls) == 2 and torch.equal(*calls)
+
+
+def test_times_are_ordered_logit_normal_and_reach_everywhere():
+    u, v = torch.rand(2, 20_000, generator=torch.Generator().manual_seed(0))
+    t, r = flow_map_times(u, v)
+    assert (t < r).all() and (t > 0).all() and (r <= 1).all()
+    inner = torch.logit(t[(t > 1e-3) & (t < 1 - 1e-3)].double())
+    assert inner.mean().item() == pytest.approx(0.9, abs=0.05) and inner.std().item() == pytest.approx(1.6, rel=0.05)
+    assert (r > 0.97).float().mean() > 0.35, "half of the intervals end near the data"
+    place = ((r - t) / (1 - t))[v >= 0.5]
+    assert place.mean().item() == pytest.approx(0.5, abs=0.02), "the others anywhere"
+
+
+# ---- from training to samples
+
+
+def test_jumps_of_the_exact_map_are_exact_on_any_grid():
+    x = torch.randn(50, 1, dtype=F64, generator=torch.Generator().manual_seed(3))
+    for times in (time_grid(1), time_grid(3), torch.tensor([0.0, 0.2, 0.95, 1.0])):
+        count = CountNFE(exact)
+        path = follow_map(count, x, times.double(), trajectory=True)
+        assert torch.allclose(path[-1], 0.5 * x, atol=1e-6) and count.nfe == len(times) - 1 == len(path) - 1
+
+
+def test_a_flow_map_is_learnt_and_one_step_is_the_fine_solution():
+    torch.manual_seed(0)
+    net = MLP(1, 64, 2, torch.nn.SiLU, two_times=True)
+    steps, loss = 1500, make_loss("flowmap")
+
+    def loss_at(step):
+        g = torch.Generator().manual_seed(step)
+        x0, x1 = torch.randn(256, 1, generator=g), 0.5 * torch.randn(256, 1, generator=g)
+        t, r = flow_map_times(torch.rand(256, generator=g), torch.rand(256, generator=g))
+        return loss(net, x0, x1, t, None, r=r, progress=step / steps).mean()
+
+    fit(net, loss_at, steps, lr=3e-3)
+    x = torch.linspace(-2, 2, 41)[:, None]
+    with torch.no_grad():
+        fine = integrate(velocity_of(net, "flowmap"), x, time_grid(100), "heun")
+        one = follow_map(guided(net), x, time_grid(1))
+        euler = integrate(velocity_of(net, "flowmap"), x, time_grid(1), "euler")
+    errors = [(y - 0.5 * x).abs().mean().item() for y in (fine, one, euler)]
+    assert errors[0] < 0.1, "F(x, t, t) is the velocity"
+    assert errors[1] < 0.1 and errors[2] > 0.3, "one jump is the whole way, one Euler step is not"
+
+
+def test_a_folder_trains_and_samples_one(tmp_path):
+    final = run(tmp_path / "run", method="flowmap", num_classes=3, total_steps=2, sample_step=2, val_step=1)
+    net, info = checkpoint.load_network(final)
+    assert net.end_embed is not None and info["network"]["two_times"] is True
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert rows.count("val_loss") == 2 and list((tmp_path / "run" / "samples").glob("*.png"))
+    sampler = Sampler(net, "flowmap", (1, 8, 8), solver="flowmap", n_steps=2, cfg=2.0)
+    images = sampler(range(3), torch.arange(3))
+    assert images.shape == (3, 1, 8, 8) and sampler.nfe == 4
+    with pytest.raises(ValueError, match="needs weights of two times; rf has one: use euler"):
+        Sampler(net, "rf", (1, 8, 8), solver="flowmap")(range(2))
