@@ -63,7 +63,10 @@ def sample_paths(
         sigma: idff: that of the training; its sampler runs at twice the value, with noise.
         seed: of the noise of the stochastic solvers.
     """
-    net, method = generate.CountedNetwork(net), "rf" if method == "reflow" else method  # another training, no other flow
+    net, method = (
+        generate.CountedNetwork(net),
+        "rf" if method == "reflow" else method,
+    )  # another training, no other flow
 
     def noise(i: int, x: Tensor) -> Tensor:
         return torch.randn(x.shape, generator=generator(seed, "path", i))
