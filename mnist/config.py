@@ -54,7 +54,7 @@ SEED = replace(
 
 def load_data(*args: Any, **options: Any) -> Any:
     """MNIST by torchvision, or by Keras when its mirror fails; imported late, so that --help stays fast."""
-    from mnist.keras_mnist import load_mnist
+    from mnist.by_keras import load_mnist
 
     return load_mnist(*args, **options)
 

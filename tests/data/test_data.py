@@ -27,7 +27,7 @@ from common.data.loading import (
     split_train_val,
     synthetic_images,
 )
-from mnist import keras_mnist
+from mnist import by_keras
 
 S = 8
 
@@ -485,10 +485,10 @@ def fake_tensorflow(monkeypatch, folder: Path, text: str) -> None:
 def test_mnist_by_keras(tmp_path, monkeypatch, capsys):
     no_network(monkeypatch)
     fake_tensorflow(monkeypatch, tmp_path / "fake", TENSORFLOW.format(body=PARTS))
-    data = keras_mnist.load_mnist(tmp_path / "data", 28, 1, progress=False)
+    data = by_keras.load_mnist(tmp_path / "data", 28, 1, progress=False)
     assert data.images.shape == (6, 1, 28, 28) and (data.images == 6).all() and data.labels.tolist() == list(range(6))
     assert "trying Keras" in capsys.readouterr().out
-    test = keras_mnist.fetch(tmp_path / "data", "test")
+    test = by_keras.fetch(tmp_path / "data", "test")
     assert np.load(test)["labels"].tolist() == [0, 1, 2]
     assert {p.name for p in (tmp_path / "data").iterdir()} >= {"mnist_train.npz", "mnist_test.npz"}
     assert "tensorflow" not in sys.modules or not sys.modules["tensorflow"].__file__.startswith(str(tmp_path))
@@ -505,7 +505,7 @@ def test_mnist_by_keras(tmp_path, monkeypatch, capsys):
 def test_keras_failures_are_one_line(tmp_path, monkeypatch, text, message):
     fake_tensorflow(monkeypatch, tmp_path / "fake", text)
     with pytest.raises(opening.DownloadError, match=message) as caught:
-        keras_mnist.fetch(tmp_path / "data")
+        by_keras.fetch(tmp_path / "data")
     assert "\n" not in str(caught.value) and "IDX files" in str(caught.value)
     assert list((tmp_path / "data").iterdir()) == []
 
