@@ -124,10 +124,12 @@ def start_of(run: Run, device: Any) -> Model:
         if not Path(path).exists():
             raise ValueError("give the weights to start from: --config.training.import_torch=FILE")
     model = load(path, device, image_size=data.image_size)
-    wanted = (2,) if data.dataset.startswith(PLANE) else (data.channels, data.image_size, data.image_size)
-    if model.shape != wanted:
-        there, here = ("x".join(map(str, shape)) for shape in (model.shape, wanted))
-        raise ValueError(f"{path} works on {there}, the data of the configuration are {here}: give weights of its data")
+    shape = (2,) if data.dataset.startswith(PLANE) else (data.channels, data.image_size, data.image_size)
+    if model.shape != shape:
+        theirs, ours = ("x".join(map(str, sizes)) for sizes in (model.shape, shape))
+        raise ValueError(
+            f"{path} works on {theirs}, the data of the configuration are {ours}: give weights of its data"
+        )
     return model
 
 
@@ -260,8 +262,8 @@ def teacher_edges(teacher: Model, k: int, n_samples: int, n_steps: int, config: 
             assert path is not None
             cost = cost + segment_costs(path, times, "straightness") * len(rows) / n_samples
             bar.update(len(rows))
-    chosen = partition(cost, k, max(1, round(0.01 * n_steps)))  # type: ignore[arg-type]
-    return checked_edges([times[i] for i in chosen])
+    nodes = partition(cost, k, max(1, round(0.01 * n_steps)))  # type: ignore[arg-type]
+    return checked_edges([times[i] for i in nodes])
 
 
 # ------------------------------------------------------------------------------------------------------------ training
@@ -316,20 +318,20 @@ def watcher(run: Run, here: Processes) -> Callable[[Model], dict[str, Any]]:
     def watch(model: Model) -> dict[str, Any]:
         nonlocal judge
         method, n_steps = sampler_of(run.config.sampling, run.config.model.num_scales)
-        shown = 4 if run.smoke else SHOWN
-        n = max(shown if t.snapshot_sampling else 0, t.snapshot_fid_sample)
+        few = 4 if run.smoke else SHOWN
+        n = max(few if t.snapshot_sampling else 0, t.snapshot_fid_sample)
         if not n:
             return {}
         how = {"tol": run.config.sampling.tol, "seed": run.config.seed, "pixels": len(model.shape) == 3}
         y = labels_for(range(n), model.num_classes)
-        samples = draw(model, range(n), y, method, n_steps, progress=n > shown, **how)
+        samples = draw(model, range(n), y, method, n_steps, progress=n > few, **how)
         if t.snapshot_sampling:
             picture(samples.x, None, workdir(run) / "samples" / f"step_{model.step:07d}.png")
         if not t.snapshot_fid_sample:
             return {"snapshot_nfe": samples.nfe}
         judge = judge or make_judge(run, workdir(run), here.device)
-        mine = slice(t.snapshot_fid_sample)
-        return {"snapshot_nfe": samples.nfe} | judge.measure(samples.x[mine], None if y is None else y[mine])
+        first = slice(t.snapshot_fid_sample)
+        return {"snapshot_nfe": samples.nfe} | judge.measure(samples.x[first], None if y is None else y[first])
 
     return watch
 
@@ -360,17 +362,17 @@ def weights_of(run: Run) -> list[Path]:
     from seqrf.train import FINAL, SNAPSHOTS
 
     e, folder = run.config.eval, workdir(run)
-    found = {int(file.stem.rpartition("_")[2]): file for file in (folder / SNAPSHOTS).glob("weights_step_*.pt")}
+    files = {int(file.stem.rpartition("_")[2]): file for file in (folder / SNAPSHOTS).glob("weights_step_*.pt")}
     if e.begin_step < 0:
         final = folder / FINAL
-        if not final.exists() and not found:
+        if not final.exists() and not files:
             raise FileNotFoundError(f"no weights in {folder}: train first, or give --config.training.import_torch=FILE")
-        return [final if final.exists() else found[max(found)]]
-    chosen = [s for s in sorted(found) if e.begin_step <= s <= e.end_step and s % e.interval_step == 0]
-    if not chosen:
-        there = ", ".join(map(str, sorted(found))) or "none"
+        return [final if final.exists() else files[max(files)]]
+    steps = [s for s in sorted(files) if e.begin_step <= s <= e.end_step and s % e.interval_step == 0]
+    if not steps:
+        names = ", ".join(map(str, sorted(files))) or "none"
         raise FileNotFoundError(
             f"no snapshot in {folder} from step {e.begin_step} to {e.end_step} in steps of {e.interval_step}; "
-            f"there are: {there}"
+            f"there are: {names}"
         )
-    return [found[s] for s in chosen]
+    return [files[s] for s in steps]

@@ -40,8 +40,9 @@ def run(options: Options) -> dict[str, Any]:
     final = Path(options.weights) if options.weights else out / weights_name(options)
     if options.mode != "evaluate":
         final = train(options, data, out, here)
-    scored = here.is_main and options.mode != "train"
-    return evaluate(options, data, final, out, here.device) if scored else {}
+    if options.mode == "train" or not here.is_main:
+        return {}
+    return evaluate(options, data, final, out, here.device)
 
 
 def train(options: Options, data: World, out: Path, here: Processes) -> Path:
@@ -83,55 +84,54 @@ def best_weights(options: Options, data: World, out: Path, device: torch.device)
 
 def evaluate(options: Options, data: World, weights: Path, out: Path, device: torch.device) -> dict[str, Any]:
     """Forecast the test years, print and write the scores (scores.json) and the figures into ``out``."""
-    given = ("members", "starts", "n_steps", "solver", "chunk", "seed", "spread", "mixed_precision", "data", "smoke")
-    changes = {key: getattr(options, key) for key in given}
+    keys = ("members", "starts", "n_steps", "solver", "chunk", "seed", "spread", "mixed_precision", "data", "smoke")
+    changes = {key: getattr(options, key) for key in keys}
     model = load_forecaster(weights, device, **changes)
-    same = ("box", "past", "horizon", "harmonics", "colour", "test_years", "val_years", "variable", "gaps")
-    if different := [key for key in same if getattr(model.options, key) != getattr(options, key)]:
-        there = ", ".join(f"--{key} {getattr(model.options, key)}" for key in different)
-        raise ValueError(f"{weights} was trained with {there}: give the same, or -c with the config.yaml beside it")
+    keys = ("box", "past", "horizon", "harmonics", "colour", "test_years", "val_years", "variable", "gaps")
+    if differences := [key for key in keys if getattr(model.options, key) != getattr(options, key)]:
+        flags = ", ".join(f"--{key} {getattr(model.options, key)}" for key in differences)
+        raise ValueError(f"{weights} was trained with {flags}: give the same, or -c with the config.yaml beside it")
     starts = data.starts(options)
-    drawn = forecast(model, data, starts, options.members, options.seed)
+    ensemble = forecast(model, data, starts, options.members, options.seed)
     validation = data.starts(options, validation=True) if options.spread == "validation" else None
-    result = skill.evaluate(data, drawn, options.seed, validation)
-    result |= facts_of(model.options, data, drawn, weights, model.step)
+    result = skill.evaluate(data, ensemble, options.seed, validation)
+    result |= facts_of(model.options, data, ensemble, weights, model.step)
     for unit in ("normalised", "deg_C"):
         print("\n".join(["", *skill.lines(result, unit)]))
     print_verdict(result)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "scores.json", result)
-    maps.forecast_maps(out / "forecast.png", data, drawn, index=len(drawn.box) // 2)
+    maps.forecast_maps(out / "forecast.png", data, ensemble, index=len(ensemble.box) // 2)
     maps.skill_curves(out / "skill.png", result)
     maps.ranks(out / "ranks.png", result)
     print(f"figures: {out}/forecast.png, skill.png, ranks.png")
     return result
 
 
-def facts_of(options: Options, data: World, drawn: Ensemble, weights: Path, step: int) -> dict[str, Any]:
+def facts_of(options: Options, data: World, ensemble: Ensemble, weights: Path, step: int) -> dict[str, Any]:
     """What the scores belong to."""
-    days = data.fields.times[drawn.frame[[0, -1]].numpy()]
+    days = data.fields.times[ensemble.frame[[0, -1]].numpy()]
     return {
         "weights": weights.name,
         "step": step,
         "data": data.fields.name,
         "boxes": len(data.boxes),
-        "forecasts": len(drawn.box),
+        "forecasts": len(ensemble.box),
         "starts": [str(day) for day in days],
-        "members": drawn.members.shape[1],
-        "nfe": drawn.nfe,
+        "members": ensemble.members.shape[1],
+        "nfe": ensemble.nfe,
         "solver": options.solver,
         "n_steps": options.n_steps,
-        "seconds": round(drawn.seconds, 1),
+        "seconds": round(ensemble.seconds, 1),
         "seed": options.seed,
     }
 
 
 def print_verdict(result: dict[str, Any]) -> None:
     """Say in words how the forecasts compare."""
-    there = [name for name in result["units"]["normalised"] if name not in ("flow", skill.EXACT)]
-    verdict = skill.below_everywhere(result, there)
-    better = [name for name, below in verdict.items() if below]
-    print(f"\nCRPS below, at every lead: {'; '.join(better) or 'none of the baselines'}")
+    baselines = [name for name in result["units"]["normalised"] if name not in ("flow", skill.EXACT)]
+    names = [name for name, below in skill.below_everywhere(result, baselines).items() if below]
+    print(f"\nCRPS below, at every lead: {'; '.join(names) or 'none of the baselines'}")
     if "exact_ratio" in result:
         ratios = ", ".join(f"{r:.2f}" for r in result["exact_ratio"])
         print(f"CRPS / CRPS of the exact forecast: {result['exact_ratio_mean']:.3f} (by lead {ratios})")
@@ -158,11 +158,12 @@ def draw(options: DrawOptions) -> Path:
     if options.members < 2 or options.solver_steps < 0:
         raise ValueError("--members must be at least 2, --solver_steps at least 0")
     members = min(options.members, 4) if options.smoke else options.members
-    drawn = forecast(model, data, frames[options.start : options.start + 1], members, options.seed)
-    print("\n".join(skill.lines(skill.evaluate(data, drawn, options.seed), "deg_C")))
-    print(f"{members} members, step {model.step}, NFE {drawn.nfe:g} a lead, seed {options.seed}, {drawn.seconds:.1f} s")
+    ensemble = forecast(model, data, frames[options.start : options.start + 1], members, options.seed)
+    print("\n".join(skill.lines(skill.evaluate(data, ensemble, options.seed), "deg_C")))
+    nfe, seconds = ensemble.nfe, ensemble.seconds
+    print(f"{members} members, step {model.step}, NFE {nfe:g} a lead, seed {options.seed}, {seconds:.1f} s")
     out = Path(options.out) if options.out else HERE / "samples" / f"forecast_{data.fields.name}.png"
-    maps.forecast_maps(out, data, drawn, index=len(drawn.box) // 2)
+    maps.forecast_maps(out, data, ensemble, index=len(ensemble.box) // 2)
     print(f"picture: {out}")
     return out
 

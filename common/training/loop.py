@@ -72,9 +72,9 @@ def train(
     # A dropped label becomes the class after the last one: the same network then also knows all classes together,
     # which classifier-free guidance needs (Ho & Salimans 2022).
     drop = (config.label_dropout, config.num_classes) if config.num_classes and config.label_dropout else None
-    labelled = data if config.num_classes else _without_labels(data)
+    images = data if config.num_classes else _without_labels(data)
     batches = Batches(
-        labelled, config.batch_size, config.seed, config.flip, processes.device, drop=drop, subset=train_rows
+        images, config.batch_size, config.seed, config.flip, processes.device, drop=drop, subset=train_rows
     )
     method = method_of(config.method)
     coupling = method.coupling if config.coupling == "auto" else config.coupling
@@ -84,11 +84,11 @@ def train(
     held_out = None
     if len(val_rows):
         size = min(config.batch_size, len(val_rows))
-        others = Batches(labelled, size, 0, False, processes.device, subset=val_rows)
-        # the first process validates alone, always on the same noise and times
+        val_batches = Batches(images, size, 0, False, processes.device, subset=val_rows)
+        # The first process validates alone, on whole batches, with the same noise and times whenever it does.
         alone = Processes(0, 1, processes.device)
-        fixed = CoupledBatches(others, "independent", config.seed + 1, alone, ahead=False, times=method.times)
-        held_out = HeldOut(fixed, max(1, min(others.n, 1024) // size))
+        val_source = CoupledBatches(val_batches, "independent", config.seed + 1, alone, ahead=False, times=method.times)
+        held_out = HeldOut(val_source, max(1, min(val_batches.n, 1024) // size))
 
     facts = {"data": Path(data.source).name, "training_images": len(train_rows)}
     return run(

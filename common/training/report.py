@@ -98,8 +98,8 @@ class Report:
         if self.processes.is_main:
             text = {"loss": f"{row['loss']:.4f}", "img/s": f"{row['images_per_s']:.0f}"}
             if row["coupling_share"]:
-                hidden = ", hidden" if self.config.coupling_ahead else ""
-                text["coupling"] = f"{100 * row['coupling_share']:.1f}%{hidden}"
+                note = ", hidden" if self.config.coupling_ahead else ""
+                text["coupling"] = f"{100 * row['coupling_share']:.1f}%{note}"
             if row["skipped"]:
                 text["skipped"] = str(row["skipped"])
             self.bar.set_postfix(text)

@@ -1,4 +1,4 @@
-"""State of a run and the arithmetic of one step; training.py has the loop around it."""
+"""State of a run and the arithmetic of one step; ``loop`` is what goes around it."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def learning_rate(config: TrainConfig, step: int) -> float:
         return config.lr * (step + 1) / config.warmup
     if config.lr_decay == "none":
         return config.lr
-    done = (step - config.warmup) / max(1, config.total_steps - config.warmup)
-    return config.lr * (0.5 * (1 + math.cos(math.pi * done)) if config.lr_decay == "cosine" else 1 - done)
+    share = (step - config.warmup) / max(1, config.total_steps - config.warmup)
+    return config.lr * (0.5 * (1 + math.cos(math.pi * share)) if config.lr_decay == "cosine" else 1 - share)
 
 
 class Trainer:
@@ -108,18 +108,21 @@ class Trainer:
             ValueError: after 20 such steps in a row.
         """
         config, parts = self.config, self.config.grad_accum
+        # Dropout, too, is a function of the step: a resumed run drops what the run that never stopped has dropped.
         torch.manual_seed(derive_seed(config.seed, "dropout", self.step, self.processes.rank))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, self.step)
-        total = torch.zeros((), device=self.device)
+        total = torch.zeros((), device=self.device)  # stays on the device: reading it would make every step wait
         for i in range(parts):
-            micro = part(batch, i, parts)
-            waits = self.processes.world > 1 and i + 1 < parts
-            with self.call.no_sync() if waits else contextlib.nullcontext():  # type: ignore[union-attr]
+            micro = part(batch, i, parts)  # batch_size / (world grad_accum) rows
+            # The processes average their gradients once a step, in the backward pass of the last part.
+            early = self.processes.world > 1 and i + 1 < parts
+            with self.call.no_sync() if early else contextlib.nullcontext():  # type: ignore[union-attr]
+                # 1 / parts makes the sum over the parts the mean over the batch.
                 loss = self.losses(partial(self.run_network, self.call), micro).mean() / parts
-                self.scaler.scale(loss).backward()
+                self.scaler.scale(loss).backward()  # fp16: small gradients would be 0; else the scale is 1
             total += loss.detach()
-        self.scaler.unscale_(self.optimizer)
+        self.scaler.unscale_(self.optimizer)  # before the norm, which is that of the true gradient
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), config.grad_clip or math.inf)
         if self._finite(norm):
             self.scaler.step(self.optimizer)
@@ -209,17 +212,17 @@ class Trainer:
         Raises:
             ValueError: when the checkpoint's network or method is not this run's.
         """
-        if missing := [key for key in ("net_model", "optim", "ema", "scaler") if key not in state]:
+        if gaps := [key for key in ("net_model", "optim", "ema", "scaler") if key not in state]:
             raise ValueError(
-                f"{path} holds no state of a run (no {missing[0]}): choose another folder with {self.elsewhere}"
+                f"{path} holds no state of a run (no {gaps[0]}): choose another folder with {self.elsewhere}"
             )
-        for key, mine in (("network", self.description), ("method", self.weights_method())):
+        for key, ours in (("network", self.description), ("method", self.weights_method())):
             theirs = state.get(key, {})
-            wrong = [f"{k}: {theirs.get(k)} there, {mine[k]} here" for k in mine if theirs.get(k) != mine[k]]
-            wrong = [w for w in wrong if not w.startswith("checkpointing")]
-            if wrong:
+            names = [name for name in ours if theirs.get(name) != ours[name] and name != "checkpointing"]
+            if names:
+                differences = "; ".join(f"{name}: {theirs.get(name)} there, {ours[name]} here" for name in names)
                 raise ValueError(
-                    f"{path} is of another {key} ({'; '.join(wrong)}): use its config.yaml, or another {self.elsewhere}"
+                    f"{path} is of another {key} ({differences}): use its config.yaml, or another {self.elsewhere}"
                 )
         self.net.load_state_dict(state["net_model"])
         self.optimizer.load_state_dict(state["optim"])
