@@ -201,6 +201,18 @@ def test_samples_have_the_distribution_of_the_data(method, solver, n):
     assert x.std().item() == pytest.approx(SPREAD, rel=0.03)
 
 
+def test_idffs_sampler_takes_twice_the_sigma_of_training():
+    """On a Gaussian its heads are linear: each step is x <- a x + b, written out here for the published sampler."""
+    n, twice, x = 8, 2 * SIGMA, noise_for(range(4), (1, 8, 8), 0).double()
+    for t in (k / n for k in range(n)):
+        variance = t**2 * SPREAD**2 + (1 - t) ** 2 + SIGMA**2 * t * (1 - t)
+        x1_hat, st = MEAN + t * SPREAD**2 / variance * (x - t * MEAN), -(SIGMA**2) / 2 * (x - t * MEAN) / variance
+        spread = twice * math.sqrt(t * (1 - t))
+        x = x + (math.sqrt(1 - spread**2) * (x1_hat - x) / (1 - t) + spread * st) / n
+    made = Sampler(Exact(True), "idff", (1, 8, 8), SIGMA, solver="idff", n_steps=n)(range(4))
+    assert torch.allclose(made.double(), x, atol=1e-5) and x.abs().max() < 1
+
+
 def test_idff_velocity_is_the_velocity_of_its_marginals():
     """Along the flow of a Gaussian, (x - mean) / spread does not change."""
     velocity = velocity_of(Exact(True), "idff")

@@ -188,6 +188,18 @@ def test_gradients_are_clipped():
     assert norms[1e-4] == pytest.approx((1e-4, norms[0.0][1]), rel=1e-2)  # reported before it is clipped
 
 
+def test_weight_decay_takes_its_share_of_the_weights_beside_the_step():
+    """Decoupled: w <- (1 - lr decay) w - lr adam (Loshchilov & Hutter 2019, algorithm 2), so nothing else differs."""
+    steps = []
+    for decay in (0.0, 5.0):
+        trainer, source = trainer_and_batches(num_classes=3, lr=1e-2, warmup=0, weight_decay=decay)
+        before = torch.cat([p.detach().flatten().clone() for p in trainer.net.parameters()])
+        trainer.update(source.at(0))
+        steps.append(torch.cat([p.detach().flatten() for p in trainer.net.parameters()]) - before)
+    assert before.abs().max() > 0.1
+    assert torch.allclose(steps[1] - steps[0], -1e-2 * 5.0 * before, atol=1e-6)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_is_close_to_float32_and_keeps_float32_weights(tmp_path, precision, monkeypatch):
     # a picture of 8 images: fp16 is emulated on a CPU, and slow
@@ -223,6 +235,53 @@ def test_batches_of_a_step_are_a_function_of_it_and_the_processes_rows_make_the_
     order = (batch.x0[:, None] == independent.x0[None]).flatten(2).all(2)
     assert (order.sum(0) == 1).all() and (order.sum(1) == 1).all() and not order.diagonal().all()
     assert torch.equal(batch.y, batch.y[order.int().argmax(1)])  # the noise stays within its class
+
+
+# ---- what training sees
+
+
+def batches_of_a_run(out, monkeypatch, **changes):
+    """The batches of a run, whose steps are counted and not taken."""
+    batches = []
+
+    def update(self, batch):
+        self.step += 1
+        batches.append(batch)
+        return torch.zeros(()), torch.zeros(())
+
+    monkeypatch.setattr(Trainer, "update", update)
+    run(out, **{"sample_step": 0, "val_fraction": 0.0, **changes})
+    return batches
+
+
+def test_labels_are_dropped_at_their_rate_and_the_network_learns_to_do_without(tmp_path, monkeypatch):
+    changes = {"num_classes": 3, "label_dropout": 0.25, "data": images(64)}
+    fresh = Trainer(options(num_classes=3, label_dropout=0.25), ALONE).net.label_emb.weight
+    learnt = last(run(tmp_path / "run", **changes).parent)["net_model"]["label_emb.weight"]
+    assert learnt.shape == (4, 128) and (learnt != fresh).any(1).all()  # the last row means "no label"
+    labels = torch.cat([b.y for b in batches_of_a_run(tmp_path, monkeypatch, **changes, batch_size=64, total_steps=20)])
+    share = (labels == 3).float().mean().item()
+    assert share == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / len(labels)) ** 0.5)
+    assert set(labels.tolist()) == {0, 1, 2, 3}
+
+
+def test_a_schroedinger_bridge_pairs_by_the_entropic_plan_of_its_sigma(tmp_path, monkeypatch):
+    """Of N(0, 1) and N(0, s^2) the plan's covariance is sqrt(s^2 + sigma^4 / 4) - sigma^2 / 2.
+
+    Images of one grey level a meet noise in its mean only: 8 a and 8 mean(x0) are two such numbers in one dimension.
+    Source: Janati et al. 2020 (2006.02572), theorem 1, for the regularisation 2 sigma^2.
+    """
+    spread, sigma = 2.0, 3.0
+    levels = spread / 8 * torch.special.ndtri((torch.arange(512) + 0.5) / 512)
+    pixels = (127.5 * (1 + levels)).round().to(torch.uint8)[:, None, None, None].expand(-1, 1, 8, 8).contiguous()
+    data = replace(images(512), images=pixels, labels=None)
+    changes = {"method": "sbcfm", "sigma": sigma, "data": data, "batch_size": 128, "total_steps": 8}
+    batches = batches_of_a_run(tmp_path, monkeypatch, **changes)
+    x0, x1 = (8 * torch.cat([getattr(b, name) for b in batches]).mean((1, 2, 3)) for name in ("x0", "x1"))
+    assert x1.std().item() == pytest.approx(spread, rel=0.03)
+    expected = (spread**2 + sigma**4 / 4) ** 0.5 - sigma**2 / 2
+    found = torch.cov(torch.stack([x0, x1]))[0, 1].item()
+    assert found == pytest.approx(expected, abs=0.13)  # two standard errors; 0.42, with half the regularisation 0.76
 
 
 # ---- non-finite steps
@@ -316,6 +375,16 @@ def test_validation_loss_falls_and_the_best_weights_are_kept(tmp_path):
     best = min(values, key=lambda step: values[step])
     assert checkpoint.load(tmp_path / "checkpoint_best.pt")["step"] == best
     assert last(tmp_path)["best"] == values[best]
+
+
+def test_the_best_weights_are_those_of_the_least_validation_loss(tmp_path, monkeypatch):
+    values = iter([3.0, 1.0, 2.0, math.nan, 1.0, 4.0])
+    monkeypatch.setattr(Trainer, "validation_loss", lambda *_: next(values))
+    run(tmp_path, val_step=1)
+    best = checkpoint.load(tmp_path / "checkpoint_best.pt")
+    assert best["step"] == 2 and last(tmp_path)["best"] == 1.0
+    run(tmp_path, val_step=1, total_steps=6, resume="auto")  # which knows what was best
+    assert difference(checkpoint.load(tmp_path / "checkpoint_best.pt"), best) == ""
 
 
 def test_validation_changes_neither_weights_nor_mode_and_repeats():
