@@ -205,7 +205,7 @@ def pool_of(run: Run, teacher: Model) -> Pool:
         return Pool(sample(data.dataset.removeprefix(PLANE), POINTS, generator(run.config.seed, "pool")))
     if k == 1 and not teacher.num_classes:
         return Pool(None)
-    from seqrf.quality import load_split
+    from seqrf.images import load_split
 
     images = load_split(data, "train", run.smoke)
     if not teacher.num_classes:

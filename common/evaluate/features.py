@@ -109,7 +109,8 @@ def inception_network(weights: Path, device: torch.device | str = "cpu") -> Feat
 
     The values are those of pytorch-fid to float32 rounding. Batch norms are folded into the convolutions before them
     and the arithmetic is channels-last. The logits are without the bias, as in the first Inception scores
-    (Salimans et al. 1606.03498, their code), which torch-fidelity follows.
+    (Salimans et al. 1606.03498, their code), which torch-fidelity follows. Speed: some 20 images a second on a CPU
+    core, thousands on a GPU.
 
     Raises:
         ValueError: the file holds other weights.
@@ -133,36 +134,6 @@ def _inception_input(images: Tensor) -> Tensor:
     """uint8 images as pytorch-fid's network sees them: resized, in [-1, 1], and channels-last."""
     x = F.interpolate(images.float(), size=(SIDE, SIDE), mode="bilinear", align_corners=False)
     return x.contiguous(memory_format=torch.channels_last).div_(127.5).sub_(1)
-
-
-def inception_features(
-    images: Tensor, weights: Path, device: torch.device | str = "cpu", batch_size: int = 50
-) -> Tensor:
-    """Inception's features of images, (N, 2048) float32 on the CPU.
-
-    Grey images are repeated to three channels. All are resized to 299 x 299 as pytorch-fid does (bilinear, without
-    antialiasing). Speed: some 20 images a second on a CPU core, thousands on a GPU.
-
-    Args:
-        images: uint8, (N, 1 or 3, H, W).
-        weights: Their file; see :func:`find_weights`.
-        device: Where to compute.
-        batch_size: Images at a time.
-
-    Raises:
-        ValueError: other images, or a file of other weights.
-
-    Source: Heusel et al. 1706.08500.
-    """
-    from tqdm import tqdm
-
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(f"Inception sees uint8 images (N, 1 or 3, H, W), not {images.dtype} {tuple(images.shape)}")
-    network, parts = inception_network(weights, device), []
-    for start in tqdm(range(0, len(images), batch_size), desc="Inception", unit="batch", dynamic_ncols=True):
-        rows, _ = network.run(images[start : start + batch_size].expand(-1, 3, -1, -1))
-        parts.append(rows.cpu())
-    return torch.cat(parts)
 
 
 def fold_batch_norms(net: nn.Module) -> None:

@@ -102,7 +102,13 @@ def open_set(spec: str, side: int = 0, split: str = "train") -> ImageSet:
 
 
 def set_of(images: Tensor, name: str) -> ImageSet:
-    """Square uint8 images in memory, (N, 1 or 3, S, S), as a set; ``name`` is what messages call it."""
+    """Square uint8 images in memory, (N, 1 or 3, S, S), as a set; ``name`` is what messages call it.
+
+    Raises:
+        ValueError: other images.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"{name} must be uint8 (N, 1 or 3, S, S), not {images.dtype} {tuple(images.shape)}")
 
     def load(index: int) -> Any:
         raise ValueError(f"image {index} of {name} is not square")  # whole blocks are read otherwise

@@ -519,7 +519,6 @@ def test_logits_are_those_of_the_last_layer_without_its_bias(inception_file):
     images = synthetic_images(2, 8, 3, 2, 5).images
     rows, logits = features.inception_network(file).run(images)
     torch.testing.assert_close(logits, rows @ checkpoint.load(file)["fc.weight"].T)
-    torch.testing.assert_close(rows, features.inception_features(images, file), rtol=0, atol=1e-4 * rows.std().item())
 
 
 @pytest.mark.slow

@@ -81,6 +81,8 @@ def test_figures_of_inception_are_those_of_its_features(tmp_path, monkeypatch):
     assert again == found and list((tmp_path / "known").glob("*.npz")) == kept
     grey = feature_sets.set_of(fake[:, :1], "grey images")
     assert next(iter(grey.batches(8))).equal(fake[:, :1].expand(-1, 3, -1, -1))
+    with pytest.raises(ValueError, match=r"the images must be uint8 .*, not torch.float32 \(1, 3, 8, 8\)"):
+        feature_sets.set_of(torch.zeros(1, 3, 8, 8), "the images")
 
 
 def test_measuring_with_inception_needs_its_weights_before_all_else(tmp_path, monkeypatch):
