@@ -39,7 +39,7 @@ def part(batch: Any, i: int, parts: int) -> Any:
 class Ahead:
     """Batches that are a pure function of the step, the next one made in a thread while the network works on this one.
 
-    Decoding, transfer and optimal transport then cost the step nothing. ``waited`` sums the seconds spent waiting. A
+    Decoding, transfer and optimal transport then cost the step nothing. ``wait_seconds`` sums the time spent waiting. A
     batch is a dataclass of tensors; whoever inherits says in ``make(step)`` what it is.
 
     Args:
@@ -50,7 +50,7 @@ class Ahead:
     def __init__(self, device: torch.device, ahead: bool):
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="batch") if ahead else None
         self.future: tuple[int, Any] | None = None
-        self.waited = 0.0
+        self.wait_seconds = 0.0
         # Own stream: the transfers and the transport's synchronisation must not wait for the network's queue.
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" and ahead else None
 
@@ -68,7 +68,7 @@ class Ahead:
                 self.future = (step, self.pool.submit(self._make_on_stream, step))
             batch = self.future[1].result()
             self.future = (step + 1, self.pool.submit(self._make_on_stream, step + 1))
-        self.waited += time.perf_counter() - start
+        self.wait_seconds += time.perf_counter() - start
         if self.stream is not None:  # the memory belongs to the side stream: it must outlive the network's use
             for tensor in vars(batch).values():
                 if isinstance(tensor, Tensor):

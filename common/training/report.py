@@ -61,40 +61,40 @@ class Report:
             smoothing=0.05,
         )
         self.logger = _logger(config, out, trainer.log_name) if processes.is_main else None
-        self.sums: list[tuple[Tensor, Tensor]] = []
+        self.figures: list[tuple[Tensor, Tensor]] = []  # loss and gradient norm of the steps since the last row
         self.coupling_seconds = 0.0
-        self.started, self.window_start, self.window_waited = time.perf_counter(), time.perf_counter(), 0.0
+        self.start, self.window_start, self.window_wait = time.perf_counter(), time.perf_counter(), 0.0
         self.seconds_before = trainer.seconds
 
     def after_step(self, loss: Tensor, norm: Tensor, batch: Any, source: Ahead) -> None:
         """Collect a step's figures; write a row every ``log_step`` steps."""
         self.bar.update(1)
-        self.sums.append((loss, norm))
+        self.figures.append((loss, norm))  # not read here: that would wait for a GPU at every step
         self.coupling_seconds += batch.seconds
         step, total = self.trainer.step, self.config.total_steps
         if not due(step, self.config.log_step, total):
             return
-        losses = torch.stack([a for a, _ in self.sums]).mean()
-        if self.processes.world > 1:
-            torch.distributed.all_reduce(losses)
-            losses /= self.processes.world
+        mean = torch.stack([loss for loss, _ in self.figures]).mean()
+        if self.processes.world > 1:  # the norm needs none: it is that of the gradient that all have averaged
+            torch.distributed.all_reduce(mean)
+            mean /= self.processes.world
         now = time.perf_counter()
-        self.trainer.seconds = self.seconds_before + now - self.started
+        self.trainer.seconds = self.seconds_before + now - self.start
         elapsed = max(now - self.window_start, 1e-9)
         row = {
             "step": step,
             "images_seen": step * self.config.batch_size,
-            "loss": losses.item(),
-            "grad_norm": torch.stack([b for _, b in self.sums]).mean().item(),
+            "loss": mean.item(),
+            "grad_norm": torch.stack([norm for _, norm in self.figures]).mean().item(),
             "lr": self.trainer.optimizer.param_groups[0]["lr"],
-            "images_per_s": len(self.sums) * self.config.batch_size / elapsed,
+            "images_per_s": len(self.figures) * self.config.batch_size / elapsed,
             "coupling_share": self.coupling_seconds / elapsed,
-            "waited_share": (source.waited - self.window_waited) / elapsed,
+            "waited_share": (source.wait_seconds - self.window_wait) / elapsed,
             "skipped": self.trainer.skipped,
             "seconds": self.trainer.seconds,
         }
-        self.sums, self.coupling_seconds = [], 0.0
-        self.window_start, self.window_waited = now, source.waited
+        self.figures, self.coupling_seconds = [], 0.0
+        self.window_start, self.window_wait = now, source.wait_seconds
         if self.processes.is_main:
             text = {"loss": f"{row['loss']:.4f}", "img/s": f"{row['images_per_s']:.0f}"}
             if row["coupling_share"]:
@@ -122,7 +122,7 @@ class Report:
 
     def save(self) -> None:
         """The whole state, replacing the last one only when it is written."""
-        self.trainer.seconds = self.seconds_before + time.perf_counter() - self.started
+        self.trainer.seconds = self.seconds_before + time.perf_counter() - self.start
         checkpoint.save(self.out / "checkpoint_last.pt", self.trainer.state())
 
     def close(self) -> None:

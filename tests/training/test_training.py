@@ -314,8 +314,8 @@ def _copy(value):
 def test_twenty_such_steps_in_a_row_end_the_run_and_keep_the_last_good_checkpoint(tmp_path, monkeypatch):
     make, calls = trainer_module.make_loss, []
 
-    def failing(*args):
-        loss = make(*args)
+    def failing(*args, **constants):
+        loss = make(*args, **constants)
         return lambda *a: calls.append(0) or (loss(*a) * (math.nan if len(calls) > 4 else 1))
 
     monkeypatch.setattr(trainer_module, "make_loss", failing)
