@@ -81,12 +81,15 @@ def solvers(options: Options) -> None:
     from common.metrics import rms
     from common.solvers import CountNFE, integrate
     from seqrf.endpoints import Pool, choose_steps, follow, starts
+    from seqrf.manifest import PairOptions, Teacher
     from seqrf.plan import plan
+    from seqrf.segments import uniform_edges
 
     velocity, data, labels = teacher(options)
     pool, count = Pool(data, labels), CountNFE(velocity)
     total = options.n_samples * options.k
-    manifest = plan(pool, teacher_hash="", k=options.k, n_pairs=total, seed=options.seed, tolerance=options.tolerance)
+    pairs = PairOptions(total, uniform_edges(options.k), options.seed, tolerance=options.tolerance)
+    manifest = plan(pool, Teacher("", tuple(data.shape[1:])), pairs)
 
     def ways(t_a: float, t_b: float) -> Iterator[tuple[str, Any]]:
         for tolerance in (1e-3, 1e-4, 1e-5):
@@ -119,25 +122,20 @@ def solvers(options: Options) -> None:
 
 def calls(options: Options) -> None:
     """Network calls of 1,000 pairs: k segments from real samples against the whole path, at the same tolerance."""
+    from seqrf.endpoints import Pool
+    from seqrf.manifest import PairOptions, Teacher
     from seqrf.pairs import Pairs, generate
+    from seqrf.segments import uniform_edges
 
     velocity, data, labels = teacher(options)
+    pool, facts = Pool(data, labels), Teacher("", tuple(data.shape[1:]))
     with tempfile.TemporaryDirectory() as folder:
         for solver in ("dopri5", "auto"):
             nfe = {}
             for k in (1, options.k):
-                generate(
-                    f"{folder}/{solver}{k}",
-                    velocity,
-                    data,
-                    labels=labels,
-                    teacher_hash="",
-                    k=k,
-                    n_pairs=options.n_samples * k,
-                    solver=solver,
-                    tolerance=options.tolerance,
-                    seed=options.seed,
-                )
+                edges, total = uniform_edges(k), options.n_samples * k
+                pairs = PairOptions(total, edges, options.seed, solver, tolerance=options.tolerance)
+                generate(f"{folder}/{solver}{k}", velocity, pool, facts, pairs)
                 pairs = Pairs.open(f"{folder}/{solver}{k}")
                 nfe[k] = pairs.nfe
                 print(f"{solver}, k = {k}: {1000 * pairs.nfe:,.0f} calls for 1,000 pairs", pairs.manifest.n_steps or "")
@@ -151,15 +149,17 @@ def reading(options: Options) -> None:
 
     from seqrf import shards as store
     from seqrf.endpoints import Pool
+    from seqrf.manifest import PairOptions, Teacher, write_manifest
     from seqrf.pairs import Pairs
     from seqrf.plan import plan
+    from seqrf.segments import uniform_edges
 
     torch.set_num_threads(1)
     pool = Pool(torch.zeros(10, 3, 32, 32, dtype=torch.uint8), torch.arange(10))
     with tempfile.TemporaryDirectory(dir=options.out or None) as folder:
-        steps = {"solver": "rk4", "n_steps": 1}
-        manifest = plan(pool, teacher_hash="", k=options.k, n_pairs=options.n_pairs, seed=options.seed, **steps)
-        store.write_manifest(Path(folder), manifest)
+        records = PairOptions(options.n_pairs, uniform_edges(options.k), options.seed, solver="rk4", n_steps=1)
+        manifest = plan(pool, Teacher("", (3, 32, 32)), records)
+        write_manifest(Path(folder), manifest)
         content = np.random.default_rng(0).integers(0, 60, manifest.size(0), np.uint8)  # no float16 is infinite
         for shard in range(manifest.n_shards):
             store.write_shard(Path(folder), manifest, shard, content[: manifest.size(shard)], nfe=0)

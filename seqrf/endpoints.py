@@ -18,10 +18,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from common.runtime import derive_seed, generator
-from seqrf.shards import Manifest, shape_text
+from seqrf.manifest import PoolFacts, shape_text
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from seqrf.manifest import Manifest
 
     Velocity = Callable[..., Tensor]  # velocity(x, t), with labels velocity(x, t, y)
 
@@ -34,10 +36,12 @@ COUPLED = 64  # pairs of a segment that are coupled together, as the batches of 
 # -------------------------------------------------------------------------------------------------------------- starts
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """Real samples (N, ...), uint8 pixels or floating point, and labels (N,) from 0 on; either may be None."""
+    """Real samples (N, ...), uint8 pixels or floating point, and labels (N,) from 0 on; either may be None. The name is
+    for the manifest."""
 
     data: Tensor | None
     labels: Tensor | None = None
+    name: str = ""
 
     def __post_init__(self) -> None:
         data, labels = self.data, self.labels
@@ -51,20 +55,21 @@ class Pool:
     def __len__(self) -> int:
         return next((len(x) for x in (self.data, self.labels) if x is not None), 0)
 
-    def facts(self) -> dict[str, Any]:
-        """Count, types and hash, as a manifest has them. Reads all of it: a second a GB."""
+    def facts(self) -> PoolFacts:
+        """Name, hash, count and types. Reads all of it: a second a GB."""
         import torch
 
         digest = hashlib.sha256()
         for x in (self.data, self.labels):
             if x is not None:
                 digest.update(x.cpu().contiguous().view(torch.uint8).numpy())
-        return {
-            "data_hash": digest.hexdigest()[:16] if len(self) else "",
-            "data_count": len(self),
-            "data_dtype": "" if self.data is None else _stored_type(self.data),
-            "label_dtype": "" if self.labels is None else "uint8" if int(self.labels.max()) < 256 else "int16",
-        }
+        return PoolFacts(
+            data=self.name,
+            data_hash=digest.hexdigest()[:16] if len(self) else "",
+            data_count=len(self),
+            data_dtype="" if self.data is None else _stored_type(self.data),
+            label_dtype="" if self.labels is None else "uint8" if int(self.labels.max()) < 256 else "int16",
+        )
 
     def draw(self, pairs: Sequence[int], seed: int, samples: bool) -> tuple[Tensor | None, Tensor | None]:
         """The samples (if wanted) and the labels of pairs, on the CPU; samples in the type in which they are stored."""
@@ -116,6 +121,11 @@ def sources(indices: Sequence[int], shape: Sequence[int], seed: int, stream: str
     return torch.stack([blocks[k // BLOCK][k % BLOCK] for k in indices])
 
 
+def noise_of(manifest: Manifest, pairs: Sequence[int]) -> Tensor:
+    """The noise of pairs, (len(pairs), *shape), as it was and will be drawn whenever one asks."""
+    return sources(pairs, manifest.teacher.shape, manifest.options.seed, "pair", manifest.teacher.source)
+
+
 def mix(manifest: Manifest, segment: int, pairs: Sequence[int], noise: Tensor, data: Tensor | None) -> Tensor:
     """x_a on the teacher's path between noise and stored data; in segment 0 the noise itself.
 
@@ -126,21 +136,22 @@ def mix(manifest: Manifest, segment: int, pairs: Sequence[int], noise: Tensor, d
     from common.generate import noise_for
     from common.methods import METHODS
 
-    t, spread = noise.new_full((len(noise),), manifest.edges[segment]), None
-    if manifest.sigma:
-        spread = noise_for(pairs, manifest.shape, manifest.seed, "spread")
-    return METHODS[manifest.method].path(manifest.sigma).xt(noise, as_floats(data), t, spread)  # type: ignore[arg-type]
+    teacher, spread = manifest.teacher, None
+    t = noise.new_full((len(noise),), manifest.edges[segment])
+    if teacher.sigma:
+        spread = noise_for(pairs, teacher.shape, manifest.options.seed, "spread")
+    return METHODS[teacher.method].path(teacher.sigma).xt(noise, as_floats(data), t, spread)  # type: ignore[arg-type]
 
 
 def starts(
     manifest: Manifest, segment: int, pairs: Sequence[int], pool: Pool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """x_a of pairs of a segment, the samples in it (None in segment 0) and the labels (None without), on the CPU."""
-    noise = sources(pairs, manifest.shape, manifest.seed, "pair", manifest.source)
-    if segment and manifest.coupling != "independent":
+    noise = noise_of(manifest, pairs)
+    if segment and manifest.teacher.coupling != "independent":
         data, y = _coupled(manifest, segment, pairs, pool)
     else:
-        data, y = pool.draw(pairs, manifest.seed, samples=segment > 0)
+        data, y = pool.draw(pairs, manifest.options.seed, samples=segment > 0)
     return mix(manifest, segment, pairs, noise, data), data, y
 
 
@@ -151,18 +162,18 @@ def _coupled(manifest: Manifest, segment: int, pairs: Sequence[int], pool: Pool)
     from common.couplings import couple
     from common.images import to_uint8
 
-    k, found, labels = manifest.k, {}, {}
+    k, seed, coupling, reg = manifest.k, manifest.options.seed, manifest.teacher.coupling, manifest.teacher.reg
+    samples, labels = {}, {}
     for number in {p // k // COUPLED for p in pairs}:
         block = [segment + k * j for j in range(number * COUPLED, (number + 1) * COUPLED)]
-        data, y = pool.draw(block, manifest.seed, samples=True)
-        noise = sources(block, manifest.shape, manifest.seed, "pair", manifest.source)
-        draw, inside = generator(manifest.seed, "couple", segment, number), y is not None
+        data, y = pool.draw(block, seed, samples=True)
+        draw, inside = generator(seed, "couple", segment, number), y is not None
         # the noise stays where it is, so that a reader can draw it again from the pair's number
-        x = couple(as_floats(data), noise, manifest.coupling, draw, y, manifest.reg, inside)[0]  # type: ignore[arg-type]
-        found |= dict(zip(block, to_uint8(x) if data is not None and data.dtype == torch.uint8 else x))
+        x = couple(as_floats(data), noise_of(manifest, block), coupling, draw, y, reg, inside)[0]  # type: ignore[arg-type]
+        samples |= dict(zip(block, to_uint8(x) if data is not None and data.dtype == torch.uint8 else x))
         labels |= dict(zip(block, y)) if y is not None else {}
     y = torch.stack([labels[p] for p in pairs]) if labels else None
-    return torch.stack([found[p] for p in pairs]), y
+    return torch.stack([samples[p] for p in pairs]), y
 
 
 # ---------------------------------------------------------------------------------------------------------------- ends
@@ -223,19 +234,19 @@ def choose_steps(velocity: Velocity, manifest: Manifest, pool: Pool, device: Any
     from common.metrics import rms
     from common.solvers import CountNFE
 
-    chosen, tolerance, count = [], manifest.tolerance or 1e-4, CountNFE(velocity)
-    trials = min(TRIALS, max(8, manifest.n_pairs // (100 * manifest.k)))
+    counts, count = [], CountNFE(velocity)
+    tolerance, n_pairs, k = manifest.options.tolerance or 1e-4, manifest.options.n_pairs, manifest.k
+    trials = min(TRIALS, max(8, n_pairs // (100 * k)))
+    land = {"landing": manifest.teacher.landing}
     for segment, (t_a, t_b) in enumerate(pairwise(manifest.edges)):
-        pairs = range(segment, min(manifest.n_pairs, trials * manifest.k), manifest.k)
-        x, _, y = starts(manifest, segment, pairs, pool)
+        x, _, y = starts(manifest, segment, range(segment, min(n_pairs, trials * k), k), pool)
         start = (x.to(device), None if y is None else y.to(device), t_a, t_b)
-        land = {"landing": manifest.landing}
         exact = follow(velocity, *start, "dopri5", tolerance=max(tolerance / 100, 1e-6), **land)
         count.reset()
         allowed = max(tolerance, rms(follow(count, *start, "dopri5", tolerance=tolerance, **land), exact))
         most = (count.nfe - 1 + 3 * (t_b == 1)) // 4  # of steps that cost less; the one into t = 1 is Euler's
-        chosen.append(fewest(lambda n: rms(follow(velocity, *start, "rk4", n, **land), exact) <= allowed, most))
-    return tuple(chosen)
+        counts.append(fewest(lambda n: rms(follow(velocity, *start, "rk4", n, **land), exact) <= allowed, most))
+    return tuple(counts)
 
 
 def fewest(good: Callable[[int], bool], most: int) -> int:
@@ -256,7 +267,7 @@ def check_teacher(velocity: Velocity, manifest: Manifest, pool: Pool, device: An
     import torch
 
     x, _, y = starts(manifest, 0, [0], pool)
-    given = shape_text(manifest.shape)
+    given = shape_text(manifest.teacher.shape)
     arguments = (x.to(device), torch.zeros(1, device=device), *(() if y is None else (y.to(device),)))
     try:
         v = velocity(*arguments)

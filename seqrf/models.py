@@ -18,6 +18,7 @@ from common.runtime import file_hash, keep_freed_memory
 from common.solvers import CountNFE
 from seqrf import segments
 from seqrf.endpoints import after
+from seqrf.manifest import Teacher
 from seqrf.networks import Student, build
 
 
@@ -83,6 +84,11 @@ class Model:
     def flow(self, cfg: float = 1.0, landing: float = 1.0) -> Callable[..., Tensor]:
         """velocity(x, t) or velocity(x, t, y) of a teacher, as pairs are made with; see ``endpoints.follow``."""
         return lambda x, t, y=None: self.velocity_for(y, cfg, after(landing))(x, t, 0)
+
+    def as_teacher(self, cfg: float = 1.0, landing: float = 1.0) -> Teacher:
+        """What pairs of :meth:`flow` need to know of it."""
+        sigma = self.method.get("sigma", 0.0)
+        return Teacher(self.hash, self.shape, self.source, self.method["name"], sigma, cfg, landing)
 
 
 def load(path: str | Path, device: torch.device | str = "cpu", name: str = "", image_size: int = 0) -> Model:

@@ -1,11 +1,12 @@
 """Pairs of sequential reflow: made with a teacher, kept as shards, read back for training.
 
-    manifest = generate("pairs", velocity, images, teacher_hash=..., k=4, n_pairs=1_000_000)
-    pairs = Pairs.open("pairs", teacher_hash=..., k=4)
+    options = PairOptions(n_pairs=1_000_000, edges=uniform_edges(4))
+    generate("pairs", velocity, Pool(images), Teacher(file_hash(weights), (3, 32, 32)), options)
+    pairs = Pairs.open("pairs", file_hash(weights), k=4)
     x_a, x_b, t_a, t_b, segment, y = pairs.at(step, batch_size=512, seed=0)
 
 Pair p is a function of (teacher, data, seed, p): the order of the work, the number of processes and the shards that are
-made again do not matter. What a pair is stands in endpoints.py, what a folder holds in shards.py.
+made again do not matter. What a pair is stands in endpoints.py, what a folder holds in manifest.py and shards.py.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from common.runtime import generator
 from seqrf import shards as store
-from seqrf.endpoints import Pool, as_floats, check_teacher, choose_steps, follow, mix, sources, starts
+from seqrf.endpoints import as_floats, check_teacher, choose_steps, follow, mix, noise_of, starts
+from seqrf.manifest import Manifest, PairOptions, Teacher, read_manifest, shape_text, write_manifest
 from seqrf.plan import first_noise, plan
-from seqrf.shards import Manifest, shape_text
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import Tensor
 
-    from seqrf.endpoints import Velocity
+    from seqrf.endpoints import Pool, Velocity
 
 WINDOW = 32  # shards that a reader shuffles together
 RESIDENT = 2**28  # bytes of pairs that a reader keeps
@@ -40,29 +41,32 @@ RESIDENT = 2**28  # bytes of pairs that a reader keeps
 def generate(
     folder: str | os.PathLike[str],
     velocity: Velocity,
-    data: Tensor | None,
+    pool: Pool,
+    teacher: Teacher,
+    options: PairOptions,
     *,
-    labels: Tensor | None = None,
     device: str | torch.device = "cpu",
     rank: int = 0,
     world: int = 1,
     turn: Callable[[], AbstractContextManager[None]] = nullcontext,
     shards: Sequence[int] | None = None,
     progress: bool = True,
-    **options: Any,
 ) -> Manifest:
     """Make the pairs of a folder, or those of them that are not there yet.
 
     Args:
         folder: Where they go.
         velocity: The teacher's, on the device: velocity(x, t), with labels velocity(x, t, y).
-        data: Real samples, (N, ...): uint8 pixels (stored as they are), float16 or float32 (points, latents). None with
-            k = 1 and the shape.
-        labels: (N,), for a conditional teacher: a pair has the label of its sample.
+        pool: Real samples: uint8 pixels (stored as they are), float16 or float32 (points, latents), and for a
+            conditional teacher their labels. With one segment neither is needed.
+        teacher: Whose velocity it is.
+        options: Which pairs, and how.
+        device: Of the velocity.
         rank, world: This process makes the shards s with s mod world = rank; any number of them, on any machines.
         turn: The context of fixing or reading the manifest: ``Processes.main_first`` of processes that begin together.
-        shards: It makes these instead.
-        options: Of :func:`plan`: teacher_hash, n_pairs, k or edges, seed, solver, ...
+        shards: It makes these instead. Of these the contents are read, too, and a damaged one is made again: for those
+            that ``shards.verify`` names. A second a GB.
+        progress: Show a bar.
 
     Returns:
         The manifest. What a pair costs in evaluations of velocity stands in every shard's header and in ``Pairs.nfe``.
@@ -75,46 +79,17 @@ def generate(
         raise ValueError(f"process {rank} of {world}: ranks go from 0 to {world - 1}")
     import torch
 
-    folder, pool = Path(folder), Pool(data, labels)
-    wanted = plan(pool, **options)
+    folder, wanted = Path(folder), plan(pool, teacher, options)
     with torch.no_grad(), turn():
         check_teacher(velocity, wanted, pool, device)
-        if wanted.solver == "auto" and not (folder / "manifest.json").exists():
-            wanted = replace(wanted, n_steps=choose_steps(velocity, wanted, pool, device))
-        manifest = store.write_manifest(folder, wanted)
+        if options.solver == "auto" and not (folder / "manifest.json").exists():
+            n_steps = choose_steps(velocity, wanted, pool, device)
+            wanted = replace(wanted, options=replace(wanted.options, n_steps=n_steps))
+        manifest = write_manifest(folder, wanted)
     _check_noise(folder, manifest)
-    mine = range(rank, manifest.n_shards, world) if shards is None else store.check_shards(manifest, shards)
-    todo = [shard for shard in mine if store.flaw(folder, manifest, shard)]
-    _Maker(folder, manifest, velocity, pool, wanted.batch_size, device).run(mine, todo, progress)
-    return manifest
-
-
-def regenerate(
-    folder: str | os.PathLike[str],
-    shards: Sequence[int],
-    velocity: Velocity,
-    data: Tensor | None,
-    *,
-    teacher_hash: str,
-    labels: Tensor | None = None,
-    device: str | torch.device = "cpu",
-    progress: bool = True,
-) -> Manifest:
-    """Make some shards again, whatever is there: those that ``shards.verify`` named. Everything else is as it was.
-
-    Raises:
-        ValueError: another teacher or other data than the folder's, or no such shard.
-    """
-    folder, pool = Path(folder), Pool(data, labels)
-    manifest = store.read_manifest(folder)
-    _check_teacher_hash(folder, manifest, teacher_hash)
-    if pool.facts()["data_hash"] != manifest.data_hash:
-        raise ValueError(
-            f"these are not the data that the pairs in {folder} were made from ({manifest.data}): give those"
-        )
-    _check_noise(folder, manifest)
-    todo = store.check_shards(manifest, shards)
-    _Maker(folder, manifest, velocity, pool, manifest.batch_size, device).run(todo, todo, progress)
+    own = range(rank, manifest.n_shards, world) if shards is None else store.check_shards(manifest, shards)
+    todo = [shard for shard in own if store.flaw(folder, manifest, shard, contents=shards is not None)]
+    _Maker(folder, manifest, velocity, pool, options.batch_size, device).run(own, todo, progress)
     return manifest
 
 
@@ -129,12 +104,12 @@ class _Maker:
     batch_size: int
     device: Any
 
-    def run(self, mine: Sequence[int], todo: Sequence[int], progress: bool) -> None:
-        """Make the shards ``todo`` out of ``mine``, under a bar that counts those that were there."""
+    def run(self, own: Sequence[int], todo: Sequence[int], progress: bool) -> None:
+        """Make the shards ``todo`` out of this process's own, under a bar that counts those that were there."""
         import torch
         from tqdm import tqdm
 
-        total, missing = (sum(len(self.manifest.span(shard)) for shard in shards) for shards in (mine, todo))
+        total, missing = (sum(len(self.manifest.span(shard)) for shard in shards) for shards in (own, todo))
         bar = tqdm(total=total, initial=total - missing, desc="pairs", unit="pair", disable=not progress)
         with bar, torch.no_grad():
             for shard in todo:
@@ -146,17 +121,17 @@ class _Maker:
 
         from common.solvers import CountNFE
 
-        manifest, begun, count = self.manifest, time.perf_counter(), CountNFE(self.velocity)
+        manifest, begin, count = self.manifest, time.perf_counter(), CountNFE(self.velocity)
         span, k = manifest.span(shard), manifest.k
         out = np.zeros(manifest.size(shard), np.uint8)
         for segment in range(k):
-            mine = range(span.start + (segment - span.start) % k, span.stop, k)
-            for part in (mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)):
+            numbers = range(span.start + (segment - span.start) % k, span.stop, k)  # pair p is of segment p mod k
+            for part in (numbers[i : i + self.batch_size] for i in range(0, len(numbers), self.batch_size)):
                 places = manifest.offset(np.array(part)) - manifest.offset(span.start)
                 for place, record in zip(places.tolist(), self.records(segment, part, count)):
                     out[place : place + len(record)] = record
                 bar.update(len(part))
-        facts = {"nfe": count.per_sample(len(span)), "calls": count.nfe, "seconds": time.perf_counter() - begun}
+        facts = {"nfe": count.per_sample(len(span)), "calls": count.nfe, "seconds": time.perf_counter() - begin}
         store.write_shard(self.folder, manifest, shard, out, **facts)
 
     def records(self, segment: int, pairs: Sequence[int], velocity: Velocity) -> np.ndarray:
@@ -171,7 +146,8 @@ class _Maker:
         if y is not None:
             records["label"], y = y.numpy(), y.to(self.device)
         t_a, t_b = manifest.edges[segment : segment + 2]
-        end = follow(velocity, x.to(self.device), y, t_a, t_b, *manifest.numerics(segment), manifest.landing)
+        solver = manifest.numerics(segment)
+        end = follow(velocity, x.to(self.device), y, t_a, t_b, *solver, manifest.teacher.landing)  # x_b, (B, ...)
         records["end"] = _stored(end, records["end"].dtype.base)
         return records.view(np.uint8).reshape(len(pairs), -1)
 
@@ -194,18 +170,10 @@ def _stored(end: Tensor, kind: np.dtype) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------------- reading
 def _check_noise(folder: Path, manifest: Manifest) -> None:
     """ValueError when the noise drawn here is not that of the pairs, whose starts would all be wrong."""
-    here = first_noise(manifest.shape, manifest.seed, manifest.source)
+    here = first_noise(manifest.teacher, manifest.options.seed)
     if max(abs(a - b) for a, b in zip(here, manifest.noise, strict=True)) > 1e-4:
         raise ValueError(
             f"this version of torch draws other noise than the pairs in {folder} were made with: make them again"
-        )
-
-
-def _check_teacher_hash(folder: Path, manifest: Manifest, teacher_hash: str) -> None:
-    if teacher_hash != manifest.teacher:
-        raise ValueError(
-            f"the pairs in {folder} were made with the teacher {manifest.teacher[:12]}, not {teacher_hash[:12]}: give "
-            "its weights, or make pairs with yours"
         )
 
 
@@ -252,14 +220,18 @@ class Pairs:
             ValueError: others than these, shards missing or damaged, or noise that this torch draws differently.
         """
         folder = Path(folder)
-        manifest = store.read_manifest(folder)
-        if teacher_hash is not None:
-            _check_teacher_hash(folder, manifest, teacher_hash)
+        manifest = read_manifest(folder)
+        teacher = manifest.teacher
+        if teacher_hash not in (None, teacher.hash):
+            raise ValueError(
+                f"the pairs in {folder} were made with the teacher {teacher.hash[:12]}, not {teacher_hash[:12]}: give "
+                "its weights, or make pairs with yours"
+            )
         if k is not None and k != manifest.k:
             raise ValueError(f"the pairs in {folder} are of {manifest.k} segments, not {k}: make some with k = {k}")
-        if shape is not None and tuple(shape) != manifest.shape:
-            there, here = shape_text(manifest.shape), shape_text(shape)
-            raise ValueError(f"the pairs in {folder} are {there}, the network works on {here}: give pairs of its data")
+        if shape is not None and tuple(shape) != teacher.shape:
+            shapes = f"are {shape_text(teacher.shape)}, the network works on {shape_text(shape)}"
+            raise ValueError(f"the pairs in {folder} {shapes}: give pairs of its data")
         flaws = {s: text for s in range(manifest.n_shards) if (text := store.flaw(folder, manifest, s))}
         if flaws:
             listed = ", ".join(f"shard {shard} {text}" for shard, text in list(flaws.items())[:3])
@@ -269,10 +241,10 @@ class Pairs:
             )
         _check_noise(folder, manifest)
         calls = sum(store.read_header(folder, s)["nfe"] * len(manifest.span(s)) for s in range(manifest.n_shards))
-        return cls(folder, manifest, calls / manifest.n_pairs)
+        return cls(folder, manifest, calls / manifest.options.n_pairs)
 
     def __len__(self) -> int:
-        return self.manifest.n_pairs
+        return self.manifest.options.n_pairs
 
     def batch(self, indices: Sequence[int] | Tensor) -> PairBatch:
         """The pairs of some numbers, in that order, on the CPU. Cost for 3x32x32: 0.1 ms of a core for each.
@@ -285,7 +257,7 @@ class Pairs:
         pairs = np.asarray(indices, dtype=np.int64)
         if len(pairs) and not 0 <= pairs.min() <= pairs.max() < len(self):
             raise ValueError(f"there is no pair {pairs.max()}: these are the pairs 0 to {len(self) - 1}")
-        if 2 * 4 * math.prod(self.manifest.shape) * len(self) > RESIDENT:
+        if 2 * 4 * math.prod(self.manifest.teacher.shape) * len(self) > RESIDENT:
             return self._read(pairs)
         if self._all is None:
             parts = [self._read(np.arange(i, min(i + 4096, len(self)))) for i in range(0, len(self), 4096)]
@@ -294,24 +266,24 @@ class Pairs:
         return PairBatch(*(None if x is None else x[rows] for x in self._all))
 
     def _read(self, pairs: np.ndarray) -> PairBatch:
-        """Pairs from the disk."""
+        """Pairs from the disk: the ends and samples that are stored, the noise drawn again."""
         import numpy as np
         import torch
 
         manifest = self.manifest
-        rows = store.read_rows(self.folder, manifest, pairs)
-        x_a = sources(pairs.tolist(), manifest.shape, manifest.seed, "pair", manifest.source)
+        rows = store.read_rows(self.folder, manifest, pairs)  # (B, bytes)
+        x_a = noise_of(manifest, pairs.tolist())
         x_b, segment = torch.empty_like(x_a), torch.from_numpy(pairs % manifest.k)
-        y = torch.zeros_like(segment) if manifest.label_dtype else None
+        y = torch.zeros_like(segment) if manifest.pool.label_dtype else None
         for s in segment.unique().tolist():
-            mine, kind = torch.nonzero(segment == s)[:, 0], manifest.records[s]
-            records = np.ascontiguousarray(rows[mine.numpy(), : kind.itemsize]).view(kind)[:, 0]
+            at, kind = torch.nonzero(segment == s)[:, 0], manifest.records[s]  # a segment's records have one form
+            records = np.ascontiguousarray(rows[at.numpy(), : kind.itemsize]).view(kind)[:, 0]
             parts = {name: torch.from_numpy(records[name].copy()) for name in kind.names or ()}
-            x_b[mine] = as_floats(parts["end"])
+            x_b[at] = as_floats(parts["end"])
             if "data" in parts:
-                x_a[mine] = mix(manifest, s, pairs[mine.numpy()].tolist(), x_a[mine], parts["data"])
+                x_a[at] = mix(manifest, s, pairs[at.numpy()].tolist(), x_a[at], parts["data"])
             if y is not None:
-                y[mine] = parts["label"].long()
+                y[at] = parts["label"].long()
         edges = torch.tensor(manifest.edges)
         return PairBatch(x_a, x_b, edges[segment], edges[segment + 1], segment, y)
 
@@ -327,8 +299,8 @@ class Pairs:
         batch = self.batch(self.indices(step, batch_size, seed)[rows])
         if not flip:
             return batch
-        if len(self.manifest.shape) != 3:
-            raise ValueError(f"samples of {shape_text(self.manifest.shape)} are no images: leave out flip")
+        if len(self.manifest.teacher.shape) != 3:
+            raise ValueError(f"samples of {shape_text(self.manifest.teacher.shape)} are no images: leave out flip")
         flips = (torch.rand(batch_size, generator=generator(seed, "flip", step)) < 0.5)[rows, None, None, None]
         x_a, x_b = (torch.where(flips, x.flip(-1), x) for x in batch[:2])
         return batch._replace(x_a=x_a, x_b=x_b)
@@ -356,8 +328,8 @@ class Pairs:
         """The shuffled pairs of the window around a position of an epoch, and its first position."""
         import torch
 
-        *kept, first, pairs = self._window
-        if pairs is not None and kept == [seed, epoch] and first <= at < first + len(pairs):
+        *key, first, pairs = self._window
+        if pairs is not None and key == [seed, epoch] and first <= at < first + len(pairs):
             return first, pairs
         manifest, first = self.manifest, 0
         order = torch.randperm(manifest.n_shards, generator=generator(seed, "shards", epoch)).tolist()
@@ -379,7 +351,7 @@ def _shuffled(pairs: Tensor, k: int, draw: torch.Generator) -> Tensor:
 
     turn = torch.empty(len(pairs), dtype=torch.float64)
     for segment in range(k):
-        mine = pairs % k == segment
-        count = int(mine.sum())
-        turn[mine] = torch.randperm(count, generator=draw) + torch.rand(count, generator=draw, dtype=torch.float64)
+        rows = pairs % k == segment
+        count = int(rows.sum())
+        turn[rows] = torch.randperm(count, generator=draw) + torch.rand(count, generator=draw, dtype=torch.float64)
     return pairs[turn.argsort()]

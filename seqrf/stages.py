@@ -141,6 +141,7 @@ def make_pairs(run: Run, here: Processes, folder: Path | None = None) -> Path:
         ValueError: no teacher, one that cannot make these pairs, or a folder with others.
     """
     from seqrf import pairs
+    from seqrf.manifest import PairOptions
 
     config, t = run.config, run.config.training
     folder = folder or pairs_folder(run)
@@ -154,32 +155,28 @@ def make_pairs(run: Run, here: Processes, folder: Path | None = None) -> Path:
     if solver not in ("auto", "dopri5"):
         n_steps = max(1, config.model.num_scales // t.reflow_t)
     with here.main_first():  # which downloads where it has to
-        pool = pool_of(run, teacher)
+        pool = replace(pool_of(run, teacher), name=Path(config.data.dataset).name)
+    sampling = (config.sampling.cfg, config.sampling.landing)
+    options = PairOptions(
+        t.n_reflow_data,
+        edges_of(run, teacher, here),
+        config.seed,
+        solver,
+        n_steps,
+        config.sampling.tol,
+        t.gen_reflow_size,
+    )
     manifest = pairs.generate(
         folder,
-        teacher.flow(config.sampling.cfg, config.sampling.landing),
-        pool.data,
-        labels=pool.labels,
+        teacher.flow(*sampling),
+        pool,
+        teacher.as_teacher(*sampling),
+        options,
         device=here.device,
         rank=here.rank,
         world=here.world,
         turn=here.main_first,
         progress=here.is_main,
-        teacher_hash=teacher.hash,
-        n_pairs=t.n_reflow_data,
-        edges=edges_of(run, teacher, here),
-        seed=config.seed,
-        solver=solver,
-        n_steps=n_steps,
-        tolerance=config.sampling.tol,
-        batch_size=t.gen_reflow_size,
-        shape=teacher.shape,
-        data_name=Path(config.data.dataset).name,
-        source=teacher.source,
-        method=teacher.method["name"],
-        sigma=teacher.method.get("sigma", 0.0),
-        cfg=config.sampling.cfg,
-        landing=config.sampling.landing,
     )
     here.wait()
     if here.is_main:
@@ -294,12 +291,12 @@ def train(run: Run, here: Processes) -> Path:
 
 def is_adaptive(folder: Path, run: Run, model: Model, here: Processes) -> bool:
     """Whether a folder holds pairs of adaptive segments: not of equal length, or just those that this run would get."""
-    from seqrf import shards
+    from seqrf.manifest import read_manifest
     from seqrf.segments import uniform_edges
 
     if not (folder / "manifest.json").exists():
         return False
-    edges = shards.read_manifest(folder).edges
+    edges = read_manifest(folder).edges
 
     def differ(other: list[float]) -> bool:
         return len(other) != len(edges) or max(abs(a - b) for a, b in zip(edges, other)) > 1e-6

@@ -73,7 +73,7 @@ class SegmentTrainer(Trainer):
 
     def __init__(self, run: Run, model: Model, pairs: Pairs, processes: Processes):
         self.run, self.model, self.edges, self.log_name = run, model, pairs.manifest.edges, run.log_name
-        self.distils, self.teacher = run.config.training.reflow_mode == DISTILL, pairs.manifest.teacher
+        self.distils, self.teacher = run.config.training.reflow_mode == DISTILL, pairs.manifest.teacher.hash
         super().__init__(train_config(run, model), processes)
 
     def build(self) -> tuple[nn.Module, dict[str, Any]]:

@@ -21,14 +21,16 @@ from common.images import from_uint8
 from common.runtime import generator
 from common.solvers import SOLVERS
 from problems import Gaussians, Mixture
+from seqrf import manifest as M
 from seqrf import pairs as P
 from seqrf import shards as S
 from seqrf.endpoints import Pool, choose_steps, fewest, segment_times
+from seqrf.manifest import PairOptions, Teacher
 from seqrf.plan import plan
+from seqrf.segments import uniform_edges
 from tiny import ROOT
 
 GAUSSIANS = Gaussians()
-TEACHER = {"teacher_hash": "a" * 64, "progress": False}
 RK4 = {"solver": "rk4", "n_steps": 1}
 IMAGES = torch.randint(0, 256, (30, 2, 4, 4), generator=generator(0), dtype=torch.uint8)
 LABELS = torch.arange(30) % 3
@@ -39,10 +41,20 @@ def points(n: int = 500) -> torch.Tensor:
     return GAUSSIANS.m1 + GAUSSIANS.s1 * torch.randn(n, 1, generator=generator(1))
 
 
+def generate(folder, velocity, data, labels=None, name="", shape=None, teacher="a" * 64, k=4, edges=None, **options):
+    """Pairs by the names of all that there is to say about them."""
+    work = {key: options.pop(key) for key in ("rank", "world", "shards") if key in options}
+    facts = Teacher(teacher, tuple(data.shape[1:]) if shape is None else shape)
+    options = PairOptions(edges=edges or uniform_edges(k), **options)
+    return P.generate(folder, velocity, Pool(data, labels, name), facts, options, progress=False, **work)
+
+
+SMALL = {"n_pairs": 40, "shard_size": 16, "ends": "float32"}
+
+
 def make(folder, data=None, velocity=GAUSSIANS.velocity, **options):
     """Pairs of a small set, opened."""
-    options = {"k": 4, "n_pairs": 40, "shard_size": 16, "ends": "float32", **TEACHER, **options}
-    P.generate(folder, velocity, points() if data is None else data, **options)
+    generate(folder, velocity, points() if data is None else data, **SMALL | options)
     return P.Pairs.open(folder)
 
 
@@ -73,7 +85,7 @@ def records(folder):
         ({"solver": "dopri5", "tolerance": 1e-6}, 1e-5),
         ({"solver": "auto", "tolerance": 1e-4}, 5e-4),
         ({"solver": "ab4", "n_steps": (40, 40, 40, 80)}, 1e-3),
-        ({"solver": "dopri5", "tolerance": 1e-6, "k": None, "edges": (0, 0.1, 0.5, 1)}, 1e-5),
+        ({"solver": "dopri5", "tolerance": 1e-6, "edges": (0, 0.1, 0.5, 1)}, 1e-5),
         ({"solver": "rk4", "n_steps": 12, "k": 1}, 1e-4),
     ],
 )
@@ -88,7 +100,7 @@ def test_ends_are_those_of_the_exact_flow(tmp_path, options, error):
 @pytest.mark.parametrize("edges", [(0, 0.25, 0.5, 0.75, 1), (0, 1 / 3, 0.9, 1)])
 def test_the_ends_of_segments_chain(tmp_path, edges):
     data, k, n = points(2000), len(edges) - 1, 1500
-    pairs = make(tmp_path, data, edges=edges, k=None, n_pairs=n * k, shard_size=999, solver="dopri5", tolerance=1e-5)
+    pairs = make(tmp_path, data, edges=edges, n_pairs=n * k, shard_size=999, solver="dopri5", tolerance=1e-5)
     batch = everything(pairs)
     assert batch.segment.bincount().tolist() == [n] * k and batch.segment[: 2 * k].tolist() == [*range(k), *range(k)]
     of = [
@@ -142,16 +154,16 @@ def test_pixels_at_the_end_may_be_uint8(tmp_path):
     inner = fine.segment < 3
     assert torch.equal(coarse.x_a, fine.x_a) and torch.equal(coarse.x_b[inner], fine.x_b[inner])
     assert (coarse.x_b - fine.x_b.clamp(-1, 1))[~inner].abs().max() <= 0.5 / 127.5 + 1e-3
-    sizes = [S.read_manifest(tmp_path / name).size(0) for name in "ab"]
+    sizes = [M.read_manifest(tmp_path / name).size(0) for name in "ab"]
     assert sizes[1] - sizes[0] == 4 * 32  # of the 16 pairs of a shard 4, 32 numbers
 
 
 def test_plain_reflow_needs_no_data(tmp_path):
-    P.generate(tmp_path, GAUSSIANS.velocity, None, k=1, shape=(1,), n_pairs=20, tolerance=1e-5, **TEACHER)
+    generate(tmp_path, GAUSSIANS.velocity, None, k=1, shape=(1,), n_pairs=20, tolerance=1e-5)
     batch = everything(P.Pairs.open(tmp_path, k=1, shape=(1,)))
     assert torch.equal(batch.x_a, noise_for(range(20), (1,), 0, "pair")) and batch.y is None
     assert (batch.x_b - 1.5 - 0.4 * batch.x_a).abs().max() < 2e-3
-    assert S.read_manifest(tmp_path).size(0) == 20 * 2  # nothing but the ends
+    assert M.read_manifest(tmp_path).size(0) == 20 * 2  # nothing but the ends
 
 
 def mixture_data(n=500):
@@ -193,7 +205,7 @@ def test_auto_leaves_to_dopri5_what_rk4_is_no_good_at():
         return 50 * torch.exp(-((t / 0.01) ** 2))[:, None] * x
 
     pool = Pool(points())
-    manifest = plan(pool, teacher_hash="", k=2, n_pairs=64, tolerance=1e-5)
+    manifest = plan(pool, Teacher("", (1,)), PairOptions(64, uniform_edges(2), tolerance=1e-5))
     assert manifest.n_steps == ()
     steps = choose_steps(velocity, manifest, pool)
     assert steps[0] == 0 and steps[1] == 1
@@ -221,20 +233,8 @@ def test_four_segments_cost_less_than_half_of_the_whole_path(tmp_path, solver):
 def test_neither_batches_nor_shards_nor_processes_matter(tmp_path):
     whole = make_images(tmp_path / "whole", shard_size=9)
     for rank in (1, 0):
-        P.generate(
-            tmp_path / "two",
-            by_label,
-            IMAGES,
-            labels=LABELS,
-            k=4,
-            n_pairs=40,
-            shard_size=9,
-            **RK4,
-            batch_size=2,
-            rank=rank,
-            world=2,
-            **TEACHER,
-        )
+        options = {"n_pairs": 40, "shard_size": 9, "batch_size": 2, "rank": rank, "world": 2, **RK4}
+        generate(tmp_path / "two", by_label, IMAGES, LABELS, **options)
     assert records(tmp_path / "two") == records(tmp_path / "whole") and len(records(tmp_path / "two")) == 5
     other = make_images(tmp_path / "other", shard_size=100)
     for a, b in zip(everything(whole), everything(other), strict=True):
@@ -245,11 +245,11 @@ def test_neither_batches_nor_shards_nor_processes_matter(tmp_path):
 
 
 def test_only_the_shards_asked_for_are_made(tmp_path):
-    options = {"k": 4, "n_pairs": 40, "shard_size": 9, **RK4, **TEACHER}
-    P.generate(tmp_path, GAUSSIANS.velocity, points(), shards=range(1, 3), **options)
+    options = {"n_pairs": 40, "shard_size": 9, **RK4}
+    generate(tmp_path, GAUSSIANS.velocity, points(), shards=range(1, 3), **options)
     assert list(records(tmp_path)) == ["shard-00001.pairs", "shard-00002.pairs"]
     with pytest.raises(ValueError, match="there is no shard 5: these pairs have the shards 0 to 4"):
-        P.generate(tmp_path, GAUSSIANS.velocity, points(), shards=[5], **options)
+        generate(tmp_path, GAUSSIANS.velocity, points(), shards=[5], **options)
 
 
 def test_a_header_tells_the_cost(tmp_path):
@@ -310,12 +310,14 @@ def test_a_damaged_shard_is_named_and_made_again_alone(tmp_path):
     path.write_bytes(text)
     P.Pairs.open(tmp_path)  # looks at sizes and headers only
     assert S.verify(tmp_path) == {1: "damaged (checksum)"} and S.verify(tmp_path, [0, 2]) == {}
-    again = {"teacher_hash": "a" * 64, "progress": False}
-    with pytest.raises(ValueError, match="made with the teacher aaaaaaaaaaaa, not bbb"):
-        P.regenerate(tmp_path, [1], GAUSSIANS.velocity, points(), **{**again, "teacher_hash": "bbb"})
-    with pytest.raises(ValueError, match="these are not the data that the pairs in"):
-        P.regenerate(tmp_path, [1], GAUSSIANS.velocity, points(400), **again)
-    P.regenerate(tmp_path, S.verify(tmp_path), GAUSSIANS.velocity, points(), **again)
+    make(tmp_path, solver="dopri5")  # so does this: it makes what is missing
+    assert S.verify(tmp_path) == {1: "damaged (checksum)"}
+    again = {**SMALL, "solver": "dopri5", "shards": S.verify(tmp_path)}
+    with pytest.raises(ValueError, match="holds pairs with teacher aaa.*, not bbb"):
+        generate(tmp_path, GAUSSIANS.velocity, points(), teacher="bbb", **again)
+    with pytest.raises(ValueError, match="holds pairs with data_hash"):
+        generate(tmp_path, GAUSSIANS.velocity, points(400), **again)
+    generate(tmp_path, GAUSSIANS.velocity, points(), **again)
     assert records(tmp_path) == whole and S.verify(tmp_path) == {}
     changed = {p.name for p in tmp_path.iterdir() if p.stat().st_mtime_ns != times[p.name]}
     assert changed == {"shard-00001.pairs"}
@@ -331,7 +333,7 @@ def test_shards_that_are_no_good_are_refused_and_filled_in(tmp_path):
     paths[3].unlink()
     found = {0: r"truncated \(1,000 of [\d,]+ bytes\)", 1: "of other pairs", 2: r"damaged \(header\)", 3: "missing"}
     for shard, text in found.items():
-        assert re.fullmatch(text, S.flaw(tmp_path, S.read_manifest(tmp_path), shard))
+        assert re.fullmatch(text, S.flaw(tmp_path, M.read_manifest(tmp_path), shard))
     with pytest.raises(
         ValueError, match=r"4 of the 5 shards .* \(shard 0 truncated .*, \.\.\.\): generate with the same"
     ):
@@ -400,7 +402,8 @@ def test_a_million_pairs_need_no_memory(tmp_path, monkeypatch):
     """Sparse files: no bytes on the disk, but pages to map like any others."""
     monkeypatch.setattr(S, "atomic_write", functools.partial(runtime.atomic_write, sync=False))
     pool = Pool(torch.zeros(10, 3, 32, 32, dtype=torch.uint8), torch.arange(10))
-    manifest = S.write_manifest(tmp_path, plan(pool, teacher_hash="", k=4, n_pairs=10**6, **RK4))
+    options = PairOptions(10**6, uniform_edges(4), **RK4)
+    manifest = M.write_manifest(tmp_path, plan(pool, Teacher("", (3, 32, 32)), options))
     assert manifest.shard_size == 2048
     for shard in range(manifest.n_shards):
         S.write_shard(tmp_path, manifest, shard, np.zeros(0, np.uint8), nfe=4)
@@ -426,10 +429,8 @@ def refused(action, match: str, error: type[Exception] = ValueError) -> None:
     ("options", "match"),
     [
         ({"k": 0}, "0 segments: sequential reflow needs at least 1; try 4"),
-        ({"k": None}, "give the number of segments k, or their edges"),
-        ({"k": 3, "edges": (0, 0.5, 1)}, "k = 3, but 3 edges make 2 segments"),
-        ({"k": None, "edges": (0, 0.5, 0.5, 1)}, "edges must ascend from 0 to 1"),
-        ({"k": None, "edges": (0, 0.5, 0.5 + 1e-12, 1)}, "edges must ascend"),  # the same in float32
+        ({"edges": (0, 0.5, 0.5, 1)}, "edges must ascend from 0 to 1"),
+        ({"edges": (0, 0.5, 0.5 + 1e-12, 1)}, "edges must ascend"),  # the same in float32
         ({"n_pairs": 3}, "3 pairs of 4 segments: give at least one for each"),
         ({"tolerance": 0}, "tolerance 0: give a positive one below 1, such as 1e-4"),
         ({"tolerance": 0, "solver": "dopri5"}, "tolerance 0: give a positive one"),
@@ -463,13 +464,9 @@ def test_mistakes_in_making(tmp_path, options, match):
 
 
 def test_pairs_without_data_start_from_pure_noise_only(tmp_path):
-    options = {"n_pairs": 8, **TEACHER}
     refused(
-        lambda: P.generate(tmp_path, GAUSSIANS.velocity, None, k=4, shape=(1,), **options), "4 segments start from real"
-    )
-    refused(
-        lambda: P.generate(tmp_path, GAUSSIANS.velocity, None, k=1, **options),
-        "without data nothing says what a sample is",
+        lambda: generate(tmp_path, GAUSSIANS.velocity, None, shape=(1,), n_pairs=8),
+        "4 segments start from real samples",
     )
 
 
@@ -480,7 +477,7 @@ def test_pairs_without_data_start_from_pure_noise_only(tmp_path):
             {"k": 2},
             "holds pairs with edges 0, 0.25, 0.5, 0.75, 1, not 0, 0.5, 1: go on with the same options or choose",
         ),
-        ({"teacher_hash": "b" * 64}, "holds pairs with teacher aaaa.*, not bbbb"),
+        ({"teacher": "b" * 64}, "holds pairs with teacher aaaa.*, not bbbb"),
         ({"seed": 1}, "holds pairs with seed 0, not 1"),
         ({"data": points(400)}, "holds pairs with data_hash"),
         ({"n_steps": 3}, "holds pairs with n_steps 2, 2, 2, 2, not 3, 3, 3, 3"),
@@ -499,7 +496,7 @@ def test_steps_once_chosen_stay(tmp_path, monkeypatch):
     before = records(tmp_path / "a")
     (tmp_path / "a" / "shard-00001.pairs").unlink()
     monkeypatch.setattr(P, "choose_steps", lambda *_: pytest.fail("chosen again"))
-    again = make(tmp_path / "a", tolerance=1e-3, batch_size=3, data_name="the same elsewhere")
+    again = make(tmp_path / "a", tolerance=1e-3, batch_size=3, name="the same elsewhere")
     assert again.manifest == fixed.manifest and records(tmp_path / "a") == before
     with pytest.raises(ValueError, match="holds pairs with batch_size 256, not 3"):  # dopri5's steps are a batch's
         make(tmp_path / "b", tolerance=1e-5, batch_size=3)
@@ -540,4 +537,4 @@ def test_a_script_ends_with_one_line_and_code_2(tmp_path):
 def test_every_solver_can_make_pairs(tmp_path):
     for solver in SOLVERS:
         pairs = make(tmp_path / solver, solver=solver, n_steps=4, n_pairs=8, shard_size=8)
-        assert torch.isfinite(everything(pairs).x_b).all() and pairs.manifest.solver == solver
+        assert torch.isfinite(everything(pairs).x_b).all() and pairs.manifest.options.solver == solver

@@ -18,7 +18,9 @@ from common.runtime import JsonLines, generator
 from seqrf import all_stages, endpoints, flags, models, pictures, pipeline, segments, shards, stages, train
 from seqrf import pairs as P
 from seqrf.evaluate import draw
+from seqrf.manifest import PairOptions, Teacher
 from seqrf.plan import plan
+from seqrf.segments import uniform_edges
 from tiny import ALONE, ROOT, difference, images, options
 
 TOY = ["--config=configs/rf/toy2d.py", "--config.training.lr_decay=none", "--config.training.warmup=0"]
@@ -200,11 +202,11 @@ def test_starts_are_mixed_as_the_teacher_was_trained(labelled):
     """An IDFF teacher: noise and data coupled by transport in blocks of 64, and the bridge's spread."""
     data = images(300, size=4)
     pool = endpoints.Pool(data.images, data.labels if labelled else None)
-    facts = {"teacher_hash": "a", "n_pairs": 600, "k": 2, "method": "idff", "sigma": 0.5, "solver": "rk4", "n_steps": 1}
-    manifest = plan(pool, **facts)
+    options = PairOptions(600, uniform_edges(2), solver="rk4", n_steps=1)
+    manifest = plan(pool, Teacher("a", (1, 4, 4), method="idff", sigma=0.5), options)
     numbers = range(1, 257, 2)
     x, chosen, y = endpoints.starts(manifest, 1, numbers, pool)
-    noise = endpoints.sources(numbers, manifest.shape, 0, "pair")
+    noise = endpoints.sources(numbers, (1, 4, 4), 0, "pair")
     drawn, labels = pool.draw(numbers, 0, samples=True)
     assert chosen.dtype == torch.uint8 and (y is None) is not labelled
     for block in (slice(0, 64), slice(64, 128)):  # the same samples and labels, in another order
@@ -225,12 +227,11 @@ def test_starts_are_mixed_as_the_teacher_was_trained(labelled):
 
 def test_a_reader_draws_the_starts_of_a_coupled_teacher_again(tmp_path):
     data = images(40, size=4)
-    facts = {"k": 2, "n_pairs": 20, "teacher_hash": "a" * 64, "method": "idff", "sigma": 0.5, "solver": "rk4"}
-    manifest = P.generate(
-        tmp_path, lambda x, t: torch.zeros_like(x), data.images, ends="float32", n_steps=1, progress=False, **facts
-    )
+    pool, teacher = endpoints.Pool(data.images), Teacher("a" * 64, (1, 4, 4), method="idff", sigma=0.5)
+    options = PairOptions(20, uniform_edges(2), solver="rk4", n_steps=1, ends="float32")
+    manifest = P.generate(tmp_path, lambda x, t: torch.zeros_like(x), pool, teacher, options, progress=False)
     batch = P.Pairs.open(tmp_path).batch(range(1, 20, 2))
-    assert torch.equal(batch.x_a, endpoints.starts(manifest, 1, range(1, 20, 2), endpoints.Pool(data.images))[0])
+    assert torch.equal(batch.x_a, endpoints.starts(manifest, 1, range(1, 20, 2), pool)[0])
     assert torch.allclose(batch.x_b, batch.x_a, atol=1e-6)  # the teacher does not move them
 
 
@@ -251,7 +252,7 @@ def test_a_landing_goes_straight_to_the_predicted_data():
         assert all(t <= 0.8 + 1e-6 for t in seen[:-1])
     assert torch.allclose(endpoints.follow(velocity, x, None, 0.0, 0.5, "rk4", 1, landing=0.8), x + 0.5, atol=1e-6)
     with pytest.raises(ValueError, match="landing 0 is out of range"):
-        plan(endpoints.Pool(torch.zeros(3, 2)), teacher_hash="a", n_pairs=4, k=2, landing=0.0)
+        plan(endpoints.Pool(torch.zeros(3, 2)), Teacher("a", (2,), landing=0.0), PairOptions(4, uniform_edges(2)))
 
 
 def test_pairs_that_fit_are_kept_and_are_the_same(reflowed, monkeypatch):
