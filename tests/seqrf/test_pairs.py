@@ -261,6 +261,8 @@ def test_a_header_tells_the_cost(tmp_path):
 
 # ---- kills and damage
 
+PLACES = [str(place) for place in (ROOT, ROOT / "tests", ROOT / "tests" / "seqrf")]  # of this file and what it imports
+
 CHILD = """
 import contextlib, os, sys, time
 sys.path[:0] = sys.argv[2:]
@@ -284,7 +286,7 @@ T.make_images(T.P.Path(sys.argv[1]))
 
 def test_kill_9_in_the_middle_of_a_shard_loses_only_that_shard(tmp_path):
     out = tmp_path / "killed"
-    command = [sys.executable, "-c", CHILD, str(out), str(ROOT), str(ROOT / "tests")]
+    command = [sys.executable, "-c", CHILD, str(out), *PLACES]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert process.stdout is not None and process.stdout.readline() == "half\n"
     process.kill()
@@ -408,7 +410,7 @@ def test_a_million_pairs_need_no_memory(tmp_path, monkeypatch):
     for shard in range(manifest.n_shards):
         S.write_shard(tmp_path, manifest, shard, np.zeros(0, np.uint8), nfe=4)
         os.truncate(S.shard_path(tmp_path, shard), S.HEADER + manifest.size(shard))
-    command = [sys.executable, "-c", MEMORY, str(tmp_path), str(ROOT), str(ROOT / "tests")]
+    command = [sys.executable, "-c", MEMORY, str(tmp_path), *PLACES]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     shown = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)
     count, megabytes, rows = map(int, shown.stdout.split())
@@ -529,7 +531,7 @@ def test_mistakes_in_reading(tmp_path, monkeypatch):
 def test_a_script_ends_with_one_line_and_code_2(tmp_path):
     code = "import sys; sys.path[:0] = sys.argv[2:]; from seqrf import pairs; from common.runtime import run_main\n"
     code += "run_main(lambda: pairs.Pairs.open(sys.argv[1]))"
-    command = [sys.executable, "-c", code, str(tmp_path), str(ROOT), str(ROOT / "seqrf")]
+    command = [sys.executable, "-c", code, str(tmp_path), str(ROOT)]
     shown = subprocess.run(command, capture_output=True, text=True, check=False)
     assert shown.returncode == 2 and re.fullmatch(r"error: no pairs in .*\n", shown.stderr) and not shown.stdout
 
