@@ -196,6 +196,22 @@ def test_every_module_of_the_library_is_importable_with_the_promised_names():
             assert callable(getattr(module, name)), f"{place}.{name}"
 
 
+# ---- the rooms of common/
+
+
+def test_the_rooms_stand_on_few_floors_without_a_circle(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "assets"))
+    rooms = importlib.import_module("rooms")
+    graph = rooms.arrows()
+    assert len(graph) <= 24 and sum(map(len, graph.values())) <= 70
+    assert max(rooms.floors(graph).values()) <= 7
+    with pytest.raises(ValueError, match="a circle among a, b"):
+        rooms.floors({"a": {"b"}, "b": {"a", "c"}, "c": set()})
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(?:common/)?([a-z_]+)(?:/|\.py)", page))
+    assert graph.keys() <= named, "ARCHITECTURE.md leaves a room out"
+
+
 # ---- documents
 
 
