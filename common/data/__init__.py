@@ -1,1 +1,1 @@
-"""Images from files: what a ``--data`` is (``opening``), read in place (``archives``, ``arrays``), as tensors (``loading``)."""
+"""Images from files: ``opening`` finds, ``archives`` and ``arrays`` read in place, ``loading`` makes tensors."""
