@@ -29,13 +29,15 @@ def imported(tree: ast.AST) -> set[str]:
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "common":
             first = (node.module or "").split(".")[1:2]
             rooms |= set(first or (alias.name for alias in node.names))
+        if isinstance(node, ast.Import):
+            rooms |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("common.")}
         rooms |= imported(node)
     return rooms
 
 
 def arrows() -> dict[str, set[str]]:
     """The rooms of common/, and the rooms that each imports."""
-    names = {path.stem for path in COMMON.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    names = {path.stem for path in COMMON.iterdir() if path.suffix == ".py" or any(path.glob("*.py"))}
     rooms = sorted(names - {"__init__"})
     trees = {room: [ast.parse(file.read_text(encoding="utf-8")) for file in files_of(room)] for room in rooms}
     return {room: set().union(*map(imported, trees[room])) - {room} for room in rooms}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
+import importlib.util
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -21,9 +23,9 @@ LIBRARY = sorted((ROOT / "common").rglob("*.py"))
 FOLDERS = sorted({path.parent for path in ROOT.glob("*/_repo.py")})
 SCRIPTS = [path for folder in FOLDERS for path in sorted(folder.glob("*.py"))]
 BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
-DOCUMENTS = [
-    path for path in sorted(ROOT.rglob("*.md")) if not {".venv", ".pytest_cache"} & set(path.relative_to(ROOT).parts)
-]
+PARTS = [ROOT / name for name in sorted(os.listdir(ROOT)) if not name.startswith(".")]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *(path for part in PARTS for path in sorted(part.rglob("*.md")))]
+FILES = [path for part in PARTS for suffix in ("py", "sh") for path in part.rglob(f"*.{suffix}")]
 
 # Slow to import, or wanted by few: inside the function that needs them.
 LATE = {"matplotlib", "PIL", "scipy", "ot", "torchdyn", "torchdiffeq", "accelerate", "torchvision", "tensorflow"}
@@ -72,6 +74,7 @@ def _only_for_types(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
+@functools.cache
 def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
@@ -215,65 +218,196 @@ def test_the_rooms_stand_on_few_floors_without_a_circle(monkeypatch):
 # ---- documents
 
 
+STARTS = re.compile(r"(python3?|accelerate-launch|accelerate launch|bash|sh|make|cd) \S|(\w+=\S+ )?\S+\.(py|sh)( |$)")
+FENCES = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+Entry = tuple[str, str, tuple[str, ...]]  # folder, "script.py" or "-m module", flags
+
+
 def commands(path: Path) -> list[str]:
-    """The lines of a document that run one of our files."""
-    text = path.read_text(encoding="utf-8")
-    spans = re.findall(r"`([^`\n]+)`", text)
-    for block in re.findall(r"```(?:bash|sh|console)?\n(.*?)```", text, flags=re.DOTALL):
-        spans += block.splitlines()
-    parts = [part.split("#")[0].strip() for span in spans for part in span.removeprefix("$ ").split("&&")]
-    wanted = re.compile(r"^(python3?|accelerate-launch|accelerate launch)\s+\S+\.py\b")
-    return list(dict.fromkeys(part for part in parts if wanted.match(part)))
+    """The lines of a document that a reader may type, and the files that it names.
+
+    Of a block that is not of another language these are all lines (those with a prompt, if there are any), of the text
+    the spans that begin like a command.
+    """
+    text, lines = path.read_text(encoding="utf-8"), []
+    for language, block in FENCES.findall(text):
+        if language in ("", "bash", "sh", "console"):
+            given = block.replace("\\\n", " ").splitlines()
+            lines += [line[2:] for line in given if line.startswith("$ ")] or given
+    spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", FENCES.sub("", text))]
+    lines += [span for span in spans if STARTS.match(span)]
+    return list(dict.fromkeys(line for line in (re.sub(r"(^|\s)#.*", "", line).strip() for line in lines) if line))
 
 
-COMMANDS = [pytest.param(path, line, id=f"{ids(path)}: {line}") for path in DOCUMENTS for line in commands(path)] or [
-    pytest.param(None, "", marks=pytest.mark.skip("no commands"))
-]
+COMMANDS = [pytest.param(path, line, id=f"{ids(path)}: {line}") for path in DOCUMENTS for line in commands(path)]
 
 
-def place_of(path: Path, line: str) -> tuple[Path | None, Path, list[str]]:
-    """The script of a command, the folder that it is started from, and its words from the script's name on."""
-    words = shlex.split(line)
-    at = next(k for k, word in enumerate(words) if word.endswith(".py"))
-    places = [path.parent / words[at], ROOT / words[at], ROOT / "cifar10" / words[at]]  # `cd cifar10 && ...`
-    script = next((place for place in places if place.is_file()), None)
-    return script, (script or path).parents[len(Path(words[at]).parts) - 1], words[at:]
+def checked(path: Path, line: str) -> tuple[list[str], list[Entry]]:
+    """What is wrong with a line of a document, and what of it is still to be asked for help, see :func:`helped`.
+
+    The folders that it may be meant for are the document's own and the root; ``cd`` goes on from there.
+    """
+    folders, wrong, entries = [path.parent, ROOT], [], []
+    for part in line.split("&&"):
+        words = shlex.split(part)
+        while re.match(r"\w+=", words[0]):  # the environment
+            words = words[1:]
+        if words[0] == "cd":
+            folders = [folder / words[1] for folder in folders if (folder / words[1]).is_dir()]
+            wrong += [] if folders else [f"no folder {words[1]}"]
+            continue
+        outcome = placed(folders, words)
+        wrong += [outcome] if isinstance(outcome, str) and outcome else []
+        entries += [outcome] if isinstance(outcome, tuple) else []
+    return wrong, entries
+
+
+def placed(folders: list[Path], words: list[str]) -> str | Entry:
+    """Where a command is, if it has a --help of ours; else what is wrong with it, or nothing."""
+    program, *rest = words
+    if program == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+        return "".join(f"make knows no {word}" for word in rest if word not in targets)
+    if program == "pip":
+        files = [file for flag, file in zip(rest, rest[1:]) if flag == "-r"]
+        return "".join(f"{file} is not there" for file in files if not any((f / file).is_file() for f in folders))
+    if program in ("python", "python3", "accelerate-launch", "accelerate"):
+        if rest[:1] == ["-m"]:
+            return module_of(folders, *rest[1:])
+        rest = rest[next((k for k, word in enumerate(rest) if word.endswith(".py")), len(rest)) :]
+    elif program not in ("bash", "sh"):
+        rest = words
+    if not rest or not rest[0].endswith((".py", ".sh")):
+        return f"{shlex.join(words)}: nothing says what this is"
+    return script_of(folders, rest, alone=rest == words)
+
+
+def script_of(folders: list[Path], words: list[str], alone: bool) -> str | Entry:
+    """A script, as in ``placed``; ``alone``: no interpreter is named before it."""
+    name, *flags = words
+    where = next((folder for folder in folders if (folder / name).is_file()), None)
+    if where is None:
+        named = alone and not flags and any(file.as_posix().endswith(f"/{name}") for file in FILES)
+        return "" if named else f"{name} is not there"
+    script = where / name
+    if script.suffix == ".sh":
+        if alone and not os.access(script, os.X_OK):
+            return f"{name} cannot be executed: chmod +x"
+        return subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True).stderr
+    if script.resolve().parent in FOLDERS and (flags or not alone):
+        return str(where), name, tuple(flags)
+    parsed(script)
+    return ""
+
+
+def module_of(folders: list[Path], name: str, *flags: str) -> str | Entry:
+    """A module that is run by its name, as in ``placed``."""
+    inside = name.replace(".", "/")
+    for folder in folders:
+        if (folder / f"{inside}.py").is_file() or (folder / inside / "__main__.py").is_file():
+            return str(folder), f"-m {name}", flags
+    package = name.split(".")[0]
+    third = not (ROOT / package).exists() and importlib.util.find_spec(package)
+    return "" if third else f"no module {name} that can be run there"
 
 
 HELP = """
 import contextlib, io, json, os, runpy, sys, traceback
-name, lines = json.load(sys.stdin)
-sys.path[0] = os.path.dirname(os.path.abspath(name))
-for flags in lines:
+root, path, loaded = os.getcwd(), sys.path[1:], set(sys.modules)
+for where, name, flags in json.load(sys.stdin):
+    os.chdir(where)
+    module = name.startswith("-m ") and name[3:]
+    sys.path[:] = [where if module else os.path.dirname(os.path.abspath(name)), *path]
     sys.argv, code, errors = [name, *flags, "--help"], "it went on without help", io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
         try:
-            runpy.run_path(name, run_name="__main__")
+            if module:
+                runpy.run_module(module, run_name="__main__", alter_sys=True)
+            else:
+                runpy.run_path(name, run_name="__main__")
         except SystemExit as left:
             code = left.code
-        except Exception:
+        except BaseException:
             traceback.print_exc()
+    for own in set(sys.modules) - loaded:  # another folder's _repo, or what only one folder has on its path
+        file = getattr(sys.modules[own], "__file__", None) or ""
+        if file.startswith(root) and not own.startswith("common"):
+            del sys.modules[own]
     print(json.dumps([code, errors.getvalue()]))
 """
 
 
+def help_of(entries: list[Entry]) -> dict[Entry, tuple[object, str]]:
+    """How scripts and modules end with the flags of a command and --help: all in one process, which takes a while."""
+    command, given = [sys.executable, "-c", HELP], json.dumps(entries)
+    shown = subprocess.run(command, cwd=ROOT, input=given, capture_output=True, text=True, timeout=120, check=True)
+    return dict(zip(entries, map(json.loads, shown.stdout.splitlines()), strict=True))
+
+
 @functools.cache
-def helped(where: Path, name: str) -> dict[tuple[str, ...], tuple[object, str]]:
-    """How a script ends for the flags of each of its commands with --help: all in one process, which takes a while."""
-    commands_ = [place_of(*command.values[:2]) for command in COMMANDS]
-    lines = list(dict.fromkeys(tuple(words[1:]) for _, place, words in commands_ if (place, words[0]) == (where, name)))
-    command, given = [sys.executable, "-c", HELP], json.dumps([name, lines])
-    shown = subprocess.run(command, cwd=where, input=given, capture_output=True, text=True, timeout=60, check=True)
-    return dict(zip(lines, map(json.loads, shown.stdout.splitlines()), strict=True))
+def helped() -> dict[Entry, tuple[object, str]]:
+    """``help_of`` all commands of the documents."""
+    return help_of(list(dict.fromkeys(entry for command in COMMANDS for entry in checked(*command.values[:2])[1])))
 
 
 @pytest.mark.parametrize(("path", "line"), COMMANDS)
 def test_commands_of_documents_name_files_and_flags_that_exist(path, line):
-    script, where, (name, *flags) = place_of(path, line)
-    assert script is not None, f"{name} is not there"
-    if script.parent in FOLDERS:
-        code, errors = helped(where, name)[tuple(flags)]
+    wrong, entries = checked(path, line)
+    assert not wrong
+    for entry in entries:
+        code, errors = helped()[entry]
         assert code == 0, errors or code
+
+
+@pytest.mark.parametrize(
+    ("line", "match"),
+    [
+        ("python nowhere.py", "nowhere.py is not there"),
+        ("accelerate-launch --num_processes 2 train_cifar10.py", "train_cifar10.py is not there"),
+        ("nowhere.py", "nowhere.py is not there"),
+        ("cd cifar10 && python mnist_test.py", "mnist_test.py is not there"),
+        ("cd nowhere && make test", "no folder nowhere"),
+        ("python -m common.nowhere", "no module common.nowhere"),
+        ("cd cifar10 && python -m common.prepare", "no module common.prepare"),
+        ("python -m nowhere", "no module nowhere"),
+        ("make nothing", "make knows no nothing"),
+        ("pip install -r nowhere.txt", "nowhere.txt is not there"),
+        ("scripts/nowhere.sh", "scripts/nowhere.sh is not there"),
+        ("bash scripts/nowhere.sh", "scripts/nowhere.sh is not there"),
+        ("plain.sh", "plain.sh cannot be executed"),
+        ("bash plain.sh", "syntax error"),
+        ("curl https://example.org", "nothing says what this is"),
+        ("OMP_NUM_THREADS=1 python", "nothing says what this is"),
+    ],
+)
+def test_wrong_lines_of_documents_are_seen(tmp_path, line, match):
+    (tmp_path / "plain.sh").write_text("if then\n")
+    document = tmp_path / "README.md"
+    document.write_text(f"```\n{line}  # a comment\n```\n")
+    assert commands(document) == [line]
+    wrong, entries = checked(document, line)
+    assert wrong and match in wrong[0] and not entries
+
+
+def test_wrong_flags_of_documents_are_seen():
+    lines = {
+        "python cifar10/measure.py --n_sample 3": "unknown flag --n_sample",
+        "python -m common.prepare mnist.zip": "--preset mnist.zip: choose one of",
+    }
+    for (code, errors), match in zip(
+        help_of([checked(ROOT / "a.md", line)[1][0] for line in lines]).values(), lines.values()
+    ):
+        assert code == 2 and match in errors
+
+
+def test_commands_in_blocks_prompts_and_spans_are_read(tmp_path):
+    (tmp_path / "a.md").write_text(
+        "Say `make\ntest` or `python a.py -n 2`, not `make` or `python`; `x.py` is a file.\n"
+        "```python\nmake = python\n```\nprose\n```console\n$ bash b.sh\nits output\n```\n"
+        "```bash\npython -m c \\\n  --flag\n\n# only a comment\n```\n"
+    )
+    expected = ["bash b.sh", "python -m c    --flag", "make test", "python a.py -n 2", "x.py"]
+    assert commands(tmp_path / "a.md") == expected
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=ids)

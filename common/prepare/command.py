@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from common.data.sources import Source
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 _CHUNK = 64  # images between two points from which a killed run goes on
 _PNG_LEVEL = 1  # of zlib: 6% larger than PIL's 6 on photographs of 256x256, in 40% of the time
 
