@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from common.cli.ranges import Count, Positive, Seed
 from common.runtime import generator, write_json
 from toy_flow import Distribution
 
@@ -29,37 +30,51 @@ class Options:
     """Distribution at t = 0"""
     target: Distribution = "8gaussians"
     """Distribution at t = 1"""
-    orders: tuple[int, ...] = (2, 3)
+    orders: tuple[Count, ...] = (2, 3)
     """Orders of the samplers, 1 to 3: how many gradients they use"""
-    calls: tuple[int, ...] = (10, 20)
+    calls: tuple[Count, ...] = (10, 20)
     """Budgets: evaluations of the network and backward passes together, a sample"""
     gammas: tuple[float, ...] = ()
     """As many as the one order given; left out: chosen on validation points"""
-    sigma: float = 0.2
+    sigma: Positive = 0.2
     """The sigma of the drift"""
     solver: Literal["euler", "rk4"] = "euler"
     """Numerical method; the last step is Euler's"""
-    steps: int = 4000
+    steps: Count = 4000
     """Training steps"""
-    batch_size: int = 128
+    batch_size: Count = 128
     """Pairs of a step"""
-    lr: float = 5e-3
+    lr: Positive = 5e-3
     """Learning rate at the start; it falls to 0 as a cosine"""
-    width: int = 128
+    width: Count = 128
     """Units of each of the three hidden layers"""
-    n_samples: int = 2000
+    n_samples: Count = 2000
     """Test samples, compared with as many fresh points of the target; half as many choose the gammas"""
-    seed: int = 0
+    seed: Seed = 0
     """One seed for everything"""
     out: str = ""
     """Folder of the results; empty: results/SOURCE-TARGET-orders beside the script"""
     smoke: bool = False
     """Seconds: a tiny network and few steps; writes to results/smoke-orders"""
 
+    def check_together(self) -> None:
+        """Raises ValueError where options do not fit together."""
+        if not self.orders or not set(self.orders) <= {1, 2, 3}:
+            raise ValueError(f"--orders {' '.join(map(str, self.orders))}: choose among 1, 2 and 3")
+        if self.gammas and self.orders != (len(self.gammas),):
+            n = len(self.gammas)
+            raise ValueError(f"{n} gammas belong to order {n}: give --orders {n}, or leave --gammas out to choose them")
+        least = max(calls_of(self.solver, order) for order in self.orders)
+        if not self.calls or min(self.calls) < least:
+            raise ValueError(f"--calls must be at least {least} for {self.solver} and these orders")
+        if self.sigma**2 * sum(self.gammas) > 4:
+            raise ValueError(
+                f"the gammas' sum must be at most 4 / sigma^2 = {4 / self.sigma**2:g}, or the root is of < 0"
+            )
+
 
 def run(options: Options) -> None:
     """Train the network, compare the samplers at each budget, draw the paths of the last one."""
-    check(options)
     name = f"{options.source}-{options.target}-orders"
     if options.smoke:
         options, name = replace(options, steps=20, width=16, n_samples=64), "smoke-orders"
@@ -74,28 +89,6 @@ def run(options: Options) -> None:
     plots.save(figure, out / "figure.png", dpi=120, crop=False)
     write_json(out / "results.json", {"options": asdict(options), "rows": rows})
     print(f"results: {out}")
-
-
-def check(options: Options) -> None:
-    """Refuse what cannot work together.
-
-    Raises:
-        ValueError: one line that says what to type instead.
-    """
-    if not options.orders or not set(options.orders) <= {1, 2, 3}:
-        raise ValueError(f"--orders {' '.join(map(str, options.orders))}: choose among 1, 2 and 3")
-    if options.gammas and options.orders != (len(options.gammas),):
-        n = len(options.gammas)
-        raise ValueError(f"{n} gammas belong to order {n}: give --orders {n}, or leave --gammas out to choose them")
-    least = max(calls_of(options.solver, order) for order in options.orders)
-    if not options.calls or min(options.calls) < least:
-        raise ValueError(f"--calls must be at least {least} for {options.solver} and these orders")
-    if min(options.steps, options.width) < 1 or options.sigma <= 0:
-        raise ValueError("--steps and --width must be at least 1, and --sigma above 0")
-    if options.sigma**2 * sum(options.gammas) > 4:
-        raise ValueError(
-            f"the gammas' sum must be at most 4 / sigma^2 = {4 / options.sigma**2:g}, or the root is of < 0"
-        )
 
 
 # ---- the data prediction and its gradients

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from common.cli.ranges import AtLeast, Count, Positive, Seed
 from common.runtime import atomic_write, generator
 from race_page import FRAMES, page, shown
 from toy_flow import Distribution
@@ -59,21 +60,21 @@ class Options:
     """Distribution at t = 1"""
 
     # ---- training
-    steps: int = 4000
+    steps: Count = 4000
     """Training steps of each method; reflow: as many again after rf's"""
-    batch_size: int = 128
+    batch_size: Count = 128
     """Pairs of a step; the exact coupling's time grows with the square and more"""
-    lr: float = 5e-3
+    lr: Positive = 5e-3
     """Learning rate at the start; it falls to 0 as a cosine"""
-    width: int = 64
+    width: Count = 64
     """Units of each of the three hidden layers"""
 
     # ---- running
-    n_samples: int = 2000
+    n_samples: Annotated[int, AtLeast(2)] = 2000
     """Points of each W2"""
-    workers: int = 2
+    workers: Count = 2
     """Processes, of one thread each"""
-    seed: int = 0
+    seed: Seed = 0
     """One seed for everything"""
     out: str = ""
     """Folder of the results; empty: results/race-SOURCE-TARGET beside the script"""
@@ -83,8 +84,6 @@ class Options:
 
 def run(options: Options) -> None:
     """Train, measure, write the page and the table."""
-    if min(options.steps, options.width, options.workers) < 1 or options.n_samples < 2:
-        raise ValueError("--steps, --width and --workers must be at least 1, and --n_samples at least 2")
     name, command = f"race-{options.source}-{options.target}", typed(options)
     if options.smoke:
         options, name = replace(options, steps=20, batch_size=32, width=16, n_samples=100), "smoke-race"

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from common.cli.ranges import AtLeast, Seed
 from common.runtime import JsonLines, atomic_write, run_lock
 from protocols import METHODS, PAIRS, SEEDS, STEPS, VARIANTS
 
@@ -24,11 +25,11 @@ class Options:
 
     pairs: tuple[str, ...] = tuple(PAIRS)
     """Source and target"""
-    seeds: tuple[int, ...] = SEEDS
+    seeds: tuple[Seed, ...] = SEEDS
     """Seeds of data, weights and batches; the outer loop, so that a run that is stopped leaves whole seeds"""
     methods: tuple[str, ...] = ()
     """Names of protocols.METHODS and VARIANTS; none given: the plan of protocols.planned()"""
-    steps: int = STEPS
+    steps: Annotated[int, AtLeast(1, "train for at least 1 step")] = STEPS
     """Training steps: 1000 epochs of the 19 whole batches in 10,000 points"""
     large: bool = True
     """Also test on 10,000 points, the second protocol; a quarter of a minute for each network, the less needed last"""
@@ -39,10 +40,16 @@ class Options:
     out: Path = HERE / "tables"
     """Folder of rows.jsonl and README.md"""
 
+    def check_together(self) -> None:
+        """Raises ValueError for names that do not exist."""
+        for given, known in ((self.pairs, PAIRS), (self.methods, {**METHODS, **VARIANTS})):
+            for name in given:
+                if name not in known:
+                    raise ValueError(f"{name!r} is not known: choose from {'; '.join(known)}")
+
 
 def run(options: Options) -> None:
     """Train and measure what is missing, then write the table."""
-    check(options)
     usual = options.out == HERE / "tables"
     out = HERE / "results" / "smoke-tables" if options.smoke and usual else options.out
     log = JsonLines(out / "rows.jsonl")
@@ -58,16 +65,6 @@ def run(options: Options) -> None:
     with atomic_write(out / "README.md") as path:
         path.write_text(markdown(rows), encoding="utf-8")
     print(f"table: {out / 'README.md'}")
-
-
-def check(options: Options) -> None:
-    """Raises ValueError, in one line, for names that do not exist and numbers out of range."""
-    for given, known in ((options.pairs, PAIRS), (options.methods, {**METHODS, **VARIANTS})):
-        for name in given:
-            if name not in known:
-                raise ValueError(f"{name!r} is not known: choose from {'; '.join(known)}")
-    if options.steps < 1:
-        raise ValueError(f"--steps {options.steps}: train for at least 1 step")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from common.cli.configs import check_bridge
+from common.cli.ranges import Count, NotNegative, Positive, Seed
 from common.runtime import generator, write_json
 
 if TYPE_CHECKING:
@@ -38,21 +40,21 @@ class Options:
     """Distribution at t = 1"""
     method: Literal["cfm", "otcfm", "fm", "sbcfm", "rf", "idff", "reflow"] = "otcfm"
     """cfm, otcfm, fm (Lipman), sbcfm, rf (rectified flow), idff, or reflow: rf again, on the pairs that rf makes"""
-    sigma: float = 0.2
+    sigma: NotNegative = 0.2
     """idff, sbcfm: the sigma of their bridge; idff's sampler takes twice as much"""
-    spread: float = 0.0
+    spread: NotNegative = 0.0
     """cfm, otcfm, fm: constant noise around the straight paths"""
 
     # ---- training
-    steps: int = 4000
+    steps: Count = 4000
     """Training steps; reflow: of each of its two flows"""
-    batch_size: int = 128
+    batch_size: Count = 128
     """Pairs of a step"""
-    lr: float = 5e-3
+    lr: Positive = 5e-3
     """Learning rate at the start; it falls to 0 as a cosine"""
-    width: int = 128
+    width: Count = 128
     """Units of a hidden layer"""
-    depth: int = 3
+    depth: Count = 3
     """Hidden layers"""
     weights: str = ""
     """A weights.pt or its folder: sample from it, without training"""
@@ -60,15 +62,15 @@ class Options:
     # ---- sampling
     solver: Solver = "auto"
     """auto: idff's own sampler for idff, else midpoint"""
-    n_steps: int = 20
+    n_steps: Count = 20
     """Intervals of the time grid; the NFE is counted and printed"""
     grid: Grid = "uniform"
     """Time grid"""
-    n_samples: int = 2000
+    n_samples: Count = 2000
     """Samples, compared with as many fresh points of the target"""
 
     # ---- running
-    seed: int = 0
+    seed: Seed = 0
     """One seed for everything"""
     out: str = ""
     """Folder of the results; empty: results/SOURCE-TARGET-METHOD beside the script"""
@@ -108,8 +110,8 @@ def check(options: Options) -> None:
         raise ValueError(f"--sigma belongs to the bridges of idff and sbcfm; for {method} give --spread")
     if options.spread and (bridge or method in ("rf", "reflow")):
         raise ValueError(f"--spread belongs to cfm, otcfm and fm, not to {method}; leave it out")
-    if options.spread < 0 or min(options.steps, options.width, options.depth) < 1:
-        raise ValueError("--spread must be at least 0, and --steps, --width and --depth at least 1")
+    if bridge:
+        check_bridge(method, options.sigma)
     if options.solver == "idff" and method != "idff":
         raise ValueError(f"--solver idff needs --method idff, not {method}: use --solver euler")
     if options.solver == "euler_maruyama" and (method == "reflow" or (options.source != "gaussian" and not bridge)):

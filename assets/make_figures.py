@@ -12,6 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import cli
+from common.cli.ranges import NotNegative, Seed
 from common.runtime import run_main
 
 HERE = Path(__file__).resolve().parent
@@ -21,9 +22,9 @@ HERE = Path(__file__).resolve().parent
 class Options:
     """Options of the figures."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the noise"""
-    cfg: float = 2.0
+    cfg: NotNegative = 2.0
     """Guidance scale of the CIFAR-10 pictures"""
 
 

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from common import cli  # noqa: E402
+from common.cli.ranges import Count  # noqa: E402
 from common.runtime import run_main  # noqa: E402
 
 
@@ -28,11 +29,11 @@ class Options:
 
     model: Literal["8gaussians", "mnist"] = "8gaussians"
     """A small network from 8 gaussians to moons, trained here, or the shipped MNIST weights"""
-    n_samples: int = 128
+    n_samples: Count = 128
     """Trajectories to choose on, and as many others to measure on"""
-    n_steps: int = 500
+    n_steps: Count = 500
     """Euler steps of a trajectory"""
-    segments: tuple[int, ...] = (1, 2, 4, 8, 12)
+    segments: tuple[Count, ...] = (1, 2, 4, 8, 12)
     """Numbers of segments"""
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import cli
+from common.cli.ranges import Count, Device
 from common.runtime import run_main
 
 
@@ -21,11 +22,11 @@ from common.runtime import run_main
 class Options:
     """Options of the comparison."""
 
-    batch_size: int = 128
+    batch_size: Count = 128
     """Rows to couple"""
-    runs: int = 15
+    runs: Count = 15
     """Timed runs of each, after two for warming up"""
-    device: str = "auto"
+    device: Device = "auto"
     """cpu or cuda"""
 
 

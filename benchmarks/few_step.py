@@ -18,11 +18,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import cli
+from common.cli.ranges import Above, AtMost, Count, Seed
 from common.runtime import run_main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,21 +47,21 @@ class Options:
     """rms: errors to a fine solution; quality: distance to real data; table: what was measured, as text and picture"""
     model: Literal["mnist", "cifar10", "moons", "8gaussians"] = "mnist"
     """Which model"""
-    n_samples: int = 32
+    n_samples: Count = 32
     """Noises; for quality images (2D: points)"""
-    nfe: tuple[int, ...] = NFES
+    nfe: tuple[Count, ...] = NFES
     """Numbers of evaluations"""
     solvers: tuple[str, ...] = (*MULTISTEP, *ONE_STEP, "fitted")
     """Solvers"""
     grids: tuple[str, ...] = GRIDS
     """Time grids"""
-    landing: float = 1.0
+    landing: Annotated[float, Above(0), AtMost(1)] = 1.0
     """Time from which the last step goes straight to the predicted data; 1: no such rule"""
     data: str = ""
     """Real images: a folder or archive, or where torchvision's data set lies; empty: data/ beside the scripts"""
     precision: Literal["no", "bf16"] = "no"
     """Precision of the network"""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the noises and of the 2D models"""
 
 
@@ -341,13 +342,8 @@ def plot() -> Path:
 
 def main() -> None:
     """Measure, or show what was measured."""
-    options = cli.parse(Options, description=__doc__, argv=positional(sys.argv[1:]))
+    options = cli.parse(Options, description=__doc__, words=("what",))
     table() if options.what == "table" else run(options)
-
-
-def positional(argv: list[str]) -> list[str]:
-    """The first word may stand without its --what."""
-    return ["--what", *argv] if argv and not argv[0].startswith("-") else argv
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import cli
+from common.cli.ranges import Count
 from common.runtime import run_main
 
 
@@ -31,17 +32,17 @@ from common.runtime import run_main
 class Options:
     """Options of the comparison."""
 
-    n_samples: int = 200
+    n_samples: Count = 200
     """Images; of a folder its first"""
-    side: int = 32
+    side: Count = 32
     """Side of the noise images"""
     folder: str = ""
     """PNG files; empty: noise images, written for the occasion"""
     inception: str = ""
     """Weights of Inception; empty: random ones"""
-    batch_size: int = 50
+    batch_size: Count = 50
     """Images at a time, of both"""
-    runs: int = 3
+    runs: Count = 3
     """Timed runs of each, after one of four images for warming up"""
     root: bool = False
     """Time the Frechet distance, too: SciPy's matrix root takes minutes"""

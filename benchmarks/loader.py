@@ -21,11 +21,12 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import cli
+from common.cli.ranges import AtLeast, AtMost, Count, Seed
 from common.runtime import run_main
 
 
@@ -33,21 +34,21 @@ from common.runtime import run_main
 class Options:
     """Options of the comparison."""
 
-    n_images: int = 384
+    n_images: Count = 384
     """Images of an epoch"""
-    size: int = 256
+    size: Count = 256
     """Their side"""
-    quality: int = 90
+    quality: Annotated[int, AtLeast(1), AtMost(100)] = 90
     """Of the JPEG files"""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Images of a batch"""
-    rounds: int = 5
+    rounds: Count = 5
     """Timed epochs of each loader, after one for warming up"""
-    num_workers: int = 2
+    num_workers: Count = 2
     """Threads of ours, processes of torchvision's"""
     store: Literal["zip", "folder", "lmdb"] = "zip"
     """What ours reads; torchvision's reads a folder"""
-    seed: int = 0
+    seed: Seed = 0
     """Of the crops"""
 
 

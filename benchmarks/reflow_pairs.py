@@ -23,6 +23,7 @@ from typing import Any, Literal
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import cli
+from common.cli.ranges import Count, Positive, Seed
 from common.runtime import run_main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,23 +38,23 @@ class Options:
     """What to measure"""
     model: Literal["mnist", "8gaussians"] = "mnist"
     """The teacher"""
-    k: int = 4
+    k: Count = 4
     """Segments"""
-    n_samples: int = 16
+    n_samples: Count = 16
     """Pairs of each segment"""
-    tolerance: float = 1e-4
+    tolerance: Positive = 1e-4
     """Tolerance of calls"""
     data: str = ""
     """Where torchvision's MNIST lies; empty: mnist/data"""
-    n_pairs: int = 1_000_000
+    n_pairs: Count = 1_000_000
     """Pairs of reading"""
-    batch_size: int = 512
+    batch_size: Count = 512
     """Batch of reading"""
-    n_batches: int = 200
+    n_batches: Count = 200
     """Batches of reading"""
     out: str = ""
     """Folder for the shards of reading; empty: a temporary one"""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of noise, choice of samples and 2D model"""
 
 
@@ -186,10 +187,7 @@ def _peak() -> int:
 
 def main() -> None:
     """Measure one of the three."""
-    argv = sys.argv[1:]
-    if argv and not argv[0].startswith("-"):
-        argv = ["--what", *argv]
-    options = cli.parse(Options, description=__doc__, argv=argv)
+    options = cli.parse(Options, description=__doc__, words=("what",))
     {"solvers": solvers, "calls": calls, "reading": reading}[options.what](options)
 
 

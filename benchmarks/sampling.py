@@ -18,6 +18,7 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import cli
+from common.cli.ranges import Count, Device
 from common.runtime import run_main
 
 
@@ -25,17 +26,17 @@ from common.runtime import run_main
 class Options:
     """Options of the comparison."""
 
-    n_samples: int = 8
+    n_samples: Count = 8
     """Images of a run"""
-    n_steps: int = 10
+    n_steps: Count = 10
     """Euler steps, which is the NFE"""
-    runs: int = 3
+    runs: Count = 3
     """Timed runs of each, after one for warming up"""
     precision: Literal["no", "bf16"] = "no"
     """Our network's precision"""
     compile: bool = False
     """torch.compile our network"""
-    device: str = "auto"
+    device: Device = "auto"
     """cpu or cuda"""
 
 

@@ -17,7 +17,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from typing import Annotated
+
 from common import cli
+from common.cli.ranges import Count, NoneFor
 from common.runtime import run_main
 
 
@@ -25,14 +28,14 @@ from common.runtime import run_main
 class Options:
     """Options of the comparison."""
 
-    batch_size: int = 4096
+    batch_size: Count = 4096
     """Points"""
-    n_steps: int = 20
+    n_steps: Count = 20
     """Steps of each solve, one evaluation each"""
-    runs: int = 30
+    runs: Count = 30
     """Rounds, each with every variant once"""
-    threads: int = 0
-    """Threads of torch; 0: its default"""
+    threads: Annotated[Count | None, NoneFor(0)] = None
+    """Threads of torch; none: its default"""
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import cli
+from common.cli.ranges import Count, Device
 from common.runtime import run_main
 
 
@@ -29,9 +30,9 @@ from common.runtime import run_main
 class Options:
     """Options of the comparison."""
 
-    batch_size: int = 16
+    batch_size: Count = 16
     """Images of a step"""
-    steps: int = 7
+    steps: Count = 7
     """Timed steps of each loop, after two for warming up"""
     precision: Literal["no", "bf16"] = "no"
     """Our network's precision"""
@@ -39,9 +40,9 @@ class Options:
     """torchcfm's network's precision"""
     compile: bool = False
     """torch.compile our network"""
-    num_channel: int = 128
+    num_channel: Count = 128
     """Channels of the first level; 128 is the paper's"""
-    device: str = "auto"
+    device: Device = "auto"
     """cpu or cuda"""
 
 

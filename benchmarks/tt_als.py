@@ -21,12 +21,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from common import cli  # noqa: E402
+from common.cli.ranges import Count, NoneFor, NotNegative, Positive, Seed  # noqa: E402
 from common.runtime import run_main  # noqa: E402
 
 CLOCK = time.process_time
@@ -44,29 +45,29 @@ class Options:
     """A data set of ttflow"""
     targets: Literal["means", "plain"] = "means"
     """Targets of fit: posterior means, ttflow's default, or x1 - x0"""
-    n_pairs: int = 50_000
+    n_pairs: Count = 50_000
     """Rows of fit, pairs of the sampled train's fit"""
-    ranks: tuple[int, ...] = (5,)
+    ranks: tuple[Count, ...] = (5,)
     """Ranks of fit; the first is that of scaling and sampling"""
-    n_basis: int = 12
+    n_basis: Count = 12
     """Functions of each variable in fit"""
-    lambs: tuple[float, ...] = (1e-3, 1.0, 10.0, 100.0)
+    lambs: tuple[NotNegative, ...] = (1e-3, 1.0, 10.0, 100.0)
     """teneva's lamb: its default and others"""
-    seconds: float = 60.0
+    seconds: Positive = 60.0
     """Longest fit by teneva, processor time"""
-    tolerance: float = 1e-4
+    tolerance: Positive = 1e-4
     """Fits end when the held-out error fell by less than this part in three sweeps"""
-    sizes: tuple[int, ...] = (10_000, 50_000, 250_000, 1_000_000)
+    sizes: tuple[Count, ...] = (10_000, 50_000, 250_000, 1_000_000)
     """Pairs of scaling"""
-    n_samples: int = 2000
+    n_samples: Count = 2000
     """Points of sampling"""
-    runs: int = 30
+    runs: Count = 30
     """Rounds of timing"""
-    network_steps: int = 0
-    """sampling: training steps of the networks; 0: those of their recipes"""
+    network_steps: Annotated[Count | None, NoneFor(0)] = None
+    """sampling: training steps of the networks; none: those of their recipes"""
     parts: bool = False
     """sampling: profile an evaluation"""
-    seed: int = 0
+    seed: Seed = 0
     """Of data, pairs and starts"""
 
 
@@ -404,10 +405,7 @@ def main() -> None:
     """Measure one of the three."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"  # before numpy and torch are imported
-    argv = sys.argv[1:]
-    if argv and not argv[0].startswith("-"):
-        argv = ["--what", *argv]
-    options = cli.parse(Options, description=__doc__, argv=argv)
+    options = cli.parse(Options, description=__doc__, words=("what",))
     {"fit": compare_fits, "scaling": scaling, "sampling": sampling}[options.what](options)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import cli
+from common.cli.ranges import Count, Seed
 from common.runtime import run_main
 
 
@@ -26,11 +27,11 @@ class Options:
 
     dataset_name: str = "swissroll-3d-sklearn"
     """A data set of ttflow"""
-    budget: int = 3600
+    budget: Count = 3600
     """Most parameters"""
-    sweeps: int = 12
+    sweeps: Count = 12
     """Sweeps over the train"""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of data and fits"""
 
 

@@ -189,29 +189,29 @@ class Sampler:
         return torch.cat([self.landing * solvers.time_grid(self.n_steps - 1, self.grid), torch.ones(1)])
 
 
-def labels_for(indices: Sequence[int], num_classes: int, label: int = -1) -> Tensor | None:
+def labels_for(indices: Sequence[int], num_classes: int, label: int | None = None) -> Tensor | None:
     """Labels of images by their index: the given class, or all classes in turn (k mod num_classes).
 
     Args:
         num_classes: classes of the network without its "no label" row; 0 gives None.
     """
     if num_classes == 0:
-        if label >= 0:
+        if label is not None:
             raise ValueError("--label needs class-conditional weights; these are unconditional")
         return None
-    if label >= num_classes:
+    if label is not None and not 0 <= label < num_classes:
         raise ValueError(f"--label {label} is out of range: these weights know the classes 0 to {num_classes - 1}")
-    return torch.tensor([k % num_classes if label < 0 else label for k in indices])
+    return torch.tensor([k % num_classes if label is None else label for k in indices])
 
 
-def label_of_one(sampler: Sampler, label: int = -1) -> Tensor | None:
+def label_of_one(sampler: Sampler, label: int | None = None) -> Tensor | None:
     """The label, (1,), of one image that is given: ``label``, or None where the weights can do without.
 
     Raises:
         ValueError: the class has to be said, for such weights or for guidance.
     """
     classes = real_classes(sampler.net)
-    if label < 0 and classes:
+    if label is None and classes:
         if sampler.cfg != 1 or not sampler.net.null_class:
             raise ValueError("--invert: say the image's class by --label, which these weights or --cfg need")
         return None
@@ -224,7 +224,7 @@ def real_classes(net: Any) -> int:
 
 
 def sample_many(
-    sampler: Sampler, indices: Sequence[int], batch_size: int = 100, label: int = -1
+    sampler: Sampler, indices: Sequence[int], batch_size: int = 100, label: int | None = None
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Sample the images of the given indices in batches: yields (indices, images in [-1, 1] on the CPU)."""
     if batch_size < 1:
@@ -269,7 +269,9 @@ def slerp(a: Tensor, b: Tensor, w: Tensor) -> Tensor:
     return torch.as_tensor(arc).reshape(len(w), *a.shape).to(a.dtype)
 
 
-def interpolate(sampler: Sampler, rows: int, columns: int, batch_size: int = 100, label: int = -1) -> Iterator[Tensor]:
+def interpolate(
+    sampler: Sampler, rows: int, columns: int, batch_size: int = 100, label: int | None = None
+) -> Iterator[Tensor]:
     """Rows of images from noise 2k to noise 2k + 1 along the arc between them; image (k, 0) is that of noise 2k.
 
     A row has one class (``labels_for`` of its number) and, with a stochastic solver, one path of later noise.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from _repo import HERE
 from common import cli
+from common.cli.ranges import Count, Device, Seed
 from common.runtime import run_main
 from mnist.config import FOLDER
 
@@ -20,11 +21,11 @@ class Options:
 
     weights: str = ""
     """Checkpoint file or run folder; empty: the shipped weights"""
-    n_steps: int = 100
+    n_steps: Count = 100
     """RK4 steps; four network evaluations each"""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the noise"""
-    device: str = "auto"
+    device: Device = "auto"
     """auto, cpu, cuda, cuda:1, mps"""
     out: str = ""
     """Picture to write; empty: samples/mnist_test.png"""

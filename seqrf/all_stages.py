@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 def check(run: Run) -> None:
     """ValueError for a plan that cannot be carried out."""
     plan = run.config.pipeline
-    for name in ("segments", "adaptive", "distill", "steps", "teacher_steps", "seeds"):
-        if any(value < (0 if name == "seeds" else 1) for value in getattr(plan, name)):
-            raise ValueError(f"--config.pipeline.{name} {getattr(plan, name)}: give whole numbers from 1 on")
     if missing := set(plan.distill) - set(plan.segments):
         raise ValueError(f"--config.pipeline.distill {min(missing)}: add {min(missing)} to --config.pipeline.segments")
 

@@ -9,10 +9,8 @@ seed alone are shown as mean and spread. Seconds on a CPU; needs neither weights
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import takewhile
+from dataclasses import dataclass
 from pathlib import Path
 
 from _repo import HERE  # noqa: F401
@@ -26,7 +24,7 @@ class Options:
     """Options of a comparison."""
 
     runs: tuple[str, ...] = ()
-    """Folders of runs or of evaluations; they may also stand first on the command line, without this flag"""
+    """Folders of runs or of evaluations; they may also stand without this flag"""
     out: str = ""
     """Folder for table.csv and quality_against_nfe.png"""
     metric: str = "auto"
@@ -35,10 +33,7 @@ class Options:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read, draw, write, print."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    folders = list(takewhile(lambda token: not token.startswith("-"), words))
-    options = cli.parse(Options, description=__doc__ or "", argv=words[len(folders) :])
-    options = replace(options, runs=(*folders, *options.runs))
+    options = cli.parse(Options, description=__doc__ or "", argv=argv, words=("runs",))
     if not options.runs or not options.out:
         raise ValueError("give folders with evaluations and --out FOLDER: compare.py exp/toy2d --out exp/comparison")
     compare(options.runs, Path(options.out), options.metric)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seqrf.endpoints import sources
-from seqrf.flags import PREDICTORS
+from seqrf.options import PREDICTORS
 from seqrf.segments import (
     sample,
     sample_times,

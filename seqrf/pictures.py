@@ -7,12 +7,12 @@ Reads the students of a folder of pipeline.py. Half a minute on a CPU for MNIST.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from _repo import HERE  # noqa: F401
 from common import cli
+from common.cli.ranges import Count, Seed
 from common.runtime import run_main
 
 
@@ -21,16 +21,16 @@ class Options:
     """Options of the pictures."""
 
     folder: str = ""
-    """Folder with the students of pipeline.py; it may also stand first on the command line, without this flag"""
+    """Folder with the students of pipeline.py; it may also stand without this flag"""
     teacher: str = ""
     """Weights of the teacher"""
-    n_steps: int = 4
+    n_steps: Count = 4
     """Euler steps of the rows; distilled students take one for each of their segments"""
-    fine: int = 32
+    fine: Count = 32
     """Euler steps of the teacher's last row"""
-    n_samples: int = 10
+    n_samples: Count = 10
     """Images in a row"""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the noises"""
     out: str = ""
     """Picture to write; empty: pictures.png in the folder"""
@@ -38,10 +38,8 @@ class Options:
 
 def main() -> None:
     """Load, draw, save."""
-    given = sys.argv[1:]
-    first = given[:1] if given and not given[0].startswith("-") else []
-    options = cli.parse(Options, description=__doc__, argv=given[len(first) :])
-    folder = Path(first[0] if first else options.folder)
+    options = cli.parse(Options, description=__doc__ or "", words=("folder",))
+    folder = Path(options.folder)
     from common.generate import labels_for
     from common.plots import image_rows
     from seqrf.evaluate import draw

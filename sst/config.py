@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from common.cli.ranges import AtLeast, Count, Device, NoneFor, NotNegative, Positive, Seed, Share, Whole
 
 HERE = Path(__file__).resolve().parent
 
@@ -29,13 +31,13 @@ class Options:
     """Variable of a NetCDF file; empty: sst, or the only one over time, latitude and longitude"""
     gaps: Literal["error", "land"] = "error"
     """Cells that are missing at some times only: an error, or taken as land"""
-    box: int = 60
+    box: Count = 60
     """Side of the square boxes, in cells; larger fields are cut at random in training, at fixed places in evaluation"""
-    test_years: float = 1.0
+    test_years: Positive = 1.0
     """Years at the end that are forecast and scored"""
-    val_years: float = 1.0
+    val_years: Positive = 1.0
     """Years before them: validation loss, choice of the weights, spread factors"""
-    harmonics: int = 2
+    harmonics: Count = 2
     """Harmonics of the seasonal cycle, which is fitted to the training years and removed"""
 
     # ---- what is learnt
@@ -43,67 +45,67 @@ class Options:
     """cfm: the velocity; idff: data and score heads on a Brownian bridge"""
     source: Literal["noise", "state"] = "noise"
     """What the flow starts from: noise, or the present field (data to data)"""
-    sigma: float = 0.0
+    sigma: NotNegative = 0.0
     """Noise of the path, in standard deviations of the innovation; above 0 for idff and for --source state"""
-    flow_weight: float = 2.0
+    flow_weight: NotNegative = 2.0
     """idff: weight of the data head's loss against the score head's"""
     colour: bool = True
     """Noise with the innovations' power spectrum; --no-colour: white noise"""
     label_by: Literal["none", "season", "lead"] = "none"
     """Class label: month of the target; or lead, and each lead is then drawn directly from the start, not rolled out"""
-    past: int = 1
+    past: Count = 1
     """Frames that the network sees"""
-    horizon: int = 7
+    horizon: Count = 7
     """Leads to forecast"""
 
     # ---- network
-    num_channel: int = 32
+    num_channel: Count = 32
     """Channels of the first level"""
-    channel_mult: tuple[int, ...] = (1, 2)
+    channel_mult: tuple[Count, ...] = (1, 2)
     """Channel multiplier of each level, finest first"""
-    num_res_blocks: int = 1
+    num_res_blocks: Count = 1
     """Residual blocks of each level"""
-    patch_size: int = 2
+    patch_size: Count = 2
     """Space-to-depth factor: the first level works on cells of so many grid points"""
-    dropout: float = 0.0
+    dropout: Share = 0.0
     """Dropout inside residual blocks"""
 
     # ---- optimisation
-    total_steps: int = 400
+    total_steps: Count = 400
     """Optimizer steps of the whole run"""
-    batch_size: int = 12
+    batch_size: Count = 12
     """Boxes in a step"""
-    lr: float = 2e-3
+    lr: Positive = 2e-3
     """Peak learning rate of AdamW; it decays to zero as a cosine"""
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     """Decoupled weight decay of AdamW"""
-    warmup: int = 50
+    warmup: Whole = 50
     """Steps of linear learning-rate warm-up"""
-    grad_clip: float = 1.0
+    grad_clip: NotNegative = 1.0
     """Gradient norm at which gradients are clipped; 0: off"""
-    ema_decay: float = 0.998
+    ema_decay: Share = 0.998
     """Decay of the averaged weights"""
-    val_step: int = 100
+    val_step: Whole = 100
     """Steps between validation losses; the best weights are used in the end"""
-    save_step: int = 200
+    save_step: Count = 200
     """Steps between checkpoints of the whole state"""
-    log_step: int = 20
+    log_step: Count = 20
     """Steps between rows of metrics.jsonl"""
     logger: Literal["none", "tensorboard", "wandb"] = "none"
     """A logger beside metrics.jsonl"""
 
     # ---- forecast
-    members: int = 50
+    members: Annotated[int, AtLeast(2)] = 50
     """Members of an ensemble"""
-    starts: int = 12
+    starts: Whole = 12
     """Forecasts in the evaluation, evenly spread over the test years; 0: from every frame"""
     solver: Literal["euler", "midpoint", "heun"] = "midpoint"
     """Of the flow's ODE; idff from a state solves its SDE by Euler-Maruyama"""
-    n_steps: int = 1
+    n_steps: Count = 1
     """Steps of the solver for each lead; the NFE is counted and printed"""
     spread: Literal["none", "validation"] = "none"
     """validation: scale the spread at each lead by a factor fitted to forecasts of the validation years"""
-    chunk: int = 100
+    chunk: Count = 100
     """Fields given to the network at a time; changes speed and memory only"""
 
     # ---- running
@@ -111,9 +113,9 @@ class Options:
     """Run folder; empty: results/METHOD-DATA beside the script"""
     resume: Literal["no", "auto"] = "no"
     """auto: continue from the run folder's last checkpoint, if there is one"""
-    seed: int = 0
+    seed: Seed = 0
     """One seed for everything"""
-    device: str = "auto"
+    device: Device = "auto"
     """auto, cpu, cuda, cuda:1, mps"""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Precision of the network's arithmetic"""
@@ -129,17 +131,17 @@ class DrawOptions:
     """Checkpoint file or run folder; empty: the shipped weights"""
     data: str = ""
     """The data that the weights were trained on; empty: the synthetic field"""
-    members: int = 50
+    members: Annotated[int, AtLeast(2)] = 50
     """Members of the ensemble"""
-    start: int = 0
+    start: Whole = 0
     """Which of the forecasts that fit into the test years"""
-    solver_steps: int = 0
-    """Steps of the solver for each lead; 0: as in the weights' options"""
+    solver_steps: Annotated[Count | None, NoneFor(0)] = None
+    """Steps of the solver for each lead; none: as in the weights' options"""
     out: str = ""
     """Picture to write; empty: samples/forecast_DATA.png beside the script"""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the ensemble"""
-    device: str = "auto"
+    device: Device = "auto"
     """auto, cpu, cuda, cuda:1, mps"""
     smoke: bool = False
     """Few members, and an untrained network when there are no weights"""

@@ -66,12 +66,8 @@ def check(options: Options, torus: bool) -> None:
     if options.sigma == 0 and (options.method == "idff" or options.source == "state"):
         what = f"--method {options.method} --source {options.source}"
         raise ValueError(f"--sigma 0: {what} draws its ensemble from the path's noise, give a sigma above 0, e.g. 0.8")
-    if min(options.past, options.horizon, options.n_steps, options.chunk) < 1 or options.members < 2:
-        raise ValueError("--past, --horizon, --n_steps and --chunk must be at least 1, --members at least 2")
-    if options.starts < 0 or options.harmonics < 1 or min(options.val_years, options.test_years) <= 0:
-        raise ValueError("--starts must be at least 0, --harmonics at least 1, --val_years and --test_years above 0")
     multiple, side = options.patch_size * 2 ** (len(options.channel_mult) - 1), options.box + (2 * WRAP if torus else 0)
-    if options.box < 1 or side % multiple:
+    if side % multiple:
         edges = f" and {WRAP} cells at each edge" if torus else ""
         raise ValueError(f"--box {options.box}{edges} must be divisible by {multiple} (patch_size times 2 a level)")
 

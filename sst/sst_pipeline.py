@@ -155,8 +155,6 @@ def draw(options: DrawOptions) -> Path:
         raise ValueError(
             f"--start {options.start}: {len(frames)} forecasts fit into the test years, 0 to {len(frames) - 1}"
         )
-    if options.members < 2 or options.solver_steps < 0:
-        raise ValueError("--members must be at least 2, --solver_steps at least 0")
     members = min(options.members, 4) if options.smoke else options.members
     ensemble = forecast(model, data, frames[options.start : options.start + 1], members, options.seed)
     print("\n".join(skill.lines(skill.evaluate(data, ensemble, options.seed), "deg_C")))

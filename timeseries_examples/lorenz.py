@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from common.cli.values import check_least
 from common.runtime import write_json
 
 if TYPE_CHECKING:
     from timeseries_examples.propagator import Propagator
     from timeseries_examples.systems import System
+
+from common.cli import validate
+from common.cli.configs import check_bridge
+from common.cli.ranges import AtLeast, AtMost, Count, NoneFor, NotNegative, Positive, Seed
 
 HERE = Path(__file__).resolve().parent
 TRAINED_WITH = ("system", "frame", "method", "source", "sigma", "n_steps")  # what weights fix
@@ -24,11 +27,11 @@ class Options:
     # ---- system
     system: Literal["lorenz", "rossler"] = "lorenz"
     """Lorenz 1963 (10, 28, 8/3) or Rossler 1976 (0.2, 0.2, 5.7)"""
-    frame: float = 0.0
-    """Time between frames; 0: 0.05 for lorenz, 0.2 for rossler"""
-    n_trajectories: int = 64
+    frame: Annotated[Positive | None, NoneFor(0)] = None
+    """Time between frames; none: 0.05 for lorenz, 0.2 for rossler"""
+    n_trajectories: Count = 64
     """Training trajectories"""
-    frames: int = 1000
+    frames: Annotated[int, AtLeast(3)] = 1000
     """Frames of each"""
 
     # ---- flow
@@ -36,63 +39,60 @@ class Options:
     """cfm: a velocity; idff: data and score heads"""
     source: Literal["frame", "noise"] = "frame"
     """Where the flow to the next frame starts: in the present frame, or in Gaussian noise"""
-    sigma: float = 0.0
+    sigma: NotNegative = 0.0
     """Noise on the way, in units of the increments; idff needs some, e.g. 0.02"""
-    n_steps: int = 1
+    n_steps: Count = 1
     """Steps of the sampler; from the frame one is enough, from noise take 4 or more"""
-    t_zero: float = 0.5
+    t_zero: Annotated[float, AtLeast(0), AtMost(1)] = 0.5
     """Share of the training times that are exactly 0, where one step evaluates the network"""
 
     # ---- network and training
-    width: int = 128
+    width: Count = 128
     """Units of each of its layers"""
-    depth: int = 3
+    depth: Count = 3
     """Number of hidden layers"""
-    total_steps: int = 20_000
+    total_steps: Count = 20_000
     """Updates"""
-    batch_size: int = 512
+    batch_size: Count = 512
     """Frames of one update"""
-    lr: float = 2e-3
+    lr: Positive = 2e-3
     """Peak learning rate; decays to zero by a cosine"""
     weights: str = ""
     """Weights to evaluate; empty: train"""
 
     # ---- evaluation
-    forecasts: int = 200
+    forecasts: Count = 200
     """Forecasts from exact states for the valid prediction time"""
-    sets: int = 16
+    sets: Annotated[int, AtLeast(2)] = 16
     """Sets of 8 trajectories, made and real, between which distances are taken"""
-    length: int = 4000
+    length: Annotated[int, AtLeast(100)] = 4000
     """Frames of each trajectory of a set"""
 
     # ---- run
-    seed: int = 0
+    seed: Seed = 0
     """One seed for everything"""
     out: str = ""
     """Run folder; empty: results/SYSTEM here"""
     smoke: bool = False
     """Seconds: little data, few steps; writes to results/smoke_SYSTEM"""
 
+    def check_together(self) -> None:
+        """Raises ValueError where options do not fit together."""
+        check_bridge(self.method, self.sigma)
 
-def check(options: Options) -> Options:
-    """The options, with what --smoke changes and the folder filled in.
 
-    Raises:
-        ValueError: a number out of range.
-    """
+def completed(options: Options) -> Options:
+    """The options, with what --smoke changes and the folder filled in."""
     if options.smoke:
         tiny = {"n_trajectories": 8, "total_steps": 60, "width": 32, "depth": 2, "forecasts": 8, "sets": 2}
         options = replace(options, **tiny, frames=min(options.frames, 100), length=300)
-    check_least(options, n_trajectories=1, frames=3, width=1, depth=1, forecasts=1, sets=2, length=100)
-    if options.frame < 0:
-        raise ValueError(f"--frame {options.frame:g}: must be above 0, or 0 for the system's own")
     folder = HERE / "results" / (f"smoke_{options.system}" if options.smoke else options.system)
     return replace(options, out=options.out or str(folder))
 
 
 def run(options: Options) -> None:
     """Train or load, forecast, compare, draw."""
-    options = check(options)
+    options = completed(options)
     from timeseries_examples import attractors
     from timeseries_examples.propagator import load_as_trained
     from timeseries_examples.systems import SYSTEMS
@@ -122,7 +122,7 @@ def trained(system: System, options: Options) -> tuple[Propagator, float]:
     recipe = Recipe(
         options.method, options.source, "ode", options.sigma, n_steps=options.n_steps, t_zero=options.t_zero
     )
-    recipe.check()
+    validate(recipe)
     data = trajectories(system, options.n_trajectories, options.frames, options.seed)
     series = [torch.tensor(x, dtype=torch.float32) for x in data]
     return train_and_save(Space.of("line", series), recipe, series, options, f"{options.system}_v1.pt")

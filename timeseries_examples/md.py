@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from common.cli.values import check_least
 from common.runtime import write_json
 
 if TYPE_CHECKING:
@@ -14,6 +13,10 @@ if TYPE_CHECKING:
 
     from timeseries_examples.dihedrals import Trajectory
     from timeseries_examples.propagator import Propagator
+
+from common.cli import validate
+from common.cli.configs import check_bridge
+from common.cli.ranges import AtLeast, Count, NoneFor, NotNegative, Positive, Seed
 
 HERE = Path(__file__).resolve().parent
 SPLIT = ("split", "held_out", "lag")
@@ -38,11 +41,11 @@ class Options:
     """Folder of trajectories (npz); empty: trajectories/ here"""
     unit: Literal["auto", "radians", "degrees"] = "auto"
     """Of the angles in the files; auto: radians, and an error if they cannot be"""
-    lag: int = 1
+    lag: Count = 1
     """Frames of the data in one step of the model"""
     split: Literal["trajectories", "blocks"] = "trajectories"
     """What is held out: whole trajectories, or every so many blocks of time of all of them"""
-    held_out: int = 1
+    held_out: Count = 1
     """Held-out trajectories (the last ones), or of ten blocks of each trajectory so many"""
 
     # ---- flow
@@ -52,60 +55,62 @@ class Options:
     """Where the flow to the next frame starts: in Gaussian noise, or in the present frame (idff: followed as an SDE)"""
     space: Literal["circle", "angle"] = "circle"
     """circle: (sin, cos) of the next frame, put back on the circle; angle: wrapped increments of the angles"""
-    sigma: float = 0.0
+    sigma: NotNegative = 0.0
     """Noise on the way; idff needs some: 0.2 from noise, 1 from the frame"""
     condition: Literal["frame", "time"] = "frame"
     """What the network is given: the present frame, or only the absolute time"""
-    past: int = 1
+    past: Count = 1
     """Frames that are given; more than one lets the model know how the angles move"""
-    n_steps: int = 4
+    n_steps: Count = 4
     """Steps of the sampler"""
     solver: Literal["euler", "heun", "dpmpp2m"] = "heun"
     """Of the ODE: heun has two network evaluations a step, the others one; an SDE is followed by Euler-Maruyama"""
 
     # ---- network and training
-    width: int = 256
+    width: Count = 256
     """Units of each of its layers"""
-    depth: int = 3
+    depth: Count = 3
     """Number of hidden layers"""
-    total_steps: int = 12_000
+    total_steps: Count = 12_000
     """Updates"""
-    batch_size: int = 256
+    batch_size: Count = 256
     """Frames of one update"""
-    lr: float = 2e-3
+    lr: Positive = 2e-3
     """Peak learning rate; decays to zero by a cosine"""
-    weight_decay: float = 0.01
+    weight_decay: NotNegative = 0.01
     """AdamW's; frames are few and the network is large"""
     weights: str = ""
     """Weights to evaluate; empty: train"""
 
     # ---- evaluation
-    leads: tuple[int, ...] = (1, 2, 5, 10, 20)
+    leads: tuple[Count, ...] = (1, 2, 5, 10, 20)
     """Steps ahead at which forecasts are scored"""
-    forecasts: int = 256
+    forecasts: Annotated[int, AtLeast(2)] = 256
     """Forecasts from held-out frames"""
-    members: int = 32
+    members: Count = 32
     """Members of the ensemble of each"""
-    rollouts: int = 8
+    rollouts: Count = 8
     """Long runs from the first frame of each held-out trajectory or block"""
-    length: int = 0
-    """Steps of these; 0: as long as the held-out trajectories"""
+    length: Annotated[Count | None, NoneFor(0)] = None
+    """Steps of these; none: as long as the held-out trajectories"""
 
     # ---- run
-    seed: int = 0
+    seed: Seed = 0
     """One seed for everything"""
     out: str = ""
     """Run folder; empty: results/md here"""
     smoke: bool = False
     """Seconds: a tiny network on a little of the data, or on made-up angles; writes to results/smoke_md_model"""
 
+    def check_together(self) -> None:
+        """Raises ValueError where options do not fit together."""
+        check_bridge(self.method, self.sigma)
+        if not self.leads or list(self.leads) != sorted(set(self.leads)) or self.leads[0] != 1:
+            raise ValueError(f"--leads {','.join(map(str, self.leads))}: give growing numbers that begin with 1")
 
-def check(options: Options) -> Options:
-    """The options, with what --smoke changes and the folders filled in.
 
-    Raises:
-        ValueError: a number out of range.
-    """
+def completed(options: Options) -> Options:
+    """The options, with what --smoke changes and the folders filled in."""
     if options.smoke:
         tiny = {
             "width": 32,
@@ -118,9 +123,6 @@ def check(options: Options) -> Options:
             "solver": "euler",
         }
         options = replace(options, **tiny, leads=(1, 2), length=50)
-    check_least(options, lag=1, held_out=1, width=1, depth=1, forecasts=2, members=1, rollouts=1, length=0)
-    if not options.leads or list(options.leads) != sorted(set(options.leads)) or options.leads[0] != 1:
-        raise ValueError(f"--leads {','.join(map(str, options.leads))}: give growing numbers that begin with 1")
     folder = HERE / "results" / ("smoke_md_model" if options.smoke else "md")
     data = options.data or str(HERE / "trajectories")
     return replace(options, out=options.out or str(folder), data=data)
@@ -128,7 +130,7 @@ def check(options: Options) -> Options:
 
 def run(options: Options) -> None:
     """Train or load, forecast, roll out, compare, draw."""
-    options = check(options)
+    options = completed(options)
     from timeseries_examples import figures
     from timeseries_examples.ensemble import evaluate
     from timeseries_examples.propagator import load_as_trained
@@ -168,7 +170,7 @@ def trained(options: Options, train_set: list[np.ndarray]) -> tuple[Propagator, 
         n_frames=max(map(len, train_set)),
         lag=options.lag,
     )
-    recipe.check()
+    validate(recipe)
     series = [as_states(x, options.space) for x in train_set]
     space = Space.of(options.space, series)
     return train_and_save(space, recipe, series, options, "MD_v1.pt", torch.float16, options.weight_decay)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from common.cli.values import check_least
+from common.cli.ranges import Count, NotNegative, Positive, Seed
 from common.runtime import run_lock
 
 HERE = Path(__file__).resolve().parent
@@ -20,66 +20,62 @@ class Options:
     """Molecular dynamics of ACE-(ALA)n-NME with OpenMM."""
 
     # ---- molecule
-    residues: int = 10
+    residues: Count = 10
     """Alanines between the caps"""
     start: Literal["both", "helix", "extended"] = "both"
     """Structure at the beginning; both: helix and extended in turn"""
 
     # ---- simulation
-    n_trajectories: int = 4
+    n_trajectories: Count = 4
     """Independent trajectories, each with its own seed"""
-    nanoseconds: float = 3.0
+    nanoseconds: Positive = 3.0
     """Length of each, after the equilibration"""
-    frame: float = 0.5
+    frame: Positive = 0.5
     """Picoseconds between two frames"""
-    equilibration: float = 100.0
+    equilibration: NotNegative = 100.0
     """Picoseconds run first and left out"""
-    temperature: float = 300.0
+    temperature: Positive = 300.0
     """Kelvin"""
-    friction: float = 1.0
+    friction: Positive = 1.0
     """Of the Langevin thermostat, 1/ps"""
-    timestep: float = 4.0
+    timestep: Positive = 4.0
     """Femtoseconds; 4 needs the heavier hydrogens"""
-    hydrogen_mass: float = 1.5
+    hydrogen_mass: Positive = 1.5
     """Daltons, taken from the atom that a hydrogen is bound to"""
     solvent: Literal["obc2", "gbn2"] = "obc2"
     """Generalised Born model of the solvent; gbn2 is about eight times as slow on a CPU"""
 
     # ---- run
-    seed: int = 0
+    seed: Seed = 0
     """Of velocities and thermostat"""
-    threads: int = 1
+    threads: Count = 1
     """CPU threads; the molecule is too small for more to help"""
     out: str = ""
     """Folder of the files; empty: trajectories/ here"""
     smoke: bool = False
     """Two trajectories of 2 ps of 2 residues, into results/smoke_md"""
 
+    def check_together(self) -> None:
+        """Raises ValueError where options do not fit together."""
+        steps = self.frame * 1000 / self.timestep
+        if abs(steps - round(steps)) > 1e-6 or steps < 1:
+            raise ValueError(f"--frame {self.frame:g} ps is not a whole number of --timestep {self.timestep:g} fs")
+        if self.nanoseconds * 1000 < 2 * self.frame:
+            raise ValueError(f"--nanoseconds {self.nanoseconds:g}: shorter than two frames of {self.frame:g} ps")
 
-def check(options: Options) -> Options:
-    """The options, with what --smoke changes.
 
-    Raises:
-        ValueError: a length or constant that makes no sense.
-    """
+def completed(options: Options) -> Options:
+    """The options, with what --smoke changes and the folder filled in."""
+    folder = HERE / "trajectories"
     if options.smoke:
         tiny = {"residues": 2, "n_trajectories": 2, "nanoseconds": 0.002, "frame": 0.2, "equilibration": 0.4}
-        options = replace(options, **tiny, out=options.out or str(HERE / "results" / "smoke_md"))
-    check_least(options, residues=1, n_trajectories=1, threads=1, equilibration=0)
-    for name in ("nanoseconds", "frame", "temperature", "friction", "timestep", "hydrogen_mass"):
-        if getattr(options, name) <= 0:
-            raise ValueError(f"--{name} {getattr(options, name):g}: must be above 0")
-    steps = options.frame * 1000 / options.timestep
-    if abs(steps - round(steps)) > 1e-6 or steps < 1:
-        raise ValueError(f"--frame {options.frame:g} ps is not a whole number of --timestep {options.timestep:g} fs")
-    if options.nanoseconds * 1000 < 2 * options.frame:
-        raise ValueError(f"--nanoseconds {options.nanoseconds:g}: shorter than two frames of {options.frame:g} ps")
-    return replace(options, out=options.out or str(HERE / "trajectories"))
+        options, folder = replace(options, **tiny), HERE / "results" / "smoke_md"
+    return replace(options, out=options.out or str(folder))
 
 
 def run(options: Options) -> None:
     """Make every trajectory whose file does not exist yet."""
-    options = check(options)
+    options = completed(options)
     from timeseries_examples.peptide import Physics, need
 
     for name in ("openmm", "PeptideBuilder"):

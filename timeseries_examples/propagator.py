@@ -15,13 +15,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from common import checkpoint
-from common.cli.values import check_least
+from common.cli import validate
+from common.cli.ranges import AtLeast, AtMost, Count
 from common.generate import sde_of, velocity_of
 from common.methods import METHODS, make_loss
 from common.networks import MLP
@@ -114,22 +115,19 @@ class Recipe:
     sampler: Literal["ode", "sde"] = "ode"
     sigma: float = 0.2
     condition: Literal["frame", "time"] = "frame"
-    past: int = 1
-    n_steps: int = 4
+    past: Count = 1
+    n_steps: Count = 4
     solver: Literal["euler", "heun", "dpmpp2m"] = "euler"
     n_frames: int = 1  # length of the training trajectories, the unit of time of condition="time"
-    lag: int = 1  # frames of the data in one step
-    t_zero: float = 0.0  # share of the training times that are exactly 0
+    lag: Count = 1  # frames of the data in one step
+    t_zero: Annotated[float, AtLeast(0), AtMost(1)] = 0.0  # share of the training times that are exactly 0
 
-    def check(self) -> None:
+    def check_together(self) -> None:
         """Raise ValueError for combinations that cannot work."""
         if self.sampler == "sde" and (self.method, self.source) != ("idff", "frame"):
             raise ValueError("the SDE follows IDFF's bridge from the frame: it needs --method idff --source frame")
         if self.method == "idff" and self.sigma <= 0:
             raise ValueError(f"--sigma {self.sigma:g}: idff's bridge needs one above 0, e.g. 0.2")
-        check_least(self, past=1, n_steps=1, lag=1)
-        if not 0 <= self.t_zero <= 1:
-            raise ValueError(f"--t_zero {self.t_zero:g}: a share, from 0 to 1")
 
 
 class Propagator:
@@ -142,7 +140,7 @@ class Propagator:
     """
 
     def __init__(self, net: nn.Module, space: Space, recipe: Recipe) -> None:
-        recipe.check()
+        validate(recipe)
         self.net, self.space, self.recipe = net, space, recipe
 
     def condition(self, frames: Tensor, k: Tensor) -> Tensor:

@@ -36,7 +36,13 @@ SYSTEMS = {
 
 
 def trajectories(
-    system: System, count: int, frames: int, seed: int, frame: float = 0.0, settle: float = 40.0, rtol: float = 1e-10
+    system: System,
+    count: int,
+    frames: int,
+    seed: int,
+    frame: float | None = None,
+    settle: float = 40.0,
+    rtol: float = 1e-10,
 ) -> np.ndarray:
     """Independent trajectories on the attractor, (count, frames, 3), float64.
 
@@ -47,7 +53,7 @@ def trajectories(
         system: Which one.
         count, frames: Of the result.
         seed: Of the initial states.
-        frame: Time between frames; 0: the system's.
+        frame: Time between frames; None: the system's.
         settle: Time before the first frame.
         rtol: Tolerance.
     """

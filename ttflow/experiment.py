@@ -5,20 +5,23 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from common.cli import validate, with_values
+from common.cli.files import read_values
+from common.cli.values import field_types
 from common.records.cards import commit, without_folders
 from common.runtime import generator, read_json, write_json
 from ttflow import hopt, network, score
 from ttflow.als import Adapt, Sweeps
 from ttflow.datasets import TWELVE, Data, load
 from ttflow.draws import data_pairs, on_lines, posterior_means
-from ttflow.options import SMOKE, Options, check
+from ttflow.options import SMOKE, Options
 from ttflow.panels import comparison
 from ttflow.recflow import SWEEPS, Shape, TTVelocity, fit_velocity, frame_of
 
@@ -27,7 +30,7 @@ def run(options: Options, out: Path) -> dict[str, Any]:
     """Fits, samples, measures, writes; returns what results.json holds."""
     if options.smoke:
         options = replace(options, **SMOKE)  # type: ignore[arg-type]
-    check(options)
+    validate(options)
     data = _data(options)
     flows: dict[str, Any] = {}
     facts: dict[str, Any] = {}
@@ -45,9 +48,9 @@ def again(out: Path, **changes: Any) -> dict[str, Any]:
         ValueError: a file that no run wrote.
     """
     before = read_json(out / "results.json")
-    known = {field.name for field in fields(Options)}
-    options = replace(Options(**{k: v for k, v in before["options"].items() if k in known}), **changes)
-    check(options)
+    known = {k: v for k, v in before["options"].items() if k in field_types(Options)}
+    options = with_values(Options(), read_values(Options, known, f"{out / 'results.json'}") | changes)
+    validate(options)
     flows: dict[str, Any] = {"tt": TTVelocity.load(out / "tt.pt")}
     if "network" in before:
         flows["network"] = network.load(out / "network.pt")
@@ -127,8 +130,10 @@ def plan(options: Options, dim: int) -> tuple[Shape, Sweeps]:
     Raises:
         ValueError: no such position of t.
     """
-    if options.time_at > dim:
-        raise ValueError(f"--time-at is {options.time_at}: the positions are 0 to {dim}, -1 for the default")
+    # measured (benchmarks/LOG.md): beside the coordinate of most variance in three dimensions, of least in two
+    time_at = (0 if dim == 3 else dim) if options.time_at is None else options.time_at
+    if time_at > dim:
+        raise ValueError(f"--time-at is {time_at}: the positions are 0 to {dim}")
     adapt = None if options.rank or options.hopt else Adapt(16 if dim < 4 else 8, budget(options, dim))
     shape = Shape(
         options.bases,
@@ -136,8 +141,7 @@ def plan(options: Options, dim: int) -> tuple[Shape, Sweeps]:
         {"length": options.length_scale} if options.length_scale and options.bases == "rbf" else None,
         n_time=14 if dim < 3 else 8,
         rank=options.rank or 4,
-        # measured (benchmarks/LOG.md): beside the coordinate of most variance in three dimensions, of least in two
-        time_at=options.time_at if options.time_at >= 0 else 0 if dim == 3 else dim,
+        time_at=time_at,
         seed=options.seed,
     )
     # in many dimensions the outputs move, else the parts beside a core carry them all, which costs dim times as much

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from _repo import HERE
 from common import cli
+from common.cli.ranges import Count, Seed
 from common.runtime import run_main
 from ttflow.options import SMOKE
 from ttflow.options import Options as Experiment
@@ -25,13 +26,13 @@ class Options:
 
     dataset_name: str = "swissroll-3d-sklearn"
     """Data: as for train_eval_linear_recflow.py"""
-    budgets: tuple[int, ...] = (450, 900, 1800, 3600, 7200)
+    budgets: tuple[Count, ...] = (450, 900, 1800, 3600, 7200)
     """Most parameters of the trains, whose ranks adapt"""
-    widths: tuple[int, ...] = (25, 50, 100, 200)
+    widths: tuple[Count, ...] = (25, 50, 100, 200)
     """Of the two hidden layers of the networks"""
-    seed: int = 42
+    seed: Seed = 42
     """Seed of data, fits and test noise"""
-    n_test: int = 5000
+    n_test: Count = 5000
     """Test points"""
     smoke: bool = False
     """Seconds: shows only that it runs"""

@@ -93,7 +93,7 @@ def train(
     recipe: str = "better",
     width: int = WIDTH,
     depth: int = DEPTH,
-    n_steps: int = 0,
+    n_steps: int | None = None,
     seed: int = 0,
     progress: bool | str = False,
 ) -> tuple[Velocity, float]:
@@ -103,7 +103,7 @@ def train(
         x1: Data (N, d).
         recipe: A name of RECIPES.
         width, depth: Of the hidden layers.
-        n_steps: In place of the recipe's; 0: that.
+        n_steps: In place of the recipe's; None: that.
         seed: Of weights, pairs and times.
         progress: Show a bar; a string is its title.
 

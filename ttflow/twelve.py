@@ -14,6 +14,7 @@ from pathlib import Path
 
 from _repo import HERE
 from common import cli
+from common.cli.ranges import Count, Seed
 from common.runtime import run_main
 from ttflow.datasets import TWELVE
 from ttflow.options import Options as Experiment
@@ -26,11 +27,11 @@ class Options:
 
     names: tuple[str, ...] = tuple(TWELVE)
     """Data sets"""
-    seeds: tuple[int, ...] = (42, 43, 44)
+    seeds: tuple[Seed, ...] = (42, 43, 44)
     """Seeds"""
-    n_test: int = 5000
+    n_test: Count = 5000
     """Test points of W2"""
-    sinkhorn_draws: int = 5
+    sinkhorn_draws: Count = 5
     """Pairs of samples of 2,000 points that Sinkhorn's divergence of a run is the mean of"""
     again: bool = False
     """Measure the flows of runs that are there once more"""

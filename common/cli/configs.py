@@ -6,10 +6,28 @@ into a command line. The text under each field is its ``--help``.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-MethodName = Literal["cfm", "otcfm", "fm", "sbcfm", "rf", "idff"]
+from common.cli.ranges import (
+    Above,
+    AtLeast,
+    AtMost,
+    Count,
+    Device,
+    Filled,
+    NoneFor,
+    NotNegative,
+    OneOf,
+    Positive,
+    Seed,
+    Share,
+    Whole,
+)
+from common.methods import METHODS, NAMES
+
+MethodName = Annotated[str, OneOf((*METHODS,), others=(*NAMES.items(),))]
 SolverName = Literal[
     "auto", "fitted",
     "euler", "midpoint", "heun", "rk4",
@@ -26,9 +44,9 @@ class TrainConfig:
     # ---- what is learnt
     method: MethodName = "cfm"
     """cfm, otcfm, fm (Lipman), sbcfm, rf (rectified flow), idff (data and score heads)"""
-    sigma: float = 0.0
+    sigma: NotNegative = 0.0
     """Noise of the path: its constant spread (cfm, otcfm, fm) or the bridge's sigma (sbcfm, idff)"""
-    flow_weight: float = 2.0
+    flow_weight: NotNegative = 2.0
     """idff: weight of the data head's loss against the score head's"""
     coupling: Literal["auto", "independent", "ot", "sinkhorn"] = "auto"
     """Joint of noise and data in a batch; auto takes what the method's paper uses"""
@@ -38,55 +56,55 @@ class TrainConfig:
     # ---- network
     network: Literal["unet", "conditional_unet"] = "unet"
     """unet: the ADM U-Net of guided diffusion and torchcfm; conditional_unet: 4 levels, GroupNorm 8, SiLU"""
-    image_size: int = 32
+    image_size: Count = 32
     """Side of the square images; data of another size is resized"""
-    in_channels: int = 3
+    in_channels: Count = 3
     """Channels of the images: 3 colour, 1 grey"""
-    num_channel: int = 128
+    num_channel: Count = 128
     """Channels of the network's first level"""
-    channel_mult: tuple[int, ...] = (1, 2, 2, 2)
+    channel_mult: Annotated[tuple[Count, ...], Filled("give one whole number per level, e.g. 1,2,2,2")] = (1, 2, 2, 2)
     """Channel multiplier of each level, finest first"""
-    num_res_blocks: int = 2
+    num_res_blocks: Count = 2
     """Residual blocks of each level"""
-    attention_resolutions: tuple[int, ...] = (16,)
+    attention_resolutions: tuple[Count, ...] = (16,)
     """Feature map sides at which self-attention is used"""
-    num_heads: int = 4
+    num_heads: Count = 4
     """Attention heads, unless head_channels is given"""
-    head_channels: int = 64
+    head_channels: Annotated[int, AtLeast(1, besides=-1)] = 64
     """Channels of one attention head; -1: use num_heads"""
-    dropout: float = 0.1
+    dropout: Share = 0.1
     """Dropout inside residual blocks"""
-    patch_size: int = 1
+    patch_size: Count = 1
     """Space-to-depth factor: 2 turns 32x32x3 into 16x16x12 before the network (4x less work)"""
-    num_classes: int = 0
+    num_classes: Whole = 0
     """Classes of a conditional network; 0: unconditional"""
-    label_dropout: float = 0.1
+    label_dropout: Share = 0.1
     """Share of labels hidden in training, so that --cfg works; used when num_classes > 0"""
     checkpointing: bool = False
     """Activation checkpointing: less memory for about a third more time"""
 
     # ---- optimisation
-    total_steps: int = 400_000
+    total_steps: Count = 400_000
     """Optimizer steps of the whole run"""
-    epochs: int = 0
-    """Passes over the training images instead of total_steps; 0: total_steps counts"""
-    batch_size: int = 128
+    epochs: Annotated[Count | None, NoneFor(0)] = None
+    """Passes over the training images instead of total_steps; none: total_steps counts"""
+    batch_size: Count = 128
     """Global batch: over all processes and accumulation steps"""
-    grad_accum: int = 1
+    grad_accum: Count = 1
     """Micro-batches of one optimizer step"""
-    lr: float = 2e-4
+    lr: Positive = 2e-4
     """Peak learning rate of AdamW"""
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     """Decoupled weight decay of AdamW"""
-    warmup: int = 5000
+    warmup: Whole = 5000
     """Steps of linear learning-rate warm-up"""
     lr_decay: Literal["none", "cosine", "linear"] = "none"
     """Decay of the learning rate to zero after the warm-up"""
-    grad_clip: float = 1.0
+    grad_clip: NotNegative = 1.0
     """Gradient norm at which gradients are clipped; 0: off"""
-    ema_decay: float = 0.9999
+    ema_decay: Share = 0.9999
     """Decay of the averaged weights"""
-    ema_warmup: float = 0.75
+    ema_warmup: NotNegative = 0.75
     """Power of the EMA warm-up: decay = min(ema_decay, 1 - (1 + step)^-power); 0: none"""
 
     # ---- data
@@ -96,21 +114,21 @@ class TrainConfig:
     """Where the folder's own data set lies, or torchvision's is downloaded to; empty: data/ beside the script"""
     flip: bool = True
     """Random horizontal flips"""
-    val_fraction: float = 0.02
+    val_fraction: Share = 0.02
     """Share of the data held out for the validation loss"""
     resident: Literal["auto", "ram", "device", "stream"] = "auto"
     """Where the uint8 images stay: memory, GPU memory, or decoded on the fly when they do not fit"""
-    num_workers: int = 2
+    num_workers: Whole = 2
     """Threads that decode images"""
 
     # ---- running
-    seed: int = 0
+    seed: Seed = 0
     """One seed for everything"""
     out: str = ""
     """Run folder; empty: results/METHOD-WEIGHT-SIGMA beside the script"""
     resume: Literal["no", "auto"] = "no"
     """auto: continue from the run folder's last checkpoint, if there is one"""
-    device: str = "auto"
+    device: Device = "auto"
     """auto, cpu, cuda, cuda:1, mps"""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Precision of the network's arithmetic"""
@@ -120,18 +138,38 @@ class TrainConfig:
     """torch.compile the network (minutes of warm-up on a CPU)"""
     parallel: bool = False
     """Relaunch under accelerate on all GPUs of this machine"""
-    save_step: int = 5000
+    save_step: Count = 5000
     """Steps between checkpoints"""
-    sample_step: int = 5000
+    sample_step: Whole = 5000
     """Steps between sample grids from fixed noise; 0: none"""
-    val_step: int = 2000
+    val_step: Whole = 2000
     """Steps between validation losses; 0: none"""
-    log_step: int = 50
+    log_step: Count = 50
     """Steps between rows of metrics.jsonl"""
     logger: Literal["none", "tensorboard", "wandb"] = "none"
     """A logger beside metrics.jsonl"""
     smoke: bool = False
     """Seconds on a CPU: a tiny network, few steps, made-up data; writes to results/smoke"""
+
+    def check_together(self) -> None:
+        """Raises ValueError where options do not fit together."""
+        check_bridge(self.method, self.sigma)
+        if self.batch_size % self.grad_accum:
+            raise ValueError(f"--grad_accum {self.grad_accum}: must divide --batch_size {self.batch_size}")
+        levels, size = len(self.channel_mult), self.image_size
+        unit = self.patch_size * 2 ** (levels - 1)  # every level halves the sides, and the first one works on patches
+        if size % unit:
+            near = sorted({max(unit, size // unit * unit), (size // unit + 1) * unit})
+            raise ValueError(
+                f"--image_size {size}: must be divisible by {unit} (patch_size {self.patch_size}, {levels} levels), "
+                f"e.g. {' or '.join(map(str, near))}; or give fewer levels by --channel_mult"
+            )
+
+
+def check_bridge(method: str, sigma: float) -> None:
+    """Raises ValueError for a bridge without noise."""
+    if METHODS[method].needs_sigma and sigma == 0:
+        raise ValueError(f"--sigma 0: --method {method} is a bridge with noise, give a sigma above 0, e.g. 0.2")
 
 
 @dataclass(frozen=True)
@@ -140,19 +178,19 @@ class WeightsConfig:
 
     weights: str = ""
     """Checkpoint file or run folder; empty: the shipped weights"""
-    cfg: float = 1.0
+    cfg: NotNegative = 1.0
     """Guidance scale of conditional weights; 1: none, 0: unconditional"""
-    landing: float = 0.0
-    """Time from which the last step goes straight to the predicted data; 0: the folder's choice, 1: no such rule"""
+    landing: Annotated[float | None, Above(0), AtMost(1), NoneFor(0)] = None
+    """Time from which the last step goes straight to the predicted data; none: the folder's choice, 1: no such rule"""
     ema: bool = True
     """Averaged weights; --no-ema: the raw ones, when the file has them"""
-    device: str = "auto"
+    device: Device = "auto"
     """auto, cpu, cuda, cuda:1, mps"""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Precision of the network's arithmetic"""
     compile: bool = False
     """torch.compile the network"""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the noises; image k is a function of the weights, this seed and k"""
     smoke: bool = False
     """Seconds on a CPU, with a tiny untrained network when there are no weights"""
@@ -162,21 +200,21 @@ class WeightsConfig:
 class SampleConfig(WeightsConfig):
     """Options of sampling: a grid (simple_gen_test) or many images (gen)."""
 
-    n_samples: int = 64
+    n_samples: Count = 64
     """Number of images"""
     solver: SolverName = "auto"
     """Numerical method; auto: the sampler fitted to these weights and n_steps if there is one, else a good plain one"""
-    n_steps: int = 10
+    n_steps: Count = 10
     """Intervals of the time grid; the NFE is counted and printed"""
     grid: GridName = "auto"
     """Time grid; adaptive: made for these weights by dynamic programming and kept beside them"""
-    rtol: float = 1e-5
+    rtol: Positive = 1e-5
     """Tolerances of the adaptive solvers"""
-    atol: float = 1e-5
+    atol: Positive = 1e-5
     """Tolerances of the adaptive solvers"""
-    label: int = -1
-    """Class to draw; -1: all classes in turn"""
-    batch_size: int = 100
+    label: Annotated[int | None, AtLeast(-1), NoneFor(-1)] = None
+    """Class to draw; none (or -1): all classes in turn"""
+    batch_size: Count = 100
     """Images at a time and process; changes speed and memory only"""
 
 
@@ -186,7 +224,7 @@ class GridConfig(SampleConfig):
 
     interpolate: bool = False
     """Rows of images from noise 2k to noise 2k + 1 on the sphere, --columns in a row, --n_samples in all"""
-    columns: int = 8
+    columns: Annotated[int, AtLeast(2)] = 8
     """Images in a row of --interpolate, with its two ends"""
     invert: str = ""
     """An image to follow back to its noise and forth again; the error is printed. auto: rk4 on the power grid"""
@@ -198,12 +236,36 @@ class GridConfig(SampleConfig):
 class GenConfig(SampleConfig):
     """Options of gen_*.py: many images, resumable and splittable."""
 
-    n_samples: int = 50_000
+    n_samples: Count = 50_000
     """Number of images"""
     save_dir: str = ""
     """Folder of numbered PNG files, or a .npz file; empty: samples/gen beside the script"""
     range: str = ""
     """Indices to make, START:STOP; empty: 0:n_samples. Parts of one set can be made on several machines"""
+
+    def check_together(self) -> None:
+        """Raises ValueError where options do not fit together."""
+        index_range(self.range, self.n_samples)
+
+
+def index_range(text: str, n_samples: int | None = None) -> tuple[int, int]:
+    """Start and stop of ``--range START:STOP`` within ``n_samples``; an empty text is all of them.
+
+    Raises:
+        ValueError: not of that form, empty, or beyond ``n_samples``.
+    """
+    match = re.fullmatch(r"(\d*):(\d*)", text or ":")
+    if not match:
+        raise ValueError(f"--range {text}: write START:STOP, e.g. 0:10000")
+    stop = match[2] or n_samples
+    if stop is None:
+        raise ValueError(f"--range {text}: STOP is missing, write e.g. 0:10000")
+    start, stop = int(match[1] or 0), int(stop)
+    if start >= stop:
+        raise ValueError(f"--range {text}: START must be below STOP, which is {stop}")
+    if n_samples is not None and stop > n_samples:
+        raise ValueError(f"--range {text}: there are only --n_samples {n_samples}; raise it to {stop} or more")
+    return start, stop
 
 
 @dataclass(frozen=True)
@@ -216,12 +278,12 @@ class TrueConfig:
     """Where the folder's own data set lies, or torchvision's is downloaded to; empty: data/ beside the script"""
     save_dir: str = ""
     """Folder of numbered PNG files, or a .npz file; empty: samples/true beside the script"""
-    n_samples: int = 0
+    n_samples: Whole = 0
     """Number of images; 0: all"""
     split: Literal["train", "test"] = "train"
     """Split of a torchvision data set"""
-    side: int = 0
-    """Side of the images; 0: that of the folder's first preset"""
+    side: Annotated[Count | None, NoneFor(0)] = None
+    """Side of the images; none: that of the folder's first preset"""
     smoke: bool = False
     """A few made-up images"""
 
@@ -230,16 +292,16 @@ class TrueConfig:
 class MeasureConfig(SampleConfig):
     """Options of measure.py: how far are generated images from real ones?"""
 
-    n_samples: int = 5000
+    n_samples: Count = 5000
     """Generated images"""
-    n_steps: int = 20
+    n_steps: Count = 20
     """Intervals of the time grid; the NFE is counted and printed"""
     data: str = ""
     """Real images: torchvision:NAME, a folder, zip, tar, LMDB or .npy/.npz; empty: the folder's own data set"""
     data_root: str = ""
     """Where the folder's own data set lies, or torchvision's is downloaded to; empty: data/ beside the script"""
-    epochs: int = 0
-    """Epochs of the classifier, when it has to be trained; 0: 4, or 10 of a residual one"""
+    epochs: Annotated[Count | None, NoneFor(0)] = None
+    """Epochs of the classifier, when it has to be trained; none: 4, or 10 of a residual one"""
     inception: str = ""
     """Weights of FID's Inception: FID, KID, precision and recall to the training images, too; "cache": torch's cache"""
     out: str = ""
@@ -253,13 +315,19 @@ class FitConfig(WeightsConfig):
     """Options of fit_sampler.py: a sampler of few steps, fitted to a network's own fine trajectories; --smoke of the
     shipped weights keeps nothing."""
 
-    n_steps: tuple[int, ...] = (8,)
+    n_steps: Annotated[tuple[Count, ...], Filled("give numbers of steps, e.g. 8")] = (8,)
     """Numbers of steps to fit a sampler for, each with as many evaluations"""
-    n_noises: int = 32
+    n_noises: Count = 32
     """Noises to fit on"""
-    n_test: int = 32
+    n_test: Count = 32
     """Other noises, to report the error on"""
-    fine_steps: int = 100
+    fine_steps: Count = 100
     """Steps of the fine trajectories"""
-    search: int = 20
+    search: Whole = 20
     """Fits that the search for times may take; 0: the best of four grids"""
+
+    def check_together(self) -> None:
+        """Raises ValueError where options do not fit together."""
+        most = max(self.n_steps)
+        if self.fine_steps < 2 * most:
+            raise ValueError(f"--fine_steps {self.fine_steps} is less than twice the {most} steps to fit")

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from common import cli
+from common.cli.ranges import Count
 from common.evaluate import likelihood
-from common.evaluate.comparison import USAGE, EvaluateConfig, evaluate
+from common.evaluate.comparison import EvaluateConfig, evaluate
 from common.records import compare, page
 from common.records.cards import without_folders
 from common.runtime import run_main
@@ -29,8 +30,10 @@ from common.runtime import run_main
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Options of the table; the cards stand first on the command line."""
+    """Options of the table."""
 
+    cards: tuple[str, ...] = ()
+    """Cards to compare; may stand without this flag"""
     out: str = ""
     """Markdown file to write, with a .csv beside it; empty: print the table"""
 
@@ -40,10 +43,10 @@ class PageConfig:
     """Options of the page."""
 
     run: str = ""
-    """Run folder; may stand first without this flag"""
+    """Run folder; may stand without this flag"""
     out: str = ""
     """File to write; empty: page.html in the run folder"""
-    grids: int = 6
+    grids: Count = 6
     """Sample grids to show, evenly spread over the run, with the first and the last"""
 
 
@@ -59,41 +62,25 @@ def main(argv: Sequence[str] | None = None) -> Any:
         case ["bits"]:
             description = likelihood.__doc__ or ""
             return likelihood.bits(cli.parse(likelihood.BitsConfig, description=description, argv=words[1:]), command)
-    config = cli.parse(EvaluateConfig, description=__doc__ or "", argv=with_flags(words, ("a", "b")))
+    config = cli.parse(EvaluateConfig, description=__doc__ or "", argv=words, words=("a", "b"))
     return evaluate(config, command)
 
 
 def compare_main(words: Sequence[str]) -> str:
     """Read the cards, check that they can be compared, print or write the table; returns it as Markdown."""
-    count = _leading(words)
-    config = cli.parse(CompareConfig, description=compare.__doc__ or "", argv=list(words[count:]))
-    rows = compare.table({path: compare.read_card(Path(path).expanduser()) for path in words[:count]})
+    config = cli.parse(CompareConfig, description=compare.__doc__ or "", argv=words, words=("cards",))
+    rows = compare.table({path: compare.read_card(Path(path).expanduser()) for path in config.cards})
     return compare.write_table(rows, config.out)
 
 
 def page_main(words: Sequence[str]) -> Path:
     """Read the options and write the page."""
-    config = cli.parse(PageConfig, description=page.__doc__ or "", argv=with_flags(words, ("run",)))
+    config = cli.parse(PageConfig, description=page.__doc__ or "", argv=words, words=("run",))
     if not config.run:
         raise ValueError("give a run folder: python -m common.evaluate page RUN_FOLDER")
-    if config.grids < 1:
-        raise ValueError(f"--grids {config.grids}: give 1 or more")
     return page.write_page(
         Path(config.run).expanduser(), Path(config.out).expanduser() if config.out else None, config.grids
     )
-
-
-def with_flags(words: Sequence[str], names: Sequence[str]) -> list[str]:
-    """A command line whose first words are the values of flags, with these flags before them."""
-    count = _leading(words)
-    if count > len(names):
-        raise ValueError(f"unexpected argument {words[len(names)]!r}: {USAGE}")
-    return [part for name, word in zip(names, words[:count]) for part in (f"--{name}", word)] + list(words[count:])
-
-
-def _leading(words: Sequence[str]) -> int:
-    """How many words stand before the first flag."""
-    return next((k for k, word in enumerate(words) if word.startswith("-")), len(words))
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def shifted(x: Tensor, most: int, draw: torch.Generator) -> Tensor:
 
 def train_classifier(
     data: ImageData,
-    epochs: int = 0,
+    epochs: int | None = None,
     flip: bool = False,
     seed: int = 0,
     batch_size: int = 128,
@@ -97,7 +97,7 @@ def train_classifier(
 
     Args:
         data: with labels.
-        epochs: 0: 4, or 10 of a residual network.
+        epochs: None: 4, or 10 of a residual network.
         flip: mirror images at random.
         seed, batch_size: of the batches.
         width, residual: of the network.

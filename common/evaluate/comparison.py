@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from common.cli.ranges import AtLeast, Count, Device, Seed, Whole
 from common.records.compare import circumstances, write
 
 if TYPE_CHECKING:
@@ -29,12 +30,12 @@ class EvaluateConfig:
 
     # ---- sets
     a: str = ""
-    """Generated images, or statistics; may stand first without this flag"""
+    """Generated images, or statistics; may stand without this flag"""
     b: str = ""
-    """Real images, or statistics; may stand second without this flag"""
+    """Real images, or statistics; may stand without this flag"""
     split: Literal["train", "test"] = "train"
     """Which images, where a set has folders train/ and test/"""
-    side: int = 0
+    side: Whole = 0
     """Crop to the centre square and resize to this side before the network; 0: leave the images as they are"""
     small: bool = False
     """Measure also fewer than 2,048 images; such a number means little"""
@@ -46,21 +47,21 @@ class EvaluateConfig:
     """A TorchScript network instead. It is code: take it from people you trust"""
     pixels: Literal["signed", "unit", "bytes"] = "signed"
     """What that network takes: [-1, 1], [0, 1] or uint8"""
-    resize: int = 0
+    resize: Whole = 0
     """Side that the images get for that network; 0: their own"""
 
     # ---- measurements
-    kept: int = 10_000
+    kept: Annotated[int, AtLeast(4, "give 4 or more")] = 10_000
     """Features kept of each set, a random sample, for all but FID and the Inception score"""
-    kid_subsets: int = 100
+    kid_subsets: Count = 100
     """Subsets of KID, of up to 1000 images each"""
-    neighbours: int = 3
+    neighbours: Count = 3
     """Neighbour that gives the radius in precision and recall"""
-    resamples: int = 4
+    resamples: Annotated[int, AtLeast(2, besides=0)] = 4
     """Random halves of A's kept features that tell the spread of FID; 0: none"""
     crosscheck: bool = False
     """FID also by torch-fidelity or clean-fid, whichever is installed, with the same weights"""
-    seed: int = 0
+    seed: Seed = 0
     """Of the samples and subsets"""
 
     # ---- files
@@ -74,12 +75,28 @@ class EvaluateConfig:
     """Take a statistics file that does not say its network for one of this network"""
 
     # ---- running
-    batch_size: int = 50
+    batch_size: Count = 50
     """Images at a time; changes speed and memory only"""
-    num_workers: int = 2
+    num_workers: Count = 2
     """Threads that read images"""
-    device: str = "auto"
+    device: Device = "auto"
     """auto, cpu, cuda, cuda:1, mps"""
+
+    def check_together(self) -> None:
+        """Raises ValueError where options do not fit together."""
+        if not self.a or not (self.b or self.save):
+            raise ValueError(f"give two sets of images: {USAGE}")
+        if self.inception and self.features:
+            raise ValueError("--inception and --features exclude each other; give one of them")
+        if self.crosscheck and self.features:
+            raise ValueError("--crosscheck is of FID, which --features does not give; leave one of them out")
+        folders = [Path(spec).expanduser().is_dir() for spec in (self.a, self.b)]
+        if self.crosscheck and (self.side or not all(folders)):
+            raise ValueError("--crosscheck reads folders of images as they are: give two folders, and no --side")
+        if (self.resize or self.pixels != "signed") and not self.features:
+            raise ValueError("--resize and --pixels belong to --features FILE; Inception has its own rule")
+        if self.save and Path(self.save).suffix != ".npz":
+            raise ValueError(f"--save {self.save}: give a name that ends in .npz")
 
 
 def evaluate(config: EvaluateConfig, told: str = "") -> dict[str, Any]:
@@ -91,7 +108,6 @@ def evaluate(config: EvaluateConfig, told: str = "") -> dict[str, Any]:
     """
     from common.evaluate.figures import measure
 
-    _check(config)
     started, package = time.perf_counter(), crosscheck_package() if config.crosscheck else None
     network = _network(config)
     opened = [_open(config, spec, network) for spec in (config.a, config.b) if spec]  # both, before hours of work
@@ -114,29 +130,6 @@ def evaluate(config: EvaluateConfig, told: str = "") -> dict[str, Any]:
     for warning in card["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
     return write(card, config.out)
-
-
-def _check(config: EvaluateConfig) -> None:
-    """Raises ValueError for options that make no sense."""
-    if not config.a or not (config.b or config.save):
-        raise ValueError(f"give two sets of images: {USAGE}")
-    if config.inception and config.features:
-        raise ValueError("--inception and --features exclude each other; give one of them")
-    if config.crosscheck and config.features:
-        raise ValueError("--crosscheck is of FID, which --features does not give; leave one of them out")
-    folders = [Path(spec).expanduser().is_dir() for spec in (config.a, config.b)]
-    if config.crosscheck and (config.side or not all(folders)):
-        raise ValueError("--crosscheck reads folders of images as they are: give two folders, and no --side")
-    if (config.resize or config.pixels != "signed") and not config.features:
-        raise ValueError("--resize and --pixels belong to --features FILE; Inception has its own rule")
-    if config.save and Path(config.save).suffix != ".npz":
-        raise ValueError(f"--save {config.save}: give a name that ends in .npz")
-    lowest = {"batch_size": 1, "num_workers": 1, "kept": 4, "kid_subsets": 1, "neighbours": 1, "side": 0, "resize": 0}
-    for name, least in lowest.items():
-        if getattr(config, name) < least:
-            raise ValueError(f"--{name} {getattr(config, name)}: give {least} or more")
-    if config.resamples < 0 or config.resamples == 1:
-        raise ValueError(f"--resamples {config.resamples}: give 0, or 2 or more")
 
 
 def _network(config: EvaluateConfig) -> FeatureNetwork:

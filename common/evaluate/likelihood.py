@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from common.cli.ranges import Count, Device, Seed
 from common.records.compare import circumstances, write
 
 if TYPE_CHECKING:
@@ -25,21 +26,21 @@ class BitsConfig:
     """Images: a folder, zip, tar, LMDB, .npy or .npz"""
     split: Literal["train", "test"] = "test"
     """Which images, where the set has folders train/ and test/"""
-    n_samples: int = 64
+    n_samples: Count = 64
     """Images, evenly spread over the set"""
     solver: Literal["euler", "midpoint", "heun", "rk4"] = "heun"
     """Solver of the flow and of its density"""
-    n_steps: int = 50
+    n_steps: Count = 50
     """Steps of it; double them to see what the solver misses"""
-    probes: int = 1
+    probes: Count = 1
     """Of Hutchinson's estimate of the divergence"""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Images at a time"""
-    seed: int = 0
+    seed: Seed = 0
     """Of the dequantisation and the probes"""
     out: str = ""
     """Card to write, .json; empty: print it"""
-    device: str = "auto"
+    device: Device = "auto"
     """auto, cpu, cuda, cuda:1, mps"""
 
 
@@ -50,8 +51,6 @@ def bits(config: BitsConfig, told: str = "") -> dict[str, Any]:
     """
     if not config.weights or not config.data:
         raise ValueError("give --weights FILE and --data IMAGES")
-    if min(config.n_samples, config.n_steps, config.batch_size, config.probes) < 1:
-        raise ValueError("--n_samples, --n_steps, --batch_size and --probes must be at least 1")
     import torch
     from tqdm import tqdm
 

@@ -67,7 +67,7 @@ def make_recogniser(
     train: ImageData,
     test: ImageData,
     path: Path | None,
-    epochs: int = 0,
+    epochs: int | None = None,
     flip: bool = False,
     seed: int = 0,
     **options: Any,

@@ -17,15 +17,16 @@ import io
 import os
 import re
 import shutil
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from common import cli
+from common.cli.files import load_config, read_values
+from common.cli.ranges import AtLeast, AtMost, Count, OneOf, Whole
 from common.runtime import JsonLines, read_json, run_lock, write_json
 
 if TYPE_CHECKING:
@@ -53,35 +54,44 @@ class PrepareConfig:
     """Attribute that becomes the label, folders 0_no_NAME/ and 1_NAME/; for sources with a list of attributes"""
 
     # ---- images
-    size: int = 0
+    size: Annotated[int | None, AtLeast(1, "give the side of the images, e.g. --size 64")] = None
     """Side of the images to write"""
-    crop: int = 0
+    crop: Whole = 0
     """Side of the centre square that is kept before resizing; 0: the largest"""
-    box: tuple[int, ...] = ()
+    box: tuple[Whole, ...] = ()
     """LEFT,TOP,RIGHT,BOTTOM in pixels, kept before resizing; instead of --crop"""
-    channels: int = 3
+    channels: Annotated[int, OneOf((1, 3))] = 3
     """3 colour, 1 grey"""
     format: Literal["png", "jpeg"] = "png"
     """Encoding; png loses nothing"""
-    quality: int = 95
+    quality: Annotated[int, AtLeast(1, "give 1 to 100"), AtMost(100, "give 1 to 100")] = 95
     """Of jpeg, 1 to 100; the chroma is not subsampled"""
 
     # ---- running
-    num_workers: int = 2
+    num_workers: Count = 2
     """Threads that decode, resize and encode"""
-    corrupt_limit: int = 10
+    corrupt_limit: Whole = 10
     """More unreadable images than this are an error"""
     check: bool = False
     """Read the finished file back and compare its checksum"""
 
+    def check_together(self) -> None:
+        """Raises ValueError where options do not fit together."""
+        if not self.source or not self.to:
+            raise ValueError("give --from PATH and --to FILE.zip or FILE.lmdb")
+        if self.size is None:
+            raise ValueError("give the side of the images, e.g. --size 64")
+        if self.box and self.crop:
+            raise ValueError("--crop and --box exclude each other; give one of them")
+        left, top, right, bottom = self.box if len(self.box) == 4 else (0, 0, 0 if self.box else 1, 1)
+        if not (0 <= left < right and 0 <= top < bottom):
+            raise ValueError(f"--box {','.join(map(str, self.box))}: give LEFT,TOP,RIGHT,BOTTOM, e.g. 25,57,153,185")
+
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The command line; returns the header of the file."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words and not words[0].startswith("-"):
-        words.insert(0, "--preset")
     aliases = {"from": "source", "image_size": "size"}
-    config = cli.parse(PrepareConfig, _presets(), description=__doc__ or "", aliases=aliases, argv=words)
+    config = cli.parse(PrepareConfig, _presets(), __doc__ or "", aliases, argv, words=("preset",))
     header = prepare(config)
     print(f"{config.to}: {header['count']} images of {header['size']}x{header['size']}, checksum {header['checksum']}")
     return header
@@ -89,36 +99,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 def _presets() -> dict[str, PrepareConfig]:
     """``images``, and the folders that have a prepare.json with some of the options."""
-    from common.cli.values import convert, field_types, load_config
-
-    presets, types = {"images": PrepareConfig()}, field_types(PrepareConfig)
+    presets = {"images": PrepareConfig()}
     for file in sorted(ROOT.glob("*/prepare.json")):
-        values = load_config(file)
-        unknown = [key for key in values if key not in types]
-        if unknown:
-            raise ValueError(f"{file}: unknown key {unknown[0]}; choose from {', '.join(types)}")
-        values = {str(key): convert(f"{file}: {key}", types[key], value) for key, value in values.items()}
+        values = read_values(PrepareConfig, load_config(file), f"{file}")
         presets[file.parent.name] = replace(presets["images"], **values)
     return presets
-
-
-def _check(config: PrepareConfig) -> None:
-    """Raises ValueError for options that make no sense."""
-    if not config.source or not config.to:
-        raise ValueError("give --from PATH and --to FILE.zip or FILE.lmdb")
-    if config.size < 1:
-        raise ValueError(f"--size {config.size}: give the side of the images, e.g. --size 64")
-    if config.channels not in (1, 3):
-        raise ValueError(f"--channels {config.channels}: give 3 (colour) or 1 (grey)")
-    if not 1 <= config.quality <= 100:
-        raise ValueError(f"--quality {config.quality}: give 1 to 100")
-    if config.box and config.crop:
-        raise ValueError("--crop and --box exclude each other; give one of them")
-    if config.crop < 0 or config.num_workers < 1 or config.corrupt_limit < 0:
-        raise ValueError("--crop and --corrupt_limit must be at least 0, --num_workers at least 1")
-    left, top, right, bottom = config.box if len(config.box) == 4 else (0, 0, 0 if config.box else 1, 1)
-    if not (0 <= left < right and 0 <= top < bottom):
-        raise ValueError(f"--box {','.join(map(str, config.box))}: give LEFT,TOP,RIGHT,BOTTOM, e.g. 25,57,153,185")
 
 
 # ---- the whole
@@ -131,7 +116,7 @@ def prepare(config: PrepareConfig, progress: bool = True) -> dict[str, Any]:
         FileNotFoundError: There is no such source.
         ValueError: A wrong option, a damaged source, too many unreadable images, or another file in the way.
     """
-    _check(config)
+    cli.validate(config)
     from tqdm import tqdm
 
     from common.prepare.containers import read_header, verify, writer_for
@@ -328,6 +313,7 @@ def _encode_one(config: PrepareConfig, source: Source, index: int) -> tuple[byte
 
     from common.images import fit
 
+    assert config.size is not None
     try:
         pixels = fit(cropped(source.load(index), config.crop, config.box), config.size, config.channels)
         image = Image.fromarray(pixels[0] if config.channels == 1 else pixels.transpose(1, 2, 0).copy())

@@ -15,10 +15,6 @@ from common.scripts.sampling import FIT_NOISE, TEST_NOISE, make_sampler, teacher
 def fit_main(folder: Folder, description: str, argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Fit samplers to the weights, test them on other noises, keep them beside the weights."""
     config, extra = cli.parse_with_extra(FitConfig, description=description, argv=argv)
-    if min(config.n_noises, config.n_test) < 1 or min(config.n_steps) < 1 or config.search < 0:
-        raise ValueError("--n_noises, --n_test and --n_steps must be at least 1, --search at least 0")
-    if config.fine_steps < 2 * max(config.n_steps):
-        raise ValueError(f"--fine_steps {config.fine_steps} is less than twice the {max(config.n_steps)} steps to fit")
     if config.smoke:
         config = replace(config, n_noises=2, n_test=2, fine_steps=2 * max(config.n_steps), search=0)
     import torch

@@ -72,7 +72,7 @@ def smoke_preset(config: TrainConfig) -> TrainConfig:
         head_channels=32,
         patch_size=patch if config.network == "unet" and size % (patch * 2 ** (levels - 1)) == 0 else 1,
         total_steps=min(config.total_steps, 4),
-        epochs=0,
+        epochs=None,
         batch_size=min(config.batch_size, 8),
         warmup=2,
         save_step=2,

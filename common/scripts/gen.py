@@ -29,6 +29,7 @@ def gen_main(folder: Folder, description: str, argv: list[str] | None = None) ->
         target = Path(config.save_dir) if config.save_dir else folder.here / "samples" / "gen"
         keys = ("n_steps", "cfg", "label", "seed", "ema", "rtol", "atol")
         fingerprint = {"weights": weights_hash(info["path"]), **{key: getattr(config, key) for key in keys}}
+        fingerprint |= {"label": -1 if config.label is None else config.label}
         fingerprint |= {"solver": sampler.solver, "grid": sampler.grid, "landing": sampler.landing}
         fingerprint["times"] = sampler.times_hash()
         c, h, w = sampler.shape

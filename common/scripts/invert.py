@@ -22,7 +22,7 @@ def invert(folder: Folder, config: GridConfig, extra: dict[str, Any]) -> Path:
     from common.images import from_uint8, grid, save_png
     from common.metrics import rms
 
-    if not config.landing:
+    if config.landing is None:
         config = replace(config, landing=1.0)  # the folder's choice is for sampling, and cannot be undone
     solver, times = ("rk4", "power") if config.solver == "auto" else (config.solver, "uniform")
     config = replace(config, solver=solver, grid=times if config.grid == "auto" else config.grid)

@@ -10,12 +10,13 @@ import shlex
 import subprocess
 import sys
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 
 from common.cli import index_range, parse, parse_with_extra, to_yaml, validate
 from common.cli.configs import GenConfig, GridConfig, SampleConfig, TrainConfig, TrueConfig
+from common.cli.ranges import OneOf
 from tiny import ROOT
 
 PRESETS = {
@@ -171,6 +172,63 @@ def test_own_aliases_and_fields_come_before_borrowed_names():
 def test_argv_of_the_process(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "--seed", "9"])
     assert parse(TrainConfig).seed == 9
+
+
+def test_words_without_their_flags():
+    @dataclass(frozen=True)
+    class Own:
+        a: str = ""
+        """first"""
+        b: int = 2
+        """second"""
+        rest: tuple[str, ...] = ()
+        """third"""
+        flip: bool = False
+        """no word"""
+
+    def own(line: str) -> Own:
+        return parse(Own, argv=shlex.split(line), words=("a", "b", "rest"))
+
+    assert own("x 3 y z --flip") == Own("x", 3, ("y", "z"), True)
+    assert own("--flip x --b 4") == Own("x", 4, (), True)
+    assert own("--rest y --flip x") == Own("x", 2, ("y",), True)
+    with pytest.raises(ValueError, match="^--b three: give a whole number$"):
+        own("x three")
+    with pytest.raises(ValueError, match="^unexpected argument 'y': options begin with --"):
+        parse(Own, argv=["x", "y"], words=("a",))
+    assert parse(TrainConfig, PRESETS, argv=["paper", "--seed", "1"], words=("preset",)).method == "idff"
+
+
+def test_none_and_the_numbers_that_stood_for_it(tmp_path):
+    assert gen("") == gen("--label none --landing null") == gen("--label -1 --landing=0") == GenConfig()
+    assert (gen("--label 0").label, gen("--landing 1").landing) == (0, 1.0)
+    file = tmp_path / "c.yaml"
+    file.write_text("label: -1\nlanding: 0.0\n")  # written by older versions
+    assert gen(f"-c {file}") == GenConfig() and gen(f"-c {file} --label 3").label == 3
+    file.write_text("label: null\nlanding:\n")
+    assert gen(f"-c {file}") == GenConfig()
+    for config in (GenConfig(), GenConfig(label=0, landing=0.5)):
+        file.write_text(to_yaml(config))
+        assert gen(f"-c {file}") == config
+    assert "label: null\n" in to_yaml(GenConfig()) and "epochs: null\n" in to_yaml(TrainConfig())
+    for flag, text in (("--label x", "give a whole number, or none"), ("--landing 2", "must be at most 1")):
+        with pytest.raises(ValueError, match=text):
+            gen(flag)
+    with pytest.raises(ValueError, match="^--label -1: give a whole number, or none$"):
+        validate(GenConfig(label=-1))
+
+
+def test_names_from_a_table():
+    @dataclass(frozen=True)
+    class Own:
+        method: Annotated[str, OneOf(("cfm", "rf"), "see the README", (("icfm", "cfm"),))] = "rf"
+        """a text with a list"""
+
+    assert parse(Own, argv=["--method", "ICFM"]) == Own("cfm")
+    with pytest.raises(ValueError, match="^--method x: choose one of cfm, rf; see the README$"):
+        parse(Own, argv=["--method=x"])
+    with pytest.raises(ValueError, match="^--method x: choose one of cfm, rf; see the README$"):
+        validate(Own("x"))
 
 
 # ---- precedence and files
@@ -430,6 +488,38 @@ def test_help_has_every_flag_once(capsys):
             assert flags.count(f"--{field.name}") == 1, field.name
 
 
+@pytest.mark.parametrize("width", [30, 80, 200])
+def test_help_keeps_examples_on_lines_of_their_own(capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    about = """A picture of many, many images from the shipped
+weights.
+
+python simple_gen_test.py
+python simple_gen_test.py --n_steps 20 --cfg 1.5  # longer than a narrow terminal
+accelerate-launch train.py
+
+Seconds
+on a CPU.
+    python indented.py
+"""
+    with pytest.raises(SystemExit):
+        train("--help", description=about)
+    lines = capsys.readouterr().out.split("usage:")[0].splitlines()
+    for example in (*about.splitlines()[3:6], "    python indented.py"):
+        assert example in lines
+    others = [line for line in lines if "python" not in line and "accelerate" not in line]
+    assert all(len(line) <= width for line in others) and "Seconds on a CPU." in lines
+    assert ("A picture of many, many images from the shipped weights." in lines) is (width >= 80)
+
+
+def test_help_of_long_lists_and_of_none(capsys):
+    with pytest.raises(SystemExit):
+        gen("--help")
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--solver NAME Numerical method;" in text and "One of auto, fitted, euler, midpoint, heun, rk4, ab2," in text
+    assert "--label INT Class to draw; none (or -1): all classes in turn (default: none)" in text
+
+
 def test_help_of_a_class_without_source():
     made = dataclasses.make_dataclass("Made", [("a", int, 1), ("b", Literal["x", "y"], "x")], frozen=True)
     assert parse(made, argv=["--a", "2", "--b", "y"]) == made(2, "y")
@@ -451,7 +541,9 @@ def test_help_is_instant_and_imports_nothing_heavy(script):
         line.split("|")[-1].strip().split(".")[0] for line in script("--help", "-X", "importtime")[2].splitlines()
     }
     assert {"tyro", "common"} <= imported
-    assert not {"torch", "numpy", "torchvision", "accelerate", "yaml", "matplotlib", "PIL"} & imported
+    assert not {"torch", "numpy", "torchvision", "accelerate", "yaml", "matplotlib", "PIL", "typeguard"} & imported
+    parsed = script("--batch_size 4", "-X", "importtime")[2]
+    assert "common.cli" in parsed and "tyro" not in parsed and "common.cli.help" not in parsed
 
 
 def test_help_from_a_terminal_of_any_width(script, monkeypatch):

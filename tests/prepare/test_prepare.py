@@ -703,7 +703,7 @@ def test_presets_of_folders(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="nobody: choose one of images, faces"):
         prepare.main(["nobody", *files])
     (tmp_path / "faces" / "prepare.json").write_text('{"corp": 8}')
-    with pytest.raises(ValueError, match="unknown key corp; choose from source, to"):
+    with pytest.raises(ValueError, match="faces.prepare.json: unknown key corp; the nearest is crop"):
         prepare.main(["faces", *files])
 
 
@@ -718,7 +718,7 @@ def test_presets_of_folders(tmp_path, monkeypatch):
         ({"box": (1, 2, 3, 4)}, "exclude each other"),
         ({"crop": 0, "box": (4, 2, 3, 4)}, "--box 4,2,3,4: give LEFT"),
         ({"crop": 0, "box": (4, 2)}, "--box 4,2: give LEFT"),
-        ({"num_workers": 0}, "--num_workers at least 1"),
+        ({"num_workers": 0}, "--num_workers 0: must be at least 1"),
     ],
 )
 def test_wrong_options(tmp_path, changes, message):

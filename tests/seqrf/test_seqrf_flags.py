@@ -12,9 +12,10 @@ from dataclasses import replace
 
 import pytest
 
-from common.cli.values import to_yaml
+from common.cli import to_yaml, validate
 from common.solvers import SOLVERS
 from seqrf import flags as F
+from seqrf.options import PREDICTORS, Config, Run
 from tiny import ROOT
 
 SEQRF = ROOT / "seqrf"
@@ -145,17 +146,17 @@ def test_the_papers_commands_parse_as_they_stand(name, monkeypatch):
 
 def test_heun_at_half_the_steps():
     run = parse(EULER + "--config.sampling.predictor='rf_solver_heun' --config.model.num_scales=50")
-    assert F.PREDICTORS[run.config.sampling.predictor] == "heun" and run.config.model.num_scales == 50
-    assert F.PREDICTORS["rf_solver"] == "euler"
+    assert PREDICTORS[run.config.sampling.predictor] == "heun" and run.config.model.num_scales == 50
+    assert PREDICTORS["rf_solver"] == "euler"
 
 
 # ---- spellings
 
 
 def test_no_arguments_give_the_defaults(monkeypatch):
-    assert parse() == F.Run()
+    assert parse() == Run()
     monkeypatch.setattr(sys, "argv", ["main.py", "--mode", "eval"])
-    assert F.parse() == replace(F.Run(), mode="eval")
+    assert F.parse() == replace(Run(), mode="eval")
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,7 @@ def test_spellings(line, name, value):
 
 
 def test_every_option_has_a_flag_that_sets_it_and_nothing_else():
-    for name, value in flat(F.Run()).items():
+    for name, value in flat(Run()).items():
         other = not value if isinstance(value, bool) else 1 if isinstance(value, int) and value != 1 else None
         other = 0.5 if isinstance(value, float) else other
         if other is not None:
@@ -269,7 +270,7 @@ def test_a_run_folder_gives_an_equal_run(here):
             assert parse(spelling) == run
         assert parse("-c . --config.seed=11").config == replace(run.config, seed=11)
         (here / "config.yaml").write_text(to_yaml(run.config))  # the configuration alone
-        assert parse("-c .") == replace(F.Run(), config=run.config)
+        assert parse("-c .") == replace(Run(), config=run.config)
 
 
 def test_paths_in_a_file_are_found_beside_the_program(here):
@@ -335,7 +336,7 @@ def test_paths_in_a_file_are_found_beside_the_program(here):
         ("--config.training.batch_size=0", "--config.training.batch_size 0: give 1 or more"),
         ("--config.training.n_iters=0", "--config.training.n_iters 0: give 1 or more"),
         ("--config.training.lr=0", "--config.training.lr 0.0: give more than 0, e.g. 2e-4"),
-        ("--config.training.lr=inf", "--config.training.lr inf: give a finite number"),
+        ("--config.training.lr=inf", "--config.training.lr inf: must be a finite number"),
         ("--config.training.warmup=-1", "--config.training.warmup -1: give 0 (none) or more"),
         ("--config.training.grad_clip=-1", "--config.training.grad_clip -1.0: give 0 (off) or more"),
         ("--config.training.snapshot_freq=0", "--config.training.snapshot_freq 0: give 1 or more"),
@@ -343,7 +344,7 @@ def test_paths_in_a_file_are_found_beside_the_program(here):
         ("--config.training.log_freq=0", "--config.training.log_freq 0: give 1 or more"),
         ("--config.sampling.tol=0", "--config.sampling.tol 0.0: give more than 0 and less than 1, e.g. 1e-4"),
         ("--config.sampling.tol=1", "--config.sampling.tol 1.0: give more than 0 and less than 1, e.g. 1e-4"),
-        ("--config.sampling.tol=nan", "--config.sampling.tol nan: give a finite number"),
+        ("--config.sampling.tol=nan", "--config.sampling.tol nan: must be a finite number"),
         ("--config.sampling.cfg=-1", "--config.sampling.cfg -1.0: give 1 (no guidance)"),
         (
             "--config.sampling.predictor=rk5",
@@ -416,18 +417,18 @@ def test_ranges_are_checked_after_the_flags(here):
 
 
 def test_check_of_a_run_made_by_hand():
-    F.check(F.Run())
+    validate(Run())
     with pytest.raises(ValueError, match="^--mode test: choose one of train, eval"):
-        F.check(F.Run(mode="test"))
+        validate(Run(mode="test"))
     with pytest.raises(ValueError, match="^--config.seed '3': give a whole number"):
-        F.check(F.Run(config=F.Config(seed="3")))
+        validate(Run(config=Config(seed="3")))
 
 
 def test_solvers_are_those_of_fixed_steps():
-    assert set(F.PREDICTORS) == {"rf_solver", "rf_solver_heun", *SOLVERS} and set(F.PREDICTORS.values()) == set(SOLVERS)
+    assert set(PREDICTORS) == {"rf_solver", "rf_solver_heun", *SOLVERS} and set(PREDICTORS.values()) == set(SOLVERS)
     for name in SOLVERS:
         run = parse(f"--config.sampling.predictor={name} --config.sampling.pairs_solver={name}")
-        assert F.PREDICTORS[run.config.sampling.predictor] == run.config.sampling.pairs_solver == name
+        assert PREDICTORS[run.config.sampling.predictor] == run.config.sampling.pairs_solver == name
     for name in ("auto", "dopri5"):
         assert parse(f"--config.sampling.pairs_solver={name}").config.sampling.pairs_solver == name
 
@@ -442,8 +443,8 @@ def test_help_has_every_flag_with_a_text(capsys, monkeypatch):
     out = capsys.readouterr().out
     assert left.value.code == 0 and "Straighten a flow." in out and "-c FILE, --config FILE" in out
     lines = [re.sub("[│╭╰]", " ", line).rstrip("╮╯ ") for line in out.splitlines()]
-    shown = {words[1]: k for k, line in enumerate(lines) if (words := re.match(r" ?\s?(--[\w.]+)", line))}
-    for name in flat(F.Run()):
+    shown = {words[1]: k for k, line in enumerate(lines) if (words := re.match(r"\s*(?:-mp \S+, )?(--[\w.]+)", line))}
+    for name in flat(Run()):
         assert f"--{name}" in shown, name
         text = lines[shown[f"--{name}"] + 1]
         assert len(text.split("(default")[0].split()) > 1, f"{name} has no text"

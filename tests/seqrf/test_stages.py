@@ -338,7 +338,7 @@ def test_the_whole_pipeline_and_that_it_does_nothing_twice(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--config.pipeline.segments=0,2", r"--config.pipeline.segments \(0, 2\): give whole numbers from 1 on"),
+        ("--config.pipeline.segments=0,2", r"--config.pipeline.segments 0: give 1 or more"),
         ("--config.pipeline.distill=3", "--config.pipeline.distill 3: add 3 to --config.pipeline.segments"),
     ],
 )

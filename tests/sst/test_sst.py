@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from common import checkpoint
+from common.cli import validate
 from common.methods import method_of
 from common.runtime import generator
 from common.series import crps_gaussian, spread_skill_ratio
@@ -328,14 +329,16 @@ def test_a_torus_has_no_edges():
     [
         ({"method": "idff"}, "--sigma 0: --method idff"),
         ({"source": "state"}, "--sigma 0"),
-        ({"members": 1}, "--members at least 2"),
+        ({"members": 1}, "--members 1: must be at least 2"),
         ({"box": 22}, "--box 22 and 4 cells at each edge must be divisible by 4"),
-        ({"starts": -1}, "--starts must be at least 0"),
+        ({"starts": -1}, "--starts -1: must be at least 0"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(changes, line):
+    options = replace(TINY, **changes)
     with pytest.raises(ValueError, match=line):
-        F.check(replace(TINY, **changes), torus=True)
+        validate(options)
+        F.check(options, torus=True)
 
 
 def test_training_lowers_the_validation_loss(world, tmp_path):

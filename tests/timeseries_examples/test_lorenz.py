@@ -14,7 +14,7 @@ import torch
 from scipy.spatial.distance import jensenshannon
 
 import started
-from common.cli import parse
+from common.cli import parse, validate
 from common.series import roll_out
 from timeseries_examples import lorenz, measures, systems
 from timeseries_examples import propagator as flows
@@ -196,9 +196,9 @@ def test_recipes_that_cannot_work():
         ("idff", "frame", "ode", 0.0): "idff's bridge needs one above 0",
     }.items():
         with pytest.raises(ValueError, match=line):
-            flows.Recipe(*changes).check()
+            validate(flows.Recipe(*changes))
     with pytest.raises(ValueError, match="--past 0: must be at least 1"):
-        flows.Recipe(past=0).check()
+        validate(flows.Recipe(past=0))
     with pytest.raises(ValueError, match="coordinate 1 of the series never changes"):
         flows.Space.of("line", [torch.tensor([[0.0, 1.0], [1.0, 1.0], [3.0, 1.0]])])
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.cli import parse
+from common.cli import parse, validate
 from started import start
 from timeseries_examples import dihedrals, ensemble, md, measures
 from timeseries_examples import propagator as flows
@@ -123,7 +123,9 @@ def test_model_keeps_two_basins_that_are_far_apart():
 
 
 def options(path, **changes):
-    return md.check(md.Options(data=str(path), **changes))
+    given = md.Options(data=str(path), **changes)
+    validate(given)
+    return md.completed(given)
 
 
 def test_splits(tmp_path, capsys):

@@ -165,7 +165,7 @@ def test_shipped_trajectories():
     [
         (("--frame", 0.33), "--frame 0.33 ps is not a whole number of --timestep 4 fs"),
         (("--residues", 0), "--residues 0: must be at least 1"),
-        (("--temperature", -3), "--temperature -3: must be above 0"),
+        (("--temperature", -3), "--temperature -3.0: must be above 0"),
         (("--nanoseconds", 1e-4), "shorter than two frames"),
         (("--solvent", "water"), "choose one of obc2, gbn2"),
     ],
@@ -222,7 +222,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch):
     from timeseries_examples.peptide import Dynamics, Physics
 
     monkeypatch.setattr(md_data, "BLOCK", 0.4)  # ps
-    options = md_data.check(md_data.Options(smoke=True, n_trajectories=1, out=str(tmp_path)))
+    options = md_data.completed(md_data.Options(smoke=True, n_trajectories=1, out=str(tmp_path)))
     md_data.simulate(tmp_path / "whole.npz", options, Physics(), 0)
     whole = dihedrals.load_trajectory(tmp_path / "whole.npz")
     assert whole.angles.shape == (10, 2, 2) and whole.recipe["start"] == "helix"

@@ -15,6 +15,7 @@ import higher_orders
 import plane
 import toy_flow
 from common import checkpoint, plots, toys
+from common.cli import validate
 from common.metrics import straightness, wasserstein2
 from common.networks import MLP
 from common.runtime import generator
@@ -235,12 +236,14 @@ def test_reflow_straightens_the_paths():
         ({"method": "rf", "solver": "idff"}, "--solver idff needs --method idff, not rf"),
         ({"method": "cfm", "source": "moons", "solver": "euler_maruyama"}, "the score, unknown for cfm from moons"),
         ({"method": "reflow", "solver": "euler_maruyama"}, "the score, unknown for reflow"),
-        ({"steps": 0}, "must be .*at least 1"),
+        ({"steps": 0}, "--steps 0: must be at least 1"),
     ],
 )
 def test_what_cannot_work_together_is_refused_in_one_line(changes, message):
     with pytest.raises(ValueError, match=message) as caught:
-        toy_flow.check(toy_flow.Options(**changes))
+        options = toy_flow.Options(**changes)
+        validate(options)
+        toy_flow.check(options)
     assert "\n" not in str(caught.value)
     toy_flow.check(toy_flow.Options())
 
@@ -351,16 +354,16 @@ def test_gammas_are_chosen_on_validation_points_only(monkeypatch):
     [
         ({"orders": (2, 4)}, "--orders 2 4: choose among 1, 2 and 3"),
         ({"gammas": (0.2, -0.5)}, "2 gammas belong to order 2: give --orders 2"),
-        ({"calls": (0,)}, "--calls must be at least 1"),
+        ({"calls": (0,)}, "--calls 0: must be at least 1"),
         ({"gammas": (99.0, 2.0), "orders": (2,)}, "sum must be at most 4 / sigma\\^2 = 100"),
-        ({"sigma": 0.0}, "--sigma above 0"),
+        ({"sigma": 0.0}, "--sigma 0.0: must be above 0"),
     ],
 )
 def test_orders_refuses_what_cannot_work_together(changes, message):
     with pytest.raises(ValueError, match=message) as caught:
-        higher_orders.check(higher_orders.Options(**changes))
+        validate(higher_orders.Options(**changes))
     assert "\n" not in str(caught.value)
-    higher_orders.check(higher_orders.Options(gammas=(0.2, -0.5), orders=(2,)))
+    validate(higher_orders.Options(gammas=(0.2, -0.5), orders=(2,)))
 
 
 # ---- the scripts

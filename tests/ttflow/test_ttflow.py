@@ -302,8 +302,8 @@ def test_a_network_is_the_same_from_its_file_and_no_other_file_will_do(tmp_path)
     [
         ("--use-best-model --tt-only", "run once with --hopt"),
         ("--rank -1", "--rank"),
-        ("--sweeps 0", "--sweeps is 0"),
-        ("--sinkhorn-draws 0 --tt-only", "--sinkhorn-draws is 0"),
+        ("--sweeps 0", "--sweeps 0: must be at least 1"),
+        ("--sinkhorn-draws 0 --tt-only", "--sinkhorn_draws 0: must be at least 1"),
         ("--dataset-name swiss", "unknown data set"),
         ("--n-train 1", "1 training"),
         ("--hopt --use-best-model", "give one of them"),

@@ -1,0 +1,121 @@
+"""Configuration files: what ``-c`` finds and reads, and the YAML that it reads back. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from common.cli.flags import Names
+from common.cli.values import convert, field_types, shown
+
+
+def to_yaml(config: Any) -> str:
+    """The options as YAML of plain scalars and lists; ``-c`` reads it back to an equal instance."""
+    import yaml
+
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+
+
+def find_config(path: str, beside: Path | None = None) -> Path:
+    """The file of ``-c``: a path, or a run folder that holds config.yaml.
+
+    Args:
+        path: As it was given.
+        beside: Folder in which a relative path is looked for when it is not there from the current directory.
+
+    Raises:
+        FileNotFoundError: it is in neither.
+    """
+    given = Path(path).expanduser()
+    tried = [given] if beside is None else [given, beside / given]
+    tried = [file / "config.yaml" if file.is_dir() else file for file in tried]
+    for file in tried:
+        if file.is_file():
+            return file
+    raise FileNotFoundError(f"there is no configuration file {tried[0]}: give a .yaml, .json or .py, or a run folder")
+
+
+def load_config(file: Path) -> Mapping[Any, Any]:
+    """The mapping in a configuration file; whatever goes wrong in it becomes one line that names the file."""
+    readers = {".yaml": _load_yaml, ".yml": _load_yaml, ".json": _load_json, ".py": _load_python}
+    if file.suffix not in readers:
+        raise ValueError(f"{file}: a configuration file ends in {', '.join(readers)}")
+    try:
+        raw = readers[file.suffix](file)
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{file}: not readable as {file.suffix}: {_reason(error)}") from error
+    if isinstance(raw, Mapping):
+        return raw
+    raise ValueError(f"{file}: it must hold a mapping, one `name: value` per line, not {shown(raw)}")
+
+
+def _load_yaml(file: Path) -> Any:
+    import yaml
+
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
+def _load_json(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _load_python(file: Path) -> Any:
+    """The result of the file's ``get_config()``: a mapping, a dataclass instance or ml_collections' ConfigDict."""
+    import runpy
+
+    names = runpy.run_path(str(file))
+    if "get_config" not in names:
+        raise ValueError("it has no function get_config()")
+    config = names["get_config"]()
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return dataclasses.asdict(config)
+    to_dict = getattr(config, "to_dict", None)
+    return to_dict() if to_dict else config
+
+
+def _reason(error: Exception) -> str:
+    """One line; for YAML the place and the problem, without its quotation of the file."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is not None:
+        return f"line {mark.line + 1}: {getattr(error, 'problem', None) or 'syntax error'}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+# ---- values of a class
+
+
+def read_values(
+    cls: Any, raw: Mapping[Any, Any], where: str, aliases: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Checked values of a mapping and of the sections in it, by dotted name; ``where`` begins an error's line.
+
+    Raises:
+        ValueError: an unknown key, or a value that does not fit.
+    """
+    names = Names(field_types(cls), aliases)
+    values: dict[str, Any] = {}
+    for key, value in raw.items():
+        field = names.key(str(key))
+        if field is None:
+            raise ValueError(f"{where}: unknown key {key}{names.suggestion(str(key), names.hints)}")
+        place, hint = f"{where}: {field}", names.hints[field]
+        if dataclasses.is_dataclass(hint):
+            inner = read_values(hint, _section(value, hint, place), place)
+            values |= {f"{field}.{name}": each for name, each in inner.items()}
+        else:
+            values[field] = convert(place, hint, value)
+    return values
+
+
+def _section(value: Any, cls: Any, place: str) -> Mapping[Any, Any]:
+    """The mapping of a section; nothing, as YAML reads an empty one, is an empty mapping."""
+    to_dict = getattr(value, "to_dict", None)  # ml_collections' ConfigDict within a plain dict
+    value = to_dict() if to_dict else {} if value is None else value
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{place}: give a mapping of its options, which are {', '.join(field_types(cls))}")
+    return value
