@@ -130,10 +130,9 @@ def test_a_fitted_sampler_is_what_auto_takes(trained, tmp_path):
     assert "fitted, 3 steps" in start(f"{name}/simple_gen_test.py", *flags, *more, cwd=FOLDERS[name][4])
 
 
+@pytest.mark.parametrize("trained", ["mnist"], indirect=True)
 def test_mnist_test_draws_ten_digits(trained, tmp_path):
     name, out, _ = trained
-    if name != "mnist":
-        pytest.skip("mnist has it")
     flags = ("--weights", out / FOLDERS[name][1], "--out", tmp_path / "digits.png")
     printed = start("mnist/mnist_test.py", "--smoke", *flags, cwd=ROOT)
     assert "ten digits, 8 network evaluations each" in printed
@@ -218,9 +217,8 @@ def test_presets_are_in_range_and_build_their_networks(config):
     assert config.FOLDER.here.name in {*FOLDERS, *LARGE} and (config.FOLDER.here / "_repo.py").exists()
 
 
+@pytest.mark.parametrize("config", ["cifar10"], indirect=True)
 def test_the_paper_preset_is_the_published_network(config):
-    if config.FOLDER.here.name != "cifar10":
-        pytest.skip("cifar10 has it")
     paper = config.FOLDER.presets["paper"]
     with torch.device("meta"):
         velocity = build_network(network_description(paper, 1))
@@ -243,10 +241,9 @@ def test_names_of_runs_and_weights_are_the_seeds(config):
     )
 
 
+@pytest.mark.parametrize("config", LARGE, indirect=True)
 def test_presets_of_large_images_say_what_they_are_for(config):
     name, presets = config.FOLDER.here.name, config.FOLDER.presets
-    if name not in LARGE:
-        pytest.skip("large images only")
     paper, small = presets["paper"], presets["small"]
     assert (paper.image_size, paper.lr, paper.method, paper.sigma) == (LARGE[name][2], 1e-5, "idff", 0.2)
     assert paper.channel_mult == ((1, 2, 2, 4, 4) if name == "celebA" else (1, 1, 2, 2, 4, 4))
@@ -262,9 +259,8 @@ def test_presets_of_large_images_say_what_they_are_for(config):
     assert [sum(p.numel() for p in net.parameters()) for net in networks] == [113_680_134] * 2
 
 
+@pytest.mark.parametrize("config", ["celebA"], indirect=True)
 def test_idffs_command_line(config):
-    if config.FOLDER.here.name != "celebA":
-        pytest.skip("celebA has it")
     argv = ["--model", "IDFF", "--flow_w", "5", "--output_dir", "results/a", "--num_channel", "64", "--parallel=True"]
     run = cli.parse(
         TrainConfig, config.FOLDER.presets, aliases=FLAGS, argv=[*argv, "--ema_decay=0.999", "--lr", "1e-5"]
@@ -273,9 +269,8 @@ def test_idffs_command_line(config):
     assert {key: getattr(run, key) for key in wanted} == wanted and (run.ema_decay, run.lr) == (0.999, 1e-5)
 
 
+@pytest.mark.parametrize("config", ["cifar10"], indirect=True)
 def test_flow_matching_pytorchs_command_line(config):
-    if config.FOLDER.here.name != "cifar10":
-        pytest.skip("cifar10 has it")
     file = str(config.FOLDER.here / "configs" / "cifar10.yaml")
     argv = ["-c", file, "-e", "results/fm", "-mp", "fp16"]
     run = cli.parse(TrainConfig, config.FOLDER.presets, argv=argv)
@@ -289,9 +284,8 @@ def test_flow_matching_pytorchs_command_line(config):
     assert run.method == "cfm" and run.num_classes == 0 and run.total_steps == 200_000 and run.patch_size == 1
 
 
+@pytest.mark.parametrize("config", ["mnist"], indirect=True)
 def test_generate_sample_is_importable_as_in_the_seed(config):
-    if config.FOLDER.here.name != "mnist":
-        pytest.skip("mnist has it")
     generate_sample = importlib.import_module("mnist.mnist_train").generate_sample
     model = network(options(num_classes=3))
     calls = []
