@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common.plots import save
+from common import plots
 
+save = partial(plots.save, dpi=120, crop=False)
 REAL, MODEL = "#2b2d42", "#d1495b"
 
 
