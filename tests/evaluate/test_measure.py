@@ -1,26 +1,17 @@
-"""A folder's images measured by its classifier, or by Inception; the page of a run is written when it ends."""
+"""A folder's images measured by its classifier, or by Inception."""
 
 from __future__ import annotations
 
-import base64
-import io
-import json
-import re
-
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from common.data.loading import ImageData
 from common.evaluate import classifier, features, figures
 from common.evaluate import sets as feature_sets
-from common.images import save_png
 from common.metrics import frechet_distance, gaussian_statistics
-from common.records.page import SHOWN_SIDE, page
 from common.runtime import generator
 from common.scripts import measure
-from tiny import NAME, ROOT, folder, images, run
+from tiny import ROOT, folder, images
 
 # ---- classifier
 
@@ -90,33 +81,3 @@ def test_measuring_with_inception_needs_its_weights_before_all_else(tmp_path, mo
     for given in ("cache", "gone.pth"):
         with pytest.raises(FileNotFoundError, match="nception weights.*download https"):
             measure.measure_main(folder(tmp_path), "", False, ["--inception", given, "--device", "cpu"])
-
-
-# ---- the page of a run
-
-
-def test_a_run_ends_with_a_page_that_says_how_it_was_made(tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["/somewhere/train_it.py", "--data", "/home/me/images.zip", "--preset", "small"])
-    final = run(tmp_path / "run", total_steps=3, sample_step=1, val_step=1, image_size=8)
-    text = (tmp_path / "run" / "page.html").read_text()
-    assert text.count("data:image/png;base64,") == 3 and text.count("<svg") == 1
-    assert "python train_it.py --data images.zip --preset small" in text and "total_steps: 3" in text
-    assert "<li>FID</li>" in text and "images/s (median of" in text
-    assert f"CPU, {torch.get_num_threads()} threads, 1 process(es)" in text
-    assert json.loads((tmp_path / "run" / NAME).with_suffix(".json").read_text())["command"].startswith("python train")
-    made = images()
-    np.savez(tmp_path / "images.npz", images=made.images.numpy(), labels=np.arange(len(made)) % 3)
-    flags = ["--weights", str(final), "--n_steps", "1", "--n_samples", "6"]
-    result = measure.measure_main(folder(tmp_path), "", False, [*flags, "--epochs", "1", "--card", "--device", "cpu"])
-    text = (tmp_path / "run" / "page.html").read_text()
-    assert "distance by a classifier" not in text.split("Not measured")[1].split("</ul>")[0]
-    assert f"{result['feature_distance']:.5g}" in text
-
-
-def test_large_pictures_are_small_on_the_page(tmp_path):
-    noise = torch.randint(0, 256, (900, 600, 3), generator=generator(0), dtype=torch.uint8)
-    save_png(tmp_path / "samples" / "step_0000010.png", noise)
-    text = page(tmp_path)
-    (data,) = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', text)
-    shown = Image.open(io.BytesIO(base64.b64decode(data)))
-    assert shown.size == (SHOWN_SIDE * 2 // 3, SHOWN_SIDE)
