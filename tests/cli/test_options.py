@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-from dataclasses import is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,13 @@ def classes() -> list[Any]:
     for file in CODE:
         names = re.findall(r"^class (\w*(?:Options|Config)|Run)\b", file.read_text(encoding="utf-8"), re.MULTILINE)
         module = load(file) if names else None
-        found += [cls for name in names if is_dataclass(cls := getattr(module, name))]
+        found += [cls for name in names if is_dataclass(cls := getattr(module, name)) and of_a_command(cls)]
     return found
+
+
+def of_a_command(cls: Any) -> bool:
+    """Whether every option has a default, as those of command lines have; others are records of one function."""
+    return all(not (field.default is field.default_factory is MISSING) for field in fields(cls))
 
 
 def load(file: Path) -> Any:
