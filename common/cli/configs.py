@@ -32,7 +32,7 @@ SolverName = Literal[
     "auto", "fitted",
     "euler", "midpoint", "heun", "rk4",
     "ab2", "ab4", "dpmpp2m", "dpmpp3m", "unipc2", "unipc3", "ipndm1", "ipndm2", "ipndm3", "ipndm4",
-    "dopri5", "torchdyn", "idff", "euler_maruyama",
+    "dopri5", "torchdyn", "flowmap", "idff", "euler_maruyama",
 ]  # fmt: skip
 GridName = Literal["auto", "uniform", "cosine", "power", "logsnr", "edm", "adaptive"]
 
@@ -43,7 +43,7 @@ class TrainConfig:
 
     # ---- what is learnt
     method: MethodName = "cfm"
-    """cfm, otcfm, fm (Lipman), sbcfm, rf (rectified flow), idff (data and score heads)"""
+    """cfm, otcfm, fm (Lipman), sbcfm, rf (rectified flow), idff (data and score heads), flowmap (of two times)"""
     sigma: NotNegative = 0.0
     """Noise of the path: its constant spread (cfm, otcfm, fm) or the bridge's sigma (sbcfm, idff)"""
     flow_weight: NotNegative = 2.0
