@@ -266,7 +266,7 @@ def test_several_processes_agree_on_what_is_missing_before_they_write(tmp_path, 
 
     monkeypatch.setattr(runtime, "processes", lambda name: Second(1, 2, torch.device("cpu")))
     generate(tmp_path, "set")
-    assert there == [[], [f"{k:06d}.png" for k in (1, 3, 5, 7, 9)]]
+    assert there == [[], [], [f"{k:06d}.png" for k in (1, 3, 5, 7, 9)]]  # after the first has begun, before, behind
 
 
 def test_parts_make_the_whole_whatever_the_batch_size(tmp_path, capsys):
