@@ -1,4 +1,4 @@
-"""Make the README's pictures from the shipped weights.
+"""Make the README's pictures from the shipped weights, each folder's with its own --landing.
 
 python assets/make_figures.py
 """
@@ -6,16 +6,27 @@ python assets/make_figures.py
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from cifar10.config import FOLDER as CIFAR10
 from common import cli
+from common.cli.configs import SampleConfig
 from common.cli.ranges import NotNegative, Seed
 from common.runtime import run_main
+from common.scripts.folder import Folder
+from common.scripts.sampling import make_sampler
+from mnist.config import FOLDER as MNIST
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 HERE = Path(__file__).resolve().parent
+SOLVERS = {"euler": 10, "midpoint": 5, "heun": 5, "ab2": 10, "dpmpp2m": 10, "unipc2": 10, "rk4": 3, "idff": 10}
+SOLVERS |= {"euler_maruyama": 10, "dopri5": 2}  # with their steps: about ten evaluations, where they are not adaptive
 
 
 @dataclass(frozen=True)
@@ -29,68 +40,39 @@ class Options:
 
 
 def main() -> None:
-    """MNIST grid; CIFAR-10 at several NFE; solvers side by side on the same noises."""
+    """MNIST grid; CIFAR-10 at several NFE; few evaluations and solvers side by side on the same noises; losses."""
     options = cli.parse(Options, description=__doc__)
-    import torch
-
-    from common.checkpoint import load_network
-    from common.generate import Sampler, sample_many
     from common.images import grid, save_png
     from common.plots import image_grids, image_rows, loss_curves
     from common.runtime import JsonLines
-    from common.solvers.fitted import find_fitted
 
-    def draw(sampler: Sampler, count: int) -> torch.Tensor:
-        return torch.cat([images for _, images in sample_many(sampler, range(count), count)])
+    def draw(folder: Folder, count: int, title: str, **how: Any) -> tuple[str, Tensor]:
+        """Images 0 to count - 1 as the folder's scripts draw them, after the title with their evaluations."""
+        from common.generate import sample_many
 
-    def few_steps(base: Sampler, weights: Path, path: Path) -> None:
+        sampler, _ = make_sampler(folder, SampleConfig(seed=options.seed, **how), {})
+        _, images, nfe = next(sample_many(sampler, range(count), count))
+        return f"{title}, NFE {nfe}", images
+
+    def few_steps(folder: Folder) -> dict[str, Tensor]:
         """The same noises by Euler's method and by the fitted sampler, at few evaluations and at many."""
-        rows = {"ab4, NFE 100": draw(replace(base, solver="ab4", n_steps=100), 16)}
-        for n in (8, 5, 3):
-            rows[f"fitted, NFE {n}"] = draw(
-                replace(base, solver="fitted", fitted=find_fitted(weights, n, 1.0, base.landing)), 16
-            )
-            rows[f"euler, NFE {n}"] = draw(replace(base, n_steps=n), 16)
-        image_rows(rows, path)
+        counts = [("ab4", 100), *((solver, n) for n in (8, 5, 3) for solver in ("fitted", "euler"))]
+        return dict(draw(folder, 16, solver, solver=solver, n_steps=n) for solver, n in counts)
 
-    weights = HERE.parent / "mnist" / "results" / "RF-0.0" / "flow_matching_mnist.pth"
-    net, info = load_network(weights)
-    mnist = Sampler(net, info["method"]["name"], (1, 28, 28), n_steps=20, seed=options.seed)
-    save_png(HERE / "mnist_samples.png", grid(draw(mnist, 100), n_columns=10))
-    few_steps(mnist, weights, HERE / "mnist_few_steps.png")
-
-    folder = HERE.parent / "cifar10" / "results" / "IDFF-2.0-0.2"
-    weights = folder / "IDFF_cifar10_weights_step_final.pt"
-    net, info = load_network(weights)
-    method = info["method"]
-    base = Sampler(net, method["name"], (3, 32, 32), method["sigma"], cfg=options.cfg, seed=options.seed)
-    few_steps(replace(base, cfg=1.0, landing=0.85), weights, HERE / "cifar10_few_steps.png")
-    grids = {}
-    for n_steps in (5, 10, 20, 50):
-        images = draw(sampler := replace(base, n_steps=n_steps), 64)
-        grids[f"{n_steps} Euler steps, NFE {sampler.nfe}"] = images
-    image_grids(grids, HERE / "cifar10_nfe.png")
-    save_png(HERE / "cifar10_samples.png", grid(grids[next(title for title in grids if title.startswith("20 "))]))
-
-    rows = {}
-    plain = replace(base, cfg=1.0)
-    for solver, n_steps in (
-        ("euler", 10),
-        ("midpoint", 5),
-        ("heun", 5),
-        ("ab2", 10),
-        ("dpmpp2m", 10),
-        ("unipc2", 10),
-        ("rk4", 3),
-        ("idff", 10),
-        ("euler_maruyama", 10),
-        ("dopri5", 1),
-    ):
-        images = draw(sampler := replace(plain, solver=solver, n_steps=n_steps), 16)
-        rows[f"{solver}, NFE {sampler.nfe}"] = images
+    digits = draw(MNIST, 100, "", solver="euler", n_steps=20)[1]
+    save_png(HERE / "mnist_samples.png", grid(digits, n_columns=10))
+    image_rows(few_steps(MNIST), HERE / "mnist_few_steps.png")
+    image_rows(few_steps(CIFAR10), HERE / "cifar10_few_steps.png")
+    guided = {
+        n: draw(CIFAR10, 64, f"{n} Euler steps", solver="euler", n_steps=n, cfg=options.cfg) for n in (5, 10, 20, 50)
+    }
+    image_grids(dict(guided.values()), HERE / "cifar10_nfe.png")
+    save_png(HERE / "cifar10_samples.png", grid(guided[20][1]))
+    rows = dict(draw(CIFAR10, 16, solver, solver=solver, n_steps=n) for solver, n in SOLVERS.items())
     image_rows(rows, HERE / "cifar10_solvers.png")
-    logs = {"MNIST, rf": HERE.parent / "mnist" / "results" / "RF-0.0", "CIFAR-10, idff": folder}
-    loss_curves({name: JsonLines(run / "metrics.jsonl").read() for name, run in logs.items()}, HERE / "losses.png")
+    runs = {"MNIST, rf": MNIST, "CIFAR-10, idff": CIFAR10}
+    logs = {name: (folder.here / folder.weights).with_name("metrics.jsonl") for name, folder in runs.items()}
+    loss_curves({name: JsonLines(log).read() for name, log in logs.items()}, HERE / "losses.png")
     print(f"pictures: {HERE}")
 
 

@@ -82,9 +82,9 @@ def image_sampler(model: str, options: Options) -> tuple[Any, Path]:
     return Sampler(net, name, shape, sigma, **chosen), path
 
 
-@dataclass
+@dataclass(frozen=True)
 class PointSampler:
-    """A 2D model behind the interface of generate.Sampler: fields to replace, ``sampler(indices)``, ``nfe``."""
+    """A 2D model behind the interface of generate.Sampler: fields to replace, ``sample(indices)``."""
 
     net: Any
     seed: int
@@ -93,12 +93,11 @@ class PointSampler:
     grid: str = "uniform"
     fitted: Any = None
     nodes: Any = None
-    nfe: int = 0
 
-    def __call__(self, indices: Any, labels: Any = None) -> Any:
+    def sample(self, indices: Any, labels: Any = None) -> Any:
         import torch
 
-        from common.generate import noise_for
+        from common.generate import Samples, noise_for
         from common.solvers import CountNFE, integrate, time_grid
 
         count = CountNFE(self.net)
@@ -108,8 +107,7 @@ class PointSampler:
             times, solver = time_grid(self.n_steps, self.grid) if self.nodes is None else self.nodes, self.solver
         with torch.no_grad():
             x = integrate(count, noise_for(indices, (2,), self.seed), times, solver, final_euler=True)
-        self.nfe = count.nfe
-        return x
+        return Samples(x, count.nfe)
 
 
 def point_sampler(model: str, options: Options) -> PointSampler:
@@ -169,16 +167,16 @@ def run(options: Options) -> None:
         if tuple(row.get(k) for k in keys) in done:
             continue
         start = time.perf_counter()
-        value = measure(made)
-        log.append({**row, "nfe": made.nfe, "value": value, "seconds": round(time.perf_counter() - start, 2)})
+        value, nfe = measure(made)
+        log.append({**row, "nfe": nfe, "value": value, "seconds": round(time.perf_counter() - start, 2)})
 
 
 def own_of_weights(sampler: Any, weights: Path) -> tuple[Callable[[int], Any], Callable[[int], Any]]:
     """The fitted samplers and adaptive grids beside a weights file, by their number of steps."""
-    from common.scripts import fit
+    from common.scripts.sampling import adaptive_nodes
     from common.solvers.fitted import fitted_for
 
-    return lambda n: fitted_for(weights, n, 1.0, sampler.landing), lambda n: fit.adaptive_nodes(sampler, n, weights)
+    return lambda n: fitted_for(weights, n, 1.0, sampler.landing), lambda n: adaptive_nodes(sampler, n, weights)
 
 
 def own_of_points(sampler: PointSampler) -> tuple[Callable[[int], Any], Callable[[int], Any]]:
@@ -194,13 +192,14 @@ def own_of_points(sampler: PointSampler) -> tuple[Callable[[int], Any], Callable
     return fits, lambda n: adaptive_grid(teacher.states, teacher.times, n)
 
 
-def rms_measure(sampler: Any, options: Options) -> Callable[[Any], float]:
-    """Root mean square difference to the fine solution: 100 steps of AB4, see common.solvers.fitted.teach."""
-    import torch
+def rms_measure(sampler: Any, options: Options) -> Callable[[Any], tuple[float, int]]:
+    """(value, evaluations) of a sampler: its root mean square difference to the fine solution.
 
+    That is 100 steps of AB4, see common.solvers.fitted.teach.
+    """
     from common import generate
     from common.metrics import rms
-    from common.scripts import fit
+    from common.scripts.sampling import teacher_of
     from common.solvers.fitted import teach
 
     n = options.n_samples
@@ -208,18 +207,18 @@ def rms_measure(sampler: Any, options: Options) -> Callable[[Any], float]:
         fine = teach(lambda last: sampler.net, generate.noise_for(range(n), (2,), sampler.seed), 400).states[-1]
         labels = None
     else:
-        fine = fit.teacher_of(sampler, n, "x0", 100, "fine", options.seed)[0].states[-1].clamp(-1, 1)
+        fine = teacher_of(sampler, n, "x0", 100, "fine", options.seed)[0].states[-1].clamp(-1, 1)
         labels = generate.labels_for(range(n), generate.real_classes(sampler.net))
     indices = list(range(n))
 
-    def measure(made: Any) -> float:
-        with torch.no_grad():
-            return rms(made(indices, labels), fine)
+    def measure(made: Any) -> tuple[float, int]:
+        images, nfe = made.sample(indices, labels)
+        return rms(images, fine), nfe
 
     return measure
 
 
-def quality_measure(sampler: Any, options: Options) -> Callable[[Any], float]:
+def quality_measure(sampler: Any, options: Options) -> Callable[[Any], tuple[float, int]]:
     """2D: W2 to as many real points. Images: feature distance to the real images by the folder's classifier."""
     import torch
 
@@ -232,7 +231,12 @@ def quality_measure(sampler: Any, options: Options) -> Callable[[Any], float]:
         from common.toys import sample
 
         real = sample(options.model, n, generator(options.seed, "real"))
-        return lambda made: wasserstein2(made(range(n)), real)
+
+        def distance(made: Any) -> tuple[float, int]:
+            points, nfe = made.sample(range(n))
+            return wasserstein2(points, real), nfe
+
+        return distance
     from common.evaluate.classifier import classify, feature_distance, load_classifier
     from common.images import to_uint8
 
@@ -240,9 +244,9 @@ def quality_measure(sampler: Any, options: Options) -> Callable[[Any], float]:
     classifier, _ = load_classifier(folder / "results" / "classifier.pt")
     real, _ = classify(classifier, real_images(options.model, options.data))
 
-    def measure(made: Any) -> float:
-        parts = [to_uint8(images) for _, images in generate.sample_many(made, range(n), 100)]
-        return feature_distance(classify(classifier, torch.cat(parts))[0], real)
+    def measure(made: Any) -> tuple[float, int]:
+        parts, nfes = zip(*((to_uint8(part), nfe) for _, part, nfe in generate.sample_many(made, range(n), 100)))
+        return feature_distance(classify(classifier, torch.cat(parts))[0], real), nfes[-1]
 
     return measure
 

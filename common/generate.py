@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -88,9 +88,16 @@ def noise_for(indices: Sequence[int], shape: Sequence[int], seed: int, stream: s
     return torch.stack([torch.randn(*shape, generator=generator(seed, stream, k)) for k in indices])
 
 
-@dataclass
+class Samples(NamedTuple):
+    """Images in [-1, 1], (B, C, H, W), and the network evaluations of each, counted at the network."""
+
+    images: Tensor
+    nfe: int
+
+
+@dataclass(frozen=True)
 class Sampler:
-    """A network, its method and a solver: ``sampler(indices, labels) -> images`` in [-1, 1], (B, C, H, W).
+    """A network, its method and a solver: ``sampler(indices, labels)`` gives images in [-1, 1], (B, C, H, W).
 
     Args:
         net: a network in eval mode, on its device.
@@ -102,8 +109,6 @@ class Sampler:
         cfg: guidance scale.
         seed: see ``noise_for``.
         precision: "no", "bf16" or "fp16": of the network only.
-
-    After a call ``nfe`` holds the network evaluations per image, counted at the network.
     """
 
     net: nn.Module
@@ -121,7 +126,6 @@ class Sampler:
     seed: int = 0
     precision: str = "no"
     landing: float = 1.0
-    nfe: int = 0
 
     def times_hash(self) -> str:
         """A mark of the times and weights that are not named by solver, grid and n_steps: fitted and adaptive ones."""
@@ -133,18 +137,21 @@ class Sampler:
             raise ValueError(f"--landing {self.landing:g} is out of range: give a time above 0, to 1 (none)")
 
     def __call__(self, indices: Sequence[int], labels: Tensor | None = None) -> Tensor:
+        return self.sample(indices, labels).images
+
+    def sample(self, indices: Sequence[int], labels: Tensor | None = None) -> Samples:
+        """The images of these indices, (B,), and what each took."""
         return self.from_noise(noise_for(indices, self.shape, self.seed), indices, labels)
 
     @torch.no_grad()
-    def from_noise(self, x0: Tensor, indices: Sequence[int], labels: Tensor | None = None) -> Tensor:
+    def from_noise(self, x0: Tensor, indices: Sequence[int], labels: Tensor | None = None) -> Samples:
         """The images that given noises, (B, C, H, W), become; ``indices`` name what else a stochastic solver draws."""
         device = next(self.net.parameters()).device
         x0 = x0.to(device).contiguous(memory_format=torch.channels_last)
         y = None if labels is None else labels.to(device)
         counted = CountedNetwork(self.net, self.precision)
         x = self._solve(counted, x0, y, indices)
-        self.nfe = counted.nfe
-        return x.clamp(-1, 1)
+        return Samples(x.clamp(-1, 1), counted.nfe)
 
     def _solve(self, net: CountedNetwork, x0: Tensor, y: Tensor | None, indices: Sequence[int]) -> Tensor:
         if self.fitted is not None:
@@ -225,14 +232,29 @@ def real_classes(net: Any) -> int:
 
 def sample_many(
     sampler: Sampler, indices: Sequence[int], batch_size: int = 100, label: int | None = None
-) -> Iterator[tuple[list[int], Tensor]]:
-    """Sample the images of the given indices in batches: yields (indices, images in [-1, 1] on the CPU)."""
+) -> Iterator[tuple[list[int], Tensor, int]]:
+    """Sample the images of the given indices in batches.
+
+    Args:
+        sampler: makes them.
+        indices: numbers of the images; any order, any part of a larger set: each image is the same in all of them.
+        batch_size: images at a time.
+        label: one class for all; None: all classes in turn.
+
+    Yields:
+        Indices, images (B, C, H, W) in [-1, 1] on the CPU, network evaluations of each image.
+
+    Raises:
+        ValueError: batch_size below 1, or a label that these weights do not know.
+    """
     if batch_size < 1:
         raise ValueError(f"--batch_size {batch_size} must be at least 1")
     classes = real_classes(sampler.net)
     for start in range(0, len(indices), batch_size):
         part = list(indices[start : start + batch_size])
-        yield part, sampler(part, labels_for(part, classes, label)).cpu()
+        # noise and label are made from the image's own number, so that no image knows its batch
+        images, nfe = sampler.sample(part, labels_for(part, classes, label))
+        yield part, images.cpu(), nfe
 
 
 # ---- between two noises, and back to the noise
@@ -271,7 +293,7 @@ def slerp(a: Tensor, b: Tensor, w: Tensor) -> Tensor:
 
 def interpolate(
     sampler: Sampler, rows: int, columns: int, batch_size: int = 100, label: int | None = None
-) -> Iterator[Tensor]:
+) -> Iterator[Samples]:
     """Rows of images from noise 2k to noise 2k + 1 along the arc between them; image (k, 0) is that of noise 2k.
 
     A row has one class (``labels_for`` of its number) and, with a stochastic solver, one path of later noise.
@@ -281,27 +303,36 @@ def interpolate(
         batch_size, label: as in ``sample_many``.
 
     Yields:
-        (columns, C, H, W) in [-1, 1] on the CPU, row by row.
+        Row by row (columns, C, H, W) in [-1, 1] on the CPU, and the evaluations of an image of its last batch.
     """
     w = torch.linspace(0, 1, columns)
     for k in range(rows):
         ends = noise_for([2 * k, 2 * k + 1], sampler.shape, sampler.seed)
         y = labels_for([k], real_classes(sampler.net), label)
-        arc = slerp(ends[:1], ends[1:], w)[:, 0].split(batch_size)
-        yield torch.cat([
-            sampler.from_noise(x0, [2 * k] * len(x0), None if y is None else y.expand(len(x0))).cpu() for x0 in arc
-        ])  # fmt: skip
+        batches = [
+            sampler.from_noise(x0, [2 * k] * len(x0), None if y is None else y.expand(len(x0)))
+            for x0 in slerp(ends[:1], ends[1:], w)[:, 0].split(batch_size)
+        ]
+        yield Samples(torch.cat([batch.images.cpu() for batch in batches]), batches[-1].nfe)
+
+
+class Inversion(NamedTuple):
+    """The noise of images, the images made of it again, not clamped, and the network evaluations of both ways."""
+
+    noise: Tensor
+    images: Tensor
+    nfe: int
 
 
 INVERTERS = ("euler", "midpoint", "heun", "rk4", "ab2", "ab4", "dopri5")  # those that may run towards the noise
 
 
 @torch.no_grad()
-def invert(sampler: Sampler, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def invert(sampler: Sampler, images: Tensor, labels: Tensor | None = None) -> Inversion:
     """Images to noise by the ODE backwards in time, from t = 1 to 0, and that noise to images again.
 
     The way back takes the same nodes, so noise and images match to the order of the solver; what they miss is what
-    the solver misses, not the network. Cost: twice the solver's NFE; ``sampler.nfe`` holds the sum.
+    the solver misses, not the network. Cost: twice the solver's NFE.
 
     IDFF's velocity (x1_hat - x) / (1 - t) - st is 0 / 0 at t = 1, where the way begins: from 1 - SMALLEST_REMAINDER on
     it is held at its value at that time (for the x at hand), both ways. That changes the velocity there by O(0.005)
@@ -313,7 +344,7 @@ def invert(sampler: Sampler, images: Tensor, labels: Tensor | None = None) -> tu
         labels: (B,) or None.
 
     Returns:
-        The noise and the images made of it, not clamped, (B, C, H, W) on the CPU.
+        Noise and images (B, C, H, W) on the CPU.
 
     Raises:
         ValueError: a solver that cannot run backwards, or a ``landing``.
@@ -329,11 +360,12 @@ def invert(sampler: Sampler, images: Tensor, labels: Tensor | None = None) -> tu
     latest = METHODS[sampler.method].latest
     times = sampler.times()[[0, -1]] if sampler.solver == "dopri5" else sampler.times()
 
+    def stopped(x: Tensor, t: Tensor) -> Tensor:
+        return flow(x, t.clamp(max=latest))
+
     def integrate(x: Tensor, times: Tensor) -> Tensor:
-        held = lambda x, t: flow(x, t.clamp(max=latest))  # noqa: E731
-        return solvers.integrate(held, x, times, sampler.solver, rtol=sampler.rtol, atol=sampler.atol)
+        return solvers.integrate(stopped, x, times, sampler.solver, rtol=sampler.rtol, atol=sampler.atol)
 
     noise = integrate(x1, times.flip(0))
     again = integrate(noise, times)
-    sampler.nfe = net.nfe
-    return noise.cpu(), again.cpu()
+    return Inversion(noise.cpu(), again.cpu(), net.nfe)

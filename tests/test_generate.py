@@ -47,7 +47,7 @@ def sampler(config=CONDITIONAL, **changes) -> Sampler:
 
 
 def images_of(made) -> dict[int, torch.Tensor]:
-    return {index: image for indices, part in made for index, image in zip(indices, part)}
+    return {index: image for indices, part, _ in made for index, image in zip(indices, part)}
 
 
 # ---- image k
@@ -123,8 +123,8 @@ def test_evaluations_are_counted_at_the_network(solver, n, nfe):
         made = sampler(solver=solver, n_steps=n, cfg=cfg)
         counted = []
         made.net.register_forward_hook(lambda *_, counted=counted: counted.append(1))
-        made([0, 1], torch.tensor([0, 1]))
-        assert made.nfe == len(counted) == nfe * times
+        images, evaluations = made.sample([0, 1], torch.tensor([0, 1]))
+        assert len(images) == 2 and evaluations == len(counted) == nfe * times
 
 
 def test_precision_is_that_of_the_network_only():
@@ -143,8 +143,8 @@ def test_precision_is_that_of_the_network_only():
 @pytest.mark.parametrize("solver", [s for s in get_args(SolverName) if s not in ("auto", "fitted", "flowmap")])
 def test_every_solver_runs_on_idff_weights(solver):
     made = sampler(replace(CONDITIONAL, method="idff", sigma=0.2), solver=solver, rtol=1e-2, atol=1e-2)
-    x = made([0, 1], torch.tensor([0, 1]))
-    assert x.shape == (2, *SHAPE) and x.isfinite().all() and x.abs().max() <= 1 and made.nfe >= 3
+    x, evaluations = made.sample([0, 1], torch.tensor([0, 1]))
+    assert x.shape == (2, *SHAPE) and x.isfinite().all() and x.abs().max() <= 1 and evaluations >= 3
 
 
 def test_solvers_agree_on_a_smooth_velocity():
@@ -394,7 +394,8 @@ def test_parallel_and_opposite_ends():
 @pytest.mark.parametrize("solver", ["euler", "euler_maruyama"])
 def test_rows_run_from_one_image_to_the_next(solver):
     make = sampler(solver=solver)
-    rows = list(interpolate(make, 2, 4, batch_size=3))
+    rows, evaluations = zip(*interpolate(make, 2, 4, batch_size=3))
+    assert evaluations == (3, 3)
     assert [row.shape for row in rows] == [(4, *SHAPE)] * 2
     first = make([0, 2], torch.tensor([0, 1]))  # a row has one class: that of its number
     assert torch.allclose(torch.stack([row[0] for row in rows]), first, atol=1e-5)
@@ -403,9 +404,10 @@ def test_rows_run_from_one_image_to_the_next(solver):
         assert torch.allclose(torch.stack([row[-1] for row in rows]), last, atol=1e-5)
     steps = rows[0].diff(dim=0).flatten(1).norm(dim=1)
     assert steps.min() > 0.01 and steps.max() < (rows[0][-1] - rows[0][0]).norm()
-    whole = torch.cat(list(interpolate(make, 2, 4)))
+    whole = torch.cat([row.images for row in interpolate(make, 2, 4)])
     assert torch.allclose(torch.cat(rows), whole, atol=1e-5)  # whatever the batch size
-    assert not torch.allclose(whole, torch.cat(list(interpolate(make, 2, 4, label=2))), atol=1e-2)
+    twos = torch.cat([row.images for row in interpolate(make, 2, 4, label=2)])
+    assert not torch.allclose(whole, twos, atol=1e-2)
 
 
 # ---- back to the noise
@@ -421,7 +423,7 @@ def test_inversion_finds_the_noise_to_the_order_of_the_solver(solver, order):
     images, counts = gaussian_images(), (8, 16, 32) if order < 4 else (4, 8, 16)
     missed, again = [], []
     for n in counts:
-        noise, back = invert(Sampler(Exact(False), "rf", SHAPE, solver=solver, n_steps=n), images)
+        noise, back, _ = invert(Sampler(Exact(False), "rf", SHAPE, solver=solver, n_steps=n), images)
         missed.append((noise - (images - MEAN) / SPREAD).abs().max().item())
         again.append((back - images).abs().max().item())
     assert order - 0.35 < slope_of(counts, missed) < order + 0.9, missed
@@ -433,20 +435,20 @@ def test_inversion_of_idff_keeps_away_from_the_end():
     net = Exact(True)
     net.register_forward_hook(lambda module, args, out: seen.append(args[1].max().item()))
     made = Sampler(net, "idff", SHAPE, SIGMA, solver="rk4", n_steps=40, grid="power")
-    noise, back = invert(made, images)
-    assert max(seen) == pytest.approx(0.995) and made.nfe == len(seen) == 2 * 160
+    noise, back, evaluations = invert(made, images)
+    assert max(seen) == pytest.approx(0.995) and evaluations == len(seen) == 2 * 160
     assert (noise - (images - MEAN) / SPREAD).abs().max() < 0.01  # of up to 4
     assert (back - images).abs().max() < 1e-3
     made = Sampler(net, "idff", SHAPE, SIGMA, solver="dopri5")
-    assert (invert(made, images)[1] - images).abs().max() < 1e-3 and max(seen) < 0.996
+    assert (invert(made, images).images - images).abs().max() < 1e-3 and max(seen) < 0.996
 
 
 def test_inversion_takes_labels_and_guidance():
     made = sampler(solver="heun", n_steps=12, cfg=2.0)
     images, y = made([0, 1], torch.tensor([0, 1])) * 0.5, torch.tensor([0, 1])
-    noise, back = invert(made, images, y)
-    assert (back - images).abs().max() < 0.01 and made.nfe == 2 * 2 * 24
-    other, _ = invert(made, images, y.flip(0))
+    noise, back, evaluations = invert(made, images, y)
+    assert (back - images).abs().max() < 0.01 and evaluations == 2 * 2 * 24
+    other = invert(made, images, y.flip(0)).noise
     assert (noise - other).abs().max() > 0.01
 
 

@@ -180,7 +180,7 @@ def test_a_folder_trains_and_samples_one(tmp_path):
     rows = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert rows.count("val_loss") == 2 and list((tmp_path / "run" / "samples").glob("*.png"))
     sampler = Sampler(net, "flowmap", (1, 8, 8), solver="flowmap", n_steps=2, cfg=2.0)
-    images = sampler(range(3), torch.arange(3))
-    assert images.shape == (3, 1, 8, 8) and sampler.nfe == 4
+    images, nfe = sampler.sample(range(3), torch.arange(3))
+    assert images.shape == (3, 1, 8, 8) and nfe == 4
     with pytest.raises(ValueError, match="needs weights of two times; rf has one: use euler"):
         Sampler(net, "rf", (1, 8, 8), solver="flowmap")(range(2))

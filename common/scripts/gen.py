@@ -36,18 +36,18 @@ def gen_main(folder: Folder, description: str, argv: list[str] | None = None) ->
         writer = open_writer(target, config.n_samples, (c, h, w), fingerprint)
     todo = writer.missing(start, stop)[here.rank :: here.world]
     here.wait()  # all see the same images missing before the first one is written
-    evaluations = 0
+    evaluations, nfe = 0, 0
     with tqdm(total=len(todo), unit="image", dynamic_ncols=True, disable=not here.is_main) as bar:
-        for indices, images in generate.sample_many(sampler, todo, config.batch_size, config.label):
+        for indices, images, nfe in generate.sample_many(sampler, todo, config.batch_size, config.label):
             for index, image in zip(indices, to_uint8(images)):
                 writer.write(index, image)
-            evaluations += sampler.nfe * len(indices)
+            evaluations += nfe * len(indices)
             bar.update(len(indices))
-            bar.set_postfix(nfe=sampler.nfe)
+            bar.set_postfix(nfe=nfe)
     here.wait()
     if here.is_main:
         if todo:  # the mean of the images made here: an adaptive solver's number differs between batches
             add_counted(target, nfe=evaluations / len(todo))
         writer.finish()
-        print(f"images {start} to {stop - 1} are in {target}" + (f", NFE {sampler.nfe}" if todo else ""))
+        print(f"images {start} to {stop - 1} are in {target}" + (f", NFE {nfe}" if todo else ""))
     return target

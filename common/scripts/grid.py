@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from common import cli
 from common.cli.configs import GridConfig
 from common.scripts.folder import Folder
 from common.scripts.invert import invert
 from common.scripts.sampling import make_sampler
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def grid_main(folder: Folder, description: str, argv: list[str] | None = None) -> Path:
@@ -31,22 +26,23 @@ def grid_main(folder: Folder, description: str, argv: list[str] | None = None) -
     from common.images import grid, save_png
 
     sampler, info = make_sampler(folder, config, extra)
-    start, parts, name, columns = time.perf_counter(), [], "", None
+    start, parts, nfe, name, columns = time.perf_counter(), [], 0, "", None
     if config.interpolate:
         name, columns, rows = "_arcs", config.columns, math.ceil(config.n_samples / config.columns)
-        made: Iterator[Tensor] = generate.interpolate(sampler, rows, columns, config.batch_size, config.label)
+        made = generate.interpolate(sampler, rows, columns, config.batch_size, config.label)
     else:
         batches = generate.sample_many(sampler, range(config.n_samples), config.batch_size, config.label)
-        made = (images for _, images in batches)
+        made = (generate.Samples(images, nfe) for _, images, nfe in batches)
     with tqdm(total=config.n_samples, unit="image", dynamic_ncols=True) as bar:
-        for images in made:
+        for images, nfe in made:
             parts.append(images)
             bar.update(len(images))
-    out = Path(config.out) if config.out else folder.here / "samples" / f"{sampler.solver}_nfe{sampler.nfe}{name}.png"
+            bar.set_postfix(nfe=nfe)
+    out = Path(config.out) if config.out else folder.here / "samples" / f"{sampler.solver}_nfe{nfe}{name}.png"
     save_png(out, grid(torch.cat(parts), columns))
     print(
         f"{sum(map(len, parts))} images, {info['method']['name']} weights of step {info.get('step', '?')}, "
-        f"{sampler.solver}, {config.n_steps} steps, grid {sampler.grid}, NFE {sampler.nfe}, seed {config.seed}, "
+        f"{sampler.solver}, {config.n_steps} steps, grid {sampler.grid}, NFE {nfe}, seed {config.seed}, "
         f"{time.perf_counter() - start:.1f} s"
     )
     print(f"picture: {out}")

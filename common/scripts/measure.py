@@ -49,13 +49,15 @@ def measure_main(
     keep = None if config.smoke else folder.here / "results" / "classifier.pt"
     options = {"residual": residual and not config.smoke, "precision": config.mixed_precision}
     recogniser = make_recogniser(train, test, keep, config.epochs, preset.flip, config.seed, **options)
-    images, labels = [], []
+    images, labels, nfe = [], [], 0
     with tqdm(total=config.n_samples, unit="image", desc="samples", dynamic_ncols=True) as bar:
-        for indices, part in generate.sample_many(sampler, range(config.n_samples), config.batch_size, config.label):
+        batches = generate.sample_many(sampler, range(config.n_samples), config.batch_size, config.label)
+        for indices, part, nfe in batches:
             images.append(to_uint8(part))
             wanted = generate.labels_for(indices, generate.real_classes(sampler.net), config.label)
             labels += [] if wanted is None else [wanted]
             bar.update(len(indices))
+            bar.set_postfix(nfe=nfe)
     measured = recogniser.measure(torch.cat(images), torch.cat(labels) if labels else None)
     result = {
         "weights": info["path"],
@@ -64,7 +66,7 @@ def measure_main(
         "n_steps": config.n_steps,
         "grid": sampler.grid,
         "landing": sampler.landing,
-        "nfe": sampler.nfe,
+        "nfe": nfe,
         "cfg": config.cfg,
         "seed": config.seed,
         "generated": config.n_samples,

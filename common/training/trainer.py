@@ -176,7 +176,7 @@ class Trainer:
             solver = "flowmap" if method_of(c.method).times else "euler"
             how = {"n_steps": n_steps, "seed": c.seed, "precision": c.mixed_precision}
             sampler = Sampler(self.net, c.method, shape, c.sigma, solver, **how)
-            images = torch.cat([part for _, part in sample_many(sampler, range(count), at_once)])
+            images = torch.cat([part for _, part, _ in sample_many(sampler, range(count), at_once)])
         self.net.train(was_training)
         return images
 
