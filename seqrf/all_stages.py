@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def check(run: Run) -> None:
     """ValueError for a plan that cannot be carried out."""
     plan = run.config.pipeline
-    if missing := set(plan.distill) - set(plan.segments):
-        raise ValueError(f"--config.pipeline.distill {min(missing)}: add {min(missing)} to --config.pipeline.segments")
+    if others := set(plan.distill) - set(plan.segments):
+        raise ValueError(f"--config.pipeline.distill {min(others)}: add {min(others)} to --config.pipeline.segments")
 
 
 def whole(run: Run, here: Processes) -> None:

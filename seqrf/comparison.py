@@ -65,11 +65,11 @@ def newest(rows: Sequence[Row]) -> list[Row]:
         if row.get("condition") != "teacher":
             folders.setdefault(_key(row, "seed"), set()).add(row["folder"])
     alike = {row["name"] for row in rows if len(folders.get(_key(row, "seed"), ())) > 1}
-    shared = os.path.commonpath([row["folder"] for row in rows])
+    root = os.path.commonpath([row["folder"] for row in rows])
     last: dict[str, Row] = {}
     for row in rows:
         if row["name"] in alike and row.get("condition") != "teacher":
-            row = {**row, "name": f"{row['name']} ({os.path.relpath(row['folder'], shared)})"}
+            row = {**row, "name": f"{row['name']} ({os.path.relpath(row['folder'], root)})"}
         key = _key(row, "seed")
         last.pop(key, None)
         last[key] = row

@@ -79,8 +79,8 @@ class Pool:
         labels = None if self.labels is None else self.labels.cpu()[rows].long()
         if not samples or self.data is None:
             return None, labels
-        chosen = self.data[rows.to(self.data.device)].cpu()
-        return chosen.to(getattr(torch, _stored_type(chosen))), labels
+        x = self.data[rows.to(self.data.device)].cpu()
+        return x.to(getattr(torch, _stored_type(x))), labels
 
 
 def _stored_type(data: Tensor) -> str:
@@ -140,6 +140,7 @@ def mix(manifest: Manifest, segment: int, pairs: Sequence[int], noise: Tensor, d
     t = noise.new_full((len(noise),), manifest.edges[segment])
     if teacher.sigma:
         spread = noise_for(pairs, teacher.shape, manifest.options.seed, "spread")
+    # (1 - t) noise + t data, and the spread of a path that has one
     return METHODS[teacher.method].path(teacher.sigma).xt(noise, as_floats(data), t, spread)  # type: ignore[arg-type]
 
 
@@ -243,9 +244,9 @@ def choose_steps(velocity: Velocity, manifest: Manifest, pool: Pool, device: Any
         start = (x.to(device), None if y is None else y.to(device), t_a, t_b)
         exact = follow(velocity, *start, "dopri5", tolerance=max(tolerance / 100, 1e-6), **land)
         count.reset()
-        allowed = max(tolerance, rms(follow(count, *start, "dopri5", tolerance=tolerance, **land), exact))
+        bound = max(tolerance, rms(follow(count, *start, "dopri5", tolerance=tolerance, **land), exact))
         most = (count.nfe - 1 + 3 * (t_b == 1)) // 4  # of steps that cost less; the one into t = 1 is Euler's
-        counts.append(fewest(lambda n: rms(follow(velocity, *start, "rk4", n, **land), exact) <= allowed, most))
+        counts.append(fewest(lambda n: rms(follow(velocity, *start, "rk4", n, **land), exact) <= bound, most))
     return tuple(counts)
 
 
@@ -267,7 +268,7 @@ def check_teacher(velocity: Velocity, manifest: Manifest, pool: Pool, device: An
     import torch
 
     x, _, y = starts(manifest, 0, [0], pool)
-    given = shape_text(manifest.teacher.shape)
+    shape = shape_text(manifest.teacher.shape)
     arguments = (x.to(device), torch.zeros(1, device=device), *(() if y is None else (y.to(device),)))
     try:
         v = velocity(*arguments)
@@ -275,7 +276,7 @@ def check_teacher(velocity: Velocity, manifest: Manifest, pool: Pool, device: An
         raise
     except RuntimeError as error:
         reason = str(error).splitlines()[0][:120]
-        raise ValueError(f"the teacher does not work on samples of {given} ({reason}): give its own data") from error
+        raise ValueError(f"the teacher does not work on samples of {shape} ({reason}): give its own data") from error
     if v.shape != x.shape:
-        there = shape_text(v.shape[1:])
-        raise ValueError(f"the teacher turns samples of {given} into {there}: give it as a velocity of its own data")
+        result = shape_text(v.shape[1:])
+        raise ValueError(f"the teacher turns samples of {shape} into {result}: give it as a velocity of its own data")

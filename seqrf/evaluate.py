@@ -101,15 +101,16 @@ def draw(
     from common.images import to_uint8
 
     _check_counts(len(indices), labels, batch_size)
-    parts, states, calls, begun = [], [], 0, time.perf_counter()
+    parts, states, calls, begin = [], [], 0, time.perf_counter()
     with tqdm(total=len(indices), desc=model.name, unit="sample", disable=not progress, dynamic_ncols=True) as bar:
         for rows in _slices(len(indices), batch_size):
-            chosen = list(indices[rows])
+            numbers = list(indices[rows])
             velocity = model.velocity_for(_to(labels, rows, model.device), cfg)
             model.count.reset()
             with torch.no_grad():
-                path = sample(velocity, starts(model, chosen, seed), model.edges, n_steps, method, trajectory, tol, tol)
-            calls += model.count.nfe * len(chosen)
+                x0 = starts(model, numbers, seed)
+                path = sample(velocity, x0, model.edges, n_steps, method, trajectory, tol, tol)
+            calls += model.count.nfe * len(numbers)
             x = path[-1] if trajectory else path
             if not bool(torch.isfinite(x).all()):
                 raise ValueError(
@@ -117,16 +118,16 @@ def draw(
                 )
             parts.append((to_uint8(x) if pixels else x.float()).cpu())
             states += [path.float().cpu()] if trajectory else []
-            bar.update(len(chosen))
+            bar.update(len(numbers))
     times = sample_times(model.edges, n_steps) if trajectory else None
-    kept = torch.cat(states, dim=1) if states else None
-    return Samples(torch.cat(parts), labels, calls / len(indices), time.perf_counter() - begun, kept, times)
+    paths = torch.cat(states, dim=1) if states else None
+    return Samples(torch.cat(parts), labels, calls / len(indices), time.perf_counter() - begin, paths, times)
 
 
 def _check_counts(n: int, labels: Tensor | None, batch_size: int) -> None:
     if n < 1 or batch_size < 1 or (labels is not None and len(labels) != n):
-        given = "no" if labels is None else len(labels)
-        raise ValueError(f"{n} samples, {given} labels, {batch_size} at a time: give at least 1, and a label for each")
+        counts = f"{n} samples, {'no' if labels is None else len(labels)} labels, {batch_size} at a time"
+        raise ValueError(f"{counts}: give at least 1, and a label for each")
 
 
 def starts(model: Model, indices: Sequence[int], seed: int) -> Tensor:
@@ -368,8 +369,8 @@ def trajectory_picture(states: Tensor, times: Sequence[float], path: Path) -> No
 
     if states.ndim == 5:
         count = min(MOMENTS, len(times))
-        chosen = [round(i * (len(times) - 1) / (count - 1)) for i in range(count)]
-        return save_png(path, grid(states[chosen, :8].transpose(0, 1).flatten(0, 1), n_columns=count))
+        columns = [round(i * (len(times) - 1) / (count - 1)) for i in range(count)]
+        return save_png(path, grid(states[columns, :8].transpose(0, 1).flatten(0, 1), n_columns=count))
     figure, axes = plots.panels(["paths"], plots.limit_of(states.flatten(0, 1)), scale=4.0)
     plots.paths(axes[0], states)
     plots.save(figure, path, dpi=120, crop=False)

@@ -224,11 +224,11 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     free = {"noise", "data"}  # the last bits of another machine's noise; a name, whose hash is compared
     free |= {"batch_size"} if fixed.n_steps and 0 not in fixed.n_steps else set()  # dopri5's steps are a batch's
     free |= {"n_steps"} if manifest.options.solver == "auto" else set()  # chosen once
-    wanted = manifest.facts()
+    facts = manifest.facts()
     for key, value in fixed.facts().items():
-        if value != wanted[key] and key not in free:
+        if value != facts[key] and key not in free:
             raise ValueError(
-                f"{folder} holds pairs with {key} {_short(value)}, not {_short(wanted[key])}: go on with the same "
+                f"{folder} holds pairs with {key} {_short(value)}, not {_short(facts[key])}: go on with the same "
                 "options or choose another folder"
             )
     return fixed

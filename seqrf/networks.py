@@ -125,8 +125,8 @@ def with_edges(net: nn.Module, edges: Sequence[float], description: dict[str, An
 
 def _student(net: nn.Module, condition: str, edges: Sequence[float], description: dict[str, Any] | None) -> Student:
     if type(net) not in ENTRIES:
-        known = ", ".join(kind.__name__ for kind in ENTRIES)
-        raise ValueError(f"a {type(net).__name__} cannot become a student: give one of {known}")
+        kinds = ", ".join(kind.__name__ for kind in ENTRIES)
+        raise ValueError(f"a {type(net).__name__} cannot become a student: give one of {kinds}")
     if description is None:
         if not isinstance(net, MLP):
             raise ValueError("give the network's description, which load_network returns as info['network']")

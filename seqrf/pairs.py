@@ -79,13 +79,13 @@ def generate(
         raise ValueError(f"process {rank} of {world}: ranks go from 0 to {world - 1}")
     import torch
 
-    folder, wanted = Path(folder), plan(pool, teacher, options)
+    folder, manifest = Path(folder), plan(pool, teacher, options)
     with torch.no_grad(), turn():
-        check_teacher(velocity, wanted, pool, device)
+        check_teacher(velocity, manifest, pool, device)
         if options.solver == "auto" and not (folder / "manifest.json").exists():
-            n_steps = choose_steps(velocity, wanted, pool, device)
-            wanted = replace(wanted, options=replace(wanted.options, n_steps=n_steps))
-        manifest = write_manifest(folder, wanted)
+            n_steps = choose_steps(velocity, manifest, pool, device)
+            manifest = replace(manifest, options=replace(manifest.options, n_steps=n_steps))
+        manifest = write_manifest(folder, manifest)
     _check_noise(folder, manifest)
     own = range(rank, manifest.n_shards, world) if shards is None else store.check_shards(manifest, shards)
     todo = [shard for shard in own if store.flaw(folder, manifest, shard, contents=shards is not None)]
@@ -109,8 +109,8 @@ class _Maker:
         import torch
         from tqdm import tqdm
 
-        total, missing = (sum(len(self.manifest.span(shard)) for shard in shards) for shards in (own, todo))
-        bar = tqdm(total=total, initial=total - missing, desc="pairs", unit="pair", disable=not progress)
+        total, n_todo = (sum(len(self.manifest.span(shard)) for shard in shards) for shards in (own, todo))
+        bar = tqdm(total=total, initial=total - n_todo, desc="pairs", unit="pair", disable=not progress)
         with bar, torch.no_grad():
             for shard in todo:
                 self.shard(shard, bar)
@@ -140,7 +140,7 @@ class _Maker:
 
         manifest = self.manifest
         records = np.zeros(len(pairs), manifest.records[segment])
-        x, data, y = starts(manifest, segment, pairs, self.pool)
+        x, data, y = starts(manifest, segment, pairs, self.pool)  # x_a; of it only the sample goes to the disk
         if data is not None:
             records["data"] = data.numpy()
         if y is not None:
@@ -301,6 +301,7 @@ class Pairs:
             return batch
         if len(self.manifest.teacher.shape) != 3:
             raise ValueError(f"samples of {shape_text(self.manifest.teacher.shape)} are no images: leave out flip")
+        # drawn for the whole batch, so that processes that share it agree
         flips = (torch.rand(batch_size, generator=generator(seed, "flip", step)) < 0.5)[rows, None, None, None]
         x_a, x_b = (torch.where(flips, x.flip(-1), x) for x in batch[:2])
         return batch._replace(x_a=x_a, x_b=x_b)
@@ -316,8 +317,8 @@ class Pairs:
 
         if batch_size < 1:
             raise ValueError(f"--batch_size {batch_size}: give 1 or more")
-        position, stop, parts = step * batch_size, (step + 1) * batch_size, []
-        while position < stop:
+        position, stop, parts = step * batch_size, (step + 1) * batch_size, []  # in the endless row
+        while position < stop:  # a batch may reach into the next window, and into the next epoch
             first, pairs = self._window_at(seed, *divmod(position, len(self)))
             at = position % len(self) - first
             parts.append(pairs[at : at + stop - position])
@@ -334,12 +335,12 @@ class Pairs:
         manifest, first = self.manifest, 0
         order = torch.randperm(manifest.n_shards, generator=generator(seed, "shards", epoch)).tolist()
         for number in range(0, len(order), WINDOW):
-            chosen = order[number : number + WINDOW]
-            if at < first + sum(len(manifest.span(shard)) for shard in chosen):
+            shards = order[number : number + WINDOW]
+            if at < first + sum(len(manifest.span(shard)) for shard in shards):
                 break
-            first += sum(len(manifest.span(shard)) for shard in chosen)
+            first += sum(len(manifest.span(shard)) for shard in shards)
         draw = generator(seed, "window", epoch, number)
-        pairs = torch.cat([torch.arange(span.start, span.stop) for span in map(manifest.span, chosen)])
+        pairs = torch.cat([torch.arange(span.start, span.stop) for span in map(manifest.span, shards)])
         pairs = _shuffled(pairs, manifest.k, draw)
         self._window = (seed, epoch, first, pairs)
         return first, pairs

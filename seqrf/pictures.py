@@ -58,8 +58,8 @@ def main() -> None:
         n = k if model.method.get("distilled") else max(k, options.n_steps)
         y = labels_for(range(options.n_samples), model.num_classes)
         for steps in (n, options.fine) if not model.is_student else (n,):
-            made = draw(model, range(options.n_samples), y, "euler", steps, seed=options.seed)
-            rows[f"{model.name}, {made.nfe:g} NFE"] = made.x
+            samples = draw(model, range(options.n_samples), y, "euler", steps, seed=options.seed)
+            rows[f"{model.name}, {samples.nfe:g} NFE"] = samples.x
     out = Path(options.out) if options.out else folder / "pictures.png"
     image_rows(rows, out)
     print(f"picture: {out}")

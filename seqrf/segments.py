@@ -42,8 +42,8 @@ def checked_edges(edges: Edges | Tensor) -> list[float]:
     """Edges as numbers; ValueError unless they ascend strictly from 0 to 1."""
     nodes = [float(t) for t in edges]
     if len(nodes) < 2 or nodes[0] != 0 or nodes[-1] != 1 or not all(t < s for t, s in pairwise(nodes)):
-        shown = ", ".join(f"{t:g}" for t in nodes[:8]) + (", ..." if len(nodes) > 8 else "")
-        raise ValueError(f"edges must ascend from 0 to 1, but are ({shown}); try 0 0.25 0.5 0.75 1")
+        text = ", ".join(f"{t:g}" for t in nodes[:8]) + (", ..." if len(nodes) > 8 else "")
+        raise ValueError(f"edges must ascend from 0 to 1, but are ({text}); try 0 0.25 0.5 0.75 1")
     return nodes
 
 
@@ -65,20 +65,6 @@ def adaptive_edges(trajectory: Tensor, times: Edges | Tensor, k: int, shortest: 
 
     steps = max(1, round(shortest * (len(times) - 1)))
     return checked_edges(adaptive_grid(trajectory, times, k, "straightness", steps))
-
-
-def segment_of(t: Tensor, edges: Edges | Tensor) -> Tensor:
-    """The segment of each time, int64 of the shape of t: at an edge the one that begins there, at 1 the last.
-
-    Raises:
-        ValueError: a time outside [0, 1], or edges not from 0 to 1.
-    """
-    import torch
-
-    inner = t.new_tensor(checked_edges(edges)[1:-1])
-    if not bool(((t >= 0) & (t <= 1)).all()):
-        raise ValueError(f"times lie in [0, 1], but one of {t.flatten()[:6].tolist()}... does not")
-    return torch.bucketize(t, inner, right=True)
 
 
 # ------------------------------------------------------------------------------------------------------------- losses
@@ -119,7 +105,7 @@ def reflow_loss(
 
     if kind not in KINDS:
         raise ValueError(f"unknown loss {kind!r}: use one of {', '.join(KINDS)}")
-    x = expand(1 - u, x_a) * x_a + expand(u, x_b) * x_b
+    x = expand(1 - u, x_a) * x_a + expand(u, x_b) * x_b  # on the chord, not on the teacher's curve
     t = (1 - u) * t_a + u * t_b
     target = (x_b - x_a) / expand(t_b - t_a, x_a)
     prediction = net(x, t, y, segment)
@@ -260,7 +246,7 @@ def sample(
     for i, times in enumerate(segment_times(edges, n_steps)):
         part = integrate(partial(_within, velocity, i), x, times, method, trajectory, rtol=rtol, atol=atol)
         x = part[-1] if trajectory else part
-        states.append(part[i > 0 :])
+        states.append(part[i > 0 :])  # the first state of a segment is the last of the one before
     return torch.cat(states) if trajectory else x
 
 

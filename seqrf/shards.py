@@ -95,8 +95,8 @@ def verify(folder: str | os.PathLike[str], shards: Sequence[int] | None = None) 
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    wanted = range(manifest.n_shards) if shards is None else check_shards(manifest, shards)
-    return {shard: text for shard in wanted if (text := flaw(folder, manifest, shard, contents=True))}
+    numbers = range(manifest.n_shards) if shards is None else check_shards(manifest, shards)
+    return {shard: text for shard in numbers if (text := flaw(folder, manifest, shard, contents=True))}
 
 
 def check_shards(manifest: Manifest, shards: Sequence[int]) -> list[int]:
@@ -120,9 +120,9 @@ def read_rows(folder: Path, manifest: Manifest, pairs: np.ndarray) -> np.ndarray
     starts = manifest.offset(pairs)
     order = np.argsort(pairs // manifest.shard_size, kind="stable")
     shards, first = np.unique(pairs[order] // manifest.shard_size, return_index=True)
-    for shard, mine in zip(shards.tolist(), np.split(order, first[1:])):
+    for shard, at in zip(shards.tolist(), np.split(order, first[1:])):
         base = int(manifest.offset(manifest.span(shard).start)) - HEADER
-        where = zip(mine.tolist(), (starts[mine] - base).tolist(), sizes[mine].tolist())
+        where = zip(at.tolist(), (starts[at] - base).tolist(), sizes[at].tolist())
         _copy_rows(shard_path(folder, shard), HEADER + manifest.size(shard), where, rows)
     return rows
 

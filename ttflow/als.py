@@ -395,13 +395,13 @@ def fit_each(
     Returns:
         The fitted trains, and the rows of all fits with the number of their output.
     """
-    fitted, history = [], []
+    results, history = [], []
     for k, train in enumerate(trains.trains):
         held_out = None if validation is None else (validation[0], validation[1][:, k : k + 1])
         best, rows = fit(train, _one_output(draw, k), sweeps, held_out, progress)
-        fitted.append(best)
+        results.append(best)
         history += [{"output": k} | row for row in rows]
-    return SeparateTT(fitted), history
+    return SeparateTT(results), history
 
 
 def _one_output(draw: Draw, k: int) -> Draw:

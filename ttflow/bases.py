@@ -289,8 +289,8 @@ class Legendre(Basis):
             values.append(((2 * k + 1) * u * values[k] - k * values[k - 1]) / (k + 1))
             if order:
                 slopes.append(slopes[k - 1] + (2 * k + 1) * values[k])
-        chosen = (slopes if order else values)[: self.n]
-        columns = x.new_tensor([chosen]) if one else torch.stack(chosen, dim=1)
+        functions = (slopes if order else values)[: self.n]
+        columns = x.new_tensor([functions]) if one else torch.stack(functions, dim=1)
         return self._all(columns * (self.table("norm", x) * slope if order else self.table("norm", x)))
 
 
@@ -401,6 +401,6 @@ def orthonormal(gram: Tensor, tol: float = 1e-10) -> tuple[Tensor, Tensor]:
     scale = gram.diagonal().clamp(min=0).sqrt()
     scale = torch.where(scale > 0, 1 / scale, torch.zeros_like(scale))
     values, vectors = torch.linalg.eigh(scale[:, None] * gram * scale)
-    kept = values > tol * values[-1]
-    change = scale[:, None] * vectors[:, kept] / values[kept].sqrt()
+    large = values > tol * values[-1]
+    change = scale[:, None] * vectors[:, large] / values[large].sqrt()
     return change, change.T @ gram

@@ -48,8 +48,8 @@ def again(out: Path, **changes: Any) -> dict[str, Any]:
         ValueError: a file that no run wrote.
     """
     before = read_json(out / "results.json")
-    known = {k: v for k, v in before["options"].items() if k in field_types(Options)}
-    options = with_values(Options(), read_values(Options, known, f"{out / 'results.json'}") | changes)
+    values = {k: v for k, v in before["options"].items() if k in field_types(Options)}
+    options = with_values(Options(), read_values(Options, values, f"{out / 'results.json'}") | changes)
     validate(options)
     flows: dict[str, Any] = {"tt": TTVelocity.load(out / "tt.pt")}
     if "network" in before:
@@ -68,7 +68,7 @@ def _data(options: Options) -> Data:
 
 def _report(options: Options, data: Data, flows: dict[str, Any], facts: dict[str, Any], out: Path) -> dict[str, Any]:
     """Samples, measures, writes and prints."""
-    made = {name: _measure(name, flow, facts[name], options, data) for name, flow in flows.items()}
+    points = {name: _measure(name, flow, facts[name], options, data) for name, flow in flows.items()}
     results = {
         "dataset": data.name,
         "floor": _distances(data.again, data.few_again, data, options),
@@ -80,7 +80,7 @@ def _report(options: Options, data: Data, flows: dict[str, Any], facts: dict[str
         "commit": commit(),
         "threads": torch.get_num_threads(),
     }
-    _write(out, flows, results, made, data)
+    _write(out, flows, results, points, data)
     print(table(results))
     print(f"wrote {out}: figure.png, results.json" + "".join(f", {name}.pt" for name in flows))
     return results
@@ -93,7 +93,7 @@ def _train_of(options: Options, data: Data, out: Path) -> tuple[TTVelocity, dict
         path = out / "best_model.pt"
         if not path.is_file():
             raise FileNotFoundError(f"no {path}: run once with --hopt, which writes it")
-        return _counted(TTVelocity.load(path), {"fit_seconds": 0.0, "loaded": True})
+        return _with_size(TTVelocity.load(path), {"fit_seconds": 0.0, "loaded": True})
     (shape, sweeps), fitting = plan(options, data.dim), Fitting(options, data)
     if options.rank and not options.hopt and shape.n_parameters(data.dim) > len(data.train):
         size = f"{shape.n_parameters(data.dim):,} parameters for {len(data.train):,} points"
@@ -115,10 +115,10 @@ def _train_of(options: Options, data: Data, out: Path) -> tuple[TTVelocity, dict
     if options.hopt:
         out.mkdir(parents=True, exist_ok=True)
         velocity.save(out / "best_model.pt")
-    return _counted(velocity, extra)
+    return _with_size(velocity, extra)
 
 
-def _counted(velocity: TTVelocity, extra: dict[str, Any]) -> tuple[TTVelocity, dict[str, Any]]:
+def _with_size(velocity: TTVelocity, extra: dict[str, Any]) -> tuple[TTVelocity, dict[str, Any]]:
     """The train, and its facts with its size."""
     facts = {"parameters": velocity.n_parameters, "bytes": velocity.n_bytes, "ranks": velocity.train_.ranks}
     return velocity, facts | extra
@@ -211,7 +211,7 @@ def _measure(name: str, flow: torch.nn.Module, facts: dict[str, Any], options: O
     few = [score.sample(flow, noise, solver, options.n_steps) for noise in noise_like(data.few, options, "few")]
     points, _, nfe = score.sample(flow, noise_like(data.test, options, "test"), solver, options.n_steps)
     facts |= _distances(points, torch.stack([each for each, _, _ in few]), data, options)
-    seconds = statistics.median(took for _, took, _ in few)
+    seconds = statistics.median(seconds for _, seconds, _ in few)
     facts |= {"sampling_seconds": seconds, "nfe": nfe, "solver": solver, "n_steps": options.n_steps}
     if data.name not in TWELVE:
         rows = data.test[:500].to(device=options.device, dtype=dtype)
@@ -234,7 +234,7 @@ def _distances(points: Tensor, few: Tensor, data: Data, options: Options) -> dic
 
 
 # ------------------------------------------------------------------------------------------------------------- results
-def _write(out: Path, flows: dict[str, Any], results: dict[str, Any], made: dict[str, Tensor], data: Data) -> None:
+def _write(out: Path, flows: dict[str, Any], results: dict[str, Any], points: dict[str, Tensor], data: Data) -> None:
     """Models, numbers and picture."""
     if "network" in results:
         results["compression"] = results["network"]["parameters"] / results["tt"]["parameters"]
@@ -244,7 +244,7 @@ def _write(out: Path, flows: dict[str, Any], results: dict[str, Any], made: dict
     flows["tt"].save(out / "tt.pt")
     if "network" in flows:
         flows["network"].save(out / "network.pt")
-    comparison(data, made, results, out / "figure.png")
+    comparison(data, points, results, out / "figure.png")
     write_json(out / "results.json", results)
 
 

@@ -133,12 +133,12 @@ def train(
 
 def _pairs(x1: Tensor, plan: Recipe, seed: int) -> Callable[[int], tuple[Tensor, Tensor, Tensor]]:
     """x0, x1, t of a step: a function of seed and step."""
-    kept = torch.randn(x1.shape, generator=generator(seed, "noise"))
+    noise = torch.randn(x1.shape, generator=generator(seed, "noise"))
 
     def draw(step: int) -> tuple[Tensor, Tensor, Tensor]:
         g = generator(seed, "batch", step)
         rows = torch.randint(len(x1), (plan.batch_size,), generator=g)
-        x0 = torch.randn(len(rows), x1.shape[1], generator=g) if plan.fresh else kept[rows]
+        x0 = torch.randn(len(rows), x1.shape[1], generator=g) if plan.fresh else noise[rows]
         return x0.to(x1), x1[rows.to(x1.device)], torch.rand(len(rows), generator=g).to(x1)
 
     return draw

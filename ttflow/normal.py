@@ -63,14 +63,14 @@ class Block:
 
     def interface(self, p: int, cores: Sequence[Tensor], right: bool) -> Tensor:
         """The product of all factors before position p (or behind it), (N, o, r), from those computed before."""
-        known, way = (self.right, 1) if right else (self.left, -1)
+        products, way = (self.right, 1) if right else (self.left, -1)
         start = p
-        while start not in known:
+        while start not in products:
             start += way
         for q in range(start, p, -way):
             factor = contract(self.basis(q), cores[q])
-            known[q - way] = step(known[q], factor.mT if right else factor)
-        return known[p]
+            products[q - way] = step(products[q], factor.mT if right else factor)
+        return products[p]
 
     def forget(self, *changed: int) -> None:
         """Drop the interfaces that contain a changed core."""
@@ -90,13 +90,13 @@ class Blocks:
         first = self.data[0]
         check_rows(train, first)
         numbers = sum(2 * b.n + 4 * b.width for b in train.bases) + 2 * sum(train.ranks) * train.outputs
-        self.kept = None
+        self.blocks = None
         if len(self.data) * len(first[0]) * numbers * 8 <= cache:
-            self.kept = [Block(train, rows) for rows in self.data]
+            self.blocks = [Block(train, rows) for rows in self.data]
 
     def __iter__(self) -> Iterator[Block]:
-        if self.kept is not None:
-            return iter(self.kept)
+        if self.blocks is not None:
+            return iter(self.blocks)
         return (Block(self.train, self.data[i]) for i in range(len(self.data)))
 
     def inputs(self) -> Tensor:
@@ -105,7 +105,7 @@ class Blocks:
 
     def forget(self, *changed: int) -> None:
         """Drop the interfaces that contain a changed core."""
-        for block in self.kept or ():
+        for block in self.blocks or ():
             block.forget(*changed)
 
 
@@ -133,6 +133,7 @@ def normal_equations(blocks: Blocks, cores: Sequence[Tensor], p: int) -> tuple[T
     a, m, o, b = cores[p].shape
     w = blocks.train.bases[p].width
     hw, ha, hb = (torch.tril_indices(n, n) for n in (w, a, b))
+    # E[phi phi^T] has three symmetric factors: of each the lower half, and for each run of functions by itself
     halves = cores[p].new_zeros(m - int(w) + 1, hw.shape[1], ha.shape[1], hb.shape[1])
     rhs = cores[p].new_zeros(m, a * o * b)
     square, rows = 0.0, 0
@@ -201,12 +202,12 @@ def solve(matrix: Tensor, rhs: Tensor, ridge: float) -> Tensor:
     """(matrix + ridge I)^-1 rhs by Cholesky's method; of least norm, by eigenvalues, where that breaks down."""
     import torch
 
-    shifted = matrix.clone()
-    shifted.diagonal().add_(ridge)
-    factor, failed = torch.linalg.cholesky_ex(shifted)
+    ridged = matrix.clone()
+    ridged.diagonal().add_(ridge)
+    factor, failed = torch.linalg.cholesky_ex(ridged)
     size = matrix.diagonal().amax()
     if not failed and factor.diagonal().amin().square() > 1e-13 * size:
         return torch.cholesky_solve(rhs, factor)
-    values, vectors = torch.linalg.eigh(shifted)
-    kept = values > 1e-12 * values[-1].clamp(min=torch.finfo(values.dtype).tiny)
-    return vectors[:, kept] @ ((vectors[:, kept].T @ rhs) / values[kept, None])
+    values, vectors = torch.linalg.eigh(ridged)
+    large = values > 1e-12 * values[-1].clamp(min=torch.finfo(values.dtype).tiny)
+    return vectors[:, large] @ ((vectors[:, large].T @ rhs) / values[large, None])

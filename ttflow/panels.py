@@ -14,19 +14,19 @@ COLOURS = {"data": "#4c566a", "network": "#2a78b5", "tt": "#c8553d"}
 SHOWN = 4000
 
 
-def comparison(data: Data, made: dict[str, Tensor], results: dict[str, Any], path: Path) -> None:
+def comparison(data: Data, points: dict[str, Tensor], results: dict[str, Any], path: Path) -> None:
     """One panel each for the data, the train and the network; the first three columns at most are drawn."""
     from common.plots import pyplot, save
 
-    sets = {"data": data.test, **{name: made[name] for name in ("network", "tt") if name in made}}
+    sets = {"data": data.test, **{name: points[name] for name in ("network", "tt") if name in points}}
     spatial = data.dim == 3
     columns = 3 if spatial else min(2, data.dim)
     figure = pyplot().figure(figsize=(4.4 * len(sets), 4.8))
     figure.subplots_adjust(left=0.03 if spatial else 0.06, right=0.96 if spatial else 0.99, top=0.84, wspace=0.16)
     low, high = _limits(data.test[:, :columns])
-    for k, (name, points) in enumerate(sets.items()):
+    for k, (name, rows) in enumerate(sets.items()):
         axis = figure.add_subplot(1, len(sets), k + 1, projection="3d" if spatial else None)
-        _draw(axis, points[:SHOWN, :columns], COLOURS[name], low, high)
+        _draw(axis, rows[:SHOWN, :columns], COLOURS[name], low, high)
         axis.set_title(_title(name, results), fontsize=10)
     save(figure, path)
 

@@ -154,19 +154,18 @@ class TTVelocity(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """The velocity (B, d)."""
         turned, z, t, slope, _ = self._place(x, t)
-        velocity, _ = self._kept(turned, z, t, slope, self.train_.at([*z, t]).T)
+        velocity, _ = self._bounded(turned, z, t, slope, self.train_.at([*z, t]).T)
         return (velocity.T @ self.frame.rotation.T).to(x)
 
     def with_divergence(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The velocity (B, d) and its exact divergence (B,), at about three times the cost."""
         turned, z, t, slope, scale = self._place(x, t)
         value, diagonal = self.train_.value_and_diagonal([*z, t])
-        velocity, free = self._kept(turned, z, t, slope, value.T)
+        velocity, free = self._bounded(turned, z, t, slope, value.T)
         low, high = self.bound[:, :, None]
-        held = torch.where(
-            (turned >= low) & (turned <= high), -1 / _left(t), 0.0
-        )  # outside it is x itself that is kept
-        divergence = torch.where(free, (diagonal.T + slope) / scale, held).sum(0)
+        # at a bound v = (bound - R^T x) / (1 - t); where x is outside it is x itself that the end may not exceed: v = 0
+        edge = torch.where((turned >= low) & (turned <= high), -1 / _left(t), 0.0)
+        divergence = torch.where(free, (diagonal.T + slope) / scale, edge).sum(0)
         return (velocity.T @ self.frame.rotation.T).to(x), divergence.to(x)
 
     # Below, the rows are the fast index: (d, B), and (d, 1) for a time that all rows share.
@@ -181,15 +180,15 @@ class TTVelocity(nn.Module):
         turned = self.frame.rotation.T @ x.to(dtype).T
         return turned, (turned - self.frame.rotation.T @ mean) / scale, t, slope, scale
 
-    def _kept(self, turned: Tensor, z: Tensor, t: Tensor, slope: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    def _bounded(self, turned: Tensor, z: Tensor, t: Tensor, slope: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """R^T v, and where the end that it points to is within the bounds by itself."""
         left, (low, high) = _left(t), self.bound[:, :, None]
         drift = self.frame.rotation.T @ (self.frame.means[1] - self.frame.means[0])
         velocity = torch.addcmul(value, z, slope) + drift[:, None]
         end = torch.addcmul(turned, velocity, left)
-        kept = end.clamp(turned.minimum(low), turned.maximum(high))
-        free = kept == end
-        return (velocity if free.all() else torch.where(free, velocity, (kept - turned) / left)), free
+        inside = end.clamp(turned.minimum(low), turned.maximum(high))
+        free = inside == end
+        return (velocity if free.all() else torch.where(free, velocity, (inside - turned) / left)), free
 
     def state(self) -> dict[str, Any]:
         """Tensors and primitives; see :meth:`from_state`."""
@@ -325,10 +324,10 @@ class Shape:
             raise ValueError(f"output_at is {output}: the positions of this train are 0 to {d}")
         bases = [make(self.basis, self.n_basis, *box, **(self.basis_options or {})) for box in boxes]
         bases.append(make(self.time_basis, self.n_time, 0.0, 1.0, outside="clamp"))
-        placed, g = [bases[k] for k in order], generator(self.seed, "start")
+        by_position, g = [bases[k] for k in order], generator(self.seed, "start")
         if self.separate:
-            return SeparateTT([random_train(placed, self.rank, 1, g, order, output) for _ in range(d)])
-        return random_train(placed, self.rank, d, g, order, output)
+            return SeparateTT([random_train(by_position, self.rank, 1, g, order, output) for _ in range(d)])
+        return random_train(by_position, self.rank, d, g, order, output)
 
 
 SHAPE = Shape()
@@ -373,8 +372,8 @@ def fit_velocity(
         train = start.random([_box(column, start.coverage) for column in inputs[:, :-1].unbind(1)])
     held_out = None if validation is None else frame.rows(*validation)
     solve: Any = fit_each if isinstance(train, SeparateTT) else fit
-    fitted, history = solve(train, rows, sweeps, held_out, progress)
-    return TTVelocity(frame, fitted, bound).float(), history
+    best, history = solve(train, rows, sweeps, held_out, progress)
+    return TTVelocity(frame, best, bound).float(), history
 
 
 def _box(z: Tensor, coverage: float) -> tuple[float, float]:

@@ -30,13 +30,13 @@ def sample(
 
     from common.solvers import CountNFE, integrate, time_grid
 
-    counted, begin = CountNFE(velocity), time.perf_counter()
+    count, begin = CountNFE(velocity), time.perf_counter()
     with torch.no_grad():
-        points = integrate(counted, noise, time_grid(n_steps), solver).cpu()
+        points = integrate(count, noise, time_grid(n_steps), solver).cpu()
     seconds = time.perf_counter() - begin
     if not points.isfinite().all():
         raise ValueError(f"{solver} with {n_steps} steps made points that are not finite: give more --n-steps")
-    return points, seconds, counted.nfe
+    return points, seconds, count.nfe
 
 
 def distances(points: Tensor, few: Tensor, data: Data) -> dict[str, Any]:

@@ -52,9 +52,9 @@ def _point(kind: str, size: int, options: Options, data: Data, fitting: Callable
     else:
         flow, seconds = network.train(data.train, width=size, n_steps=options.nn_steps, seed=options.seed)
         n_bytes = 4 * flow.n_parameters
-    made, sampling, nfe = sample(flow, noise_like(data.test, options, "test"), "rk4", options.n_steps)
+    x, sampling, nfe = sample(flow, noise_like(data.test, options, "test"), "rk4", options.n_steps)
     facts = {"parameters": flow.n_parameters, "bytes": n_bytes, "fit_seconds": seconds, "sampling_seconds": sampling}
-    return facts | {"nfe": nfe, "distance": wasserstein2(made, data.test) ** 2 / 2}
+    return facts | {"nfe": nfe, "distance": wasserstein2(x, data.test) ** 2 / 2}
 
 
 def draw(rows: list[dict[str, Any]], name: str, path: Path) -> None:

@@ -72,8 +72,8 @@ class FunctionalTT(nn.Module):
 
     def state(self) -> dict[str, Any]:
         """Tensors and primitives for ``common.checkpoint.save``; see :meth:`from_state`."""
-        described = [basis.describe() for basis in self.bases]
-        return {"bases": described, "cores": self.cores, "order": self.order, "output": self.output}
+        bases = [basis.describe() for basis in self.bases]
+        return {"bases": bases, "cores": self.cores, "order": self.order, "output": self.output}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> FunctionalTT:
@@ -116,18 +116,18 @@ class FunctionalTT(nn.Module):
         return contract(values, core)
 
     def value_and_diagonal(
-        self, variables: Sequence[Tensor], wanted: Sequence[tuple[int, int]] | None = None
+        self, variables: Sequence[Tensor], pairs: Sequence[tuple[int, int]] | None = None
     ) -> tuple[Tensor, Tensor]:
         """The outputs (N, o) and some partial derivatives, exactly: about three times the cost of the outputs.
 
         Args:
             variables: As in :meth:`at`.
-            wanted: Pairs (variable, output); None: (0, 0), (1, 1), ..., (o - 1, o - 1), whose sum is the divergence.
+            pairs: Pairs (variable, output); None: (0, 0), (1, 1), ..., (o - 1, o - 1), whose sum is the divergence.
 
         Returns:
-            f (N, o), and df_output / dz_variable for each pair, (N, len(wanted)).
+            f (N, o), and df_output / dz_variable for each pair, (N, len(pairs)).
         """
-        wanted = [(k, k) for k in range(self.outputs)] if wanted is None else wanted
+        pairs = [(k, k) for k in range(self.outputs)] if pairs is None else pairs
         factors = self.factors(variables)
         lefts = [factors[0].new_ones(1, 1, 1)]
         rights = [lefts[0]]
@@ -136,7 +136,7 @@ class FunctionalTT(nn.Module):
         for factor in reversed(factors):
             rights.append(step(rights[-1], factor.mT))
         columns = []
-        for variable, k in wanted:
+        for variable, k in pairs:
             p = self.order.index(variable)
             slope = self.factor(p, variables[variable], derivative=True)
             left, right = (_one(side, k) for side in (lefts[p], rights[len(factors) - 1 - p]))
@@ -251,14 +251,14 @@ def constant(basis: Basis) -> Tensor:
 
 def feasible_ranks(sizes: Sequence[int], rank: int | Sequence[int]) -> list[int]:
     """Ranks of the D - 1 bonds, none larger than the product of the sizes on either side of it."""
-    wanted = [rank] * (len(sizes) - 1) if isinstance(rank, int) else list(rank)
-    if len(wanted) != len(sizes) - 1 or any(r < 1 for r in wanted):
-        raise ValueError(f"ranks {wanted} for {len(sizes)} variables: give {len(sizes) - 1} numbers of at least 1")
-    for bonds, n in ((range(len(wanted)), sizes), (range(len(wanted) - 1, -1, -1), sizes[1:])):
+    ranks = [rank] * (len(sizes) - 1) if isinstance(rank, int) else list(rank)
+    if len(ranks) != len(sizes) - 1 or any(r < 1 for r in ranks):
+        raise ValueError(f"ranks {ranks} for {len(sizes)} variables: give {len(sizes) - 1} numbers of at least 1")
+    for bonds, n in ((range(len(ranks)), sizes), (range(len(ranks) - 1, -1, -1), sizes[1:])):
         most = 1
         for p in bonds:
-            most = wanted[p] = min(wanted[p], most * n[p])
-    return wanted
+            most = ranks[p] = min(ranks[p], most * n[p])
+    return ranks
 
 
 def _check_cores(bases: Sequence[Basis], cores: Sequence[Tensor], output: int) -> None:
@@ -284,14 +284,14 @@ def _absorbed(
     Its matrices go into the core on the left, or if it is the first on the right: less work for each row.
     """
     basis, point, core = parts[p]
-    o, a, b = (shared := contract(basis(point), core)[0]).shape
+    o, a, b = (matrices := contract(basis(point), core)[0]).shape
     q = p - 1 if p else 1
     near, points, other = parts[q]
     if p:
-        merged = (other.flatten(0, 2) @ shared.transpose(0, 1).reshape(a, o * b)).view(*other.shape[:2], -1, b)
+        product = (other.flatten(0, 2) @ matrices.transpose(0, 1).reshape(a, o * b)).view(*other.shape[:2], -1, b)
     else:
-        merged = (shared[:, 0] @ other.flatten(1)).view(o, *other.shape[1:]).transpose(0, 1).flatten(1, 2)[None]
-    rest = [(near, points, merged) if k == q else part for k, part in enumerate(parts) if k != p]
+        product = (matrices[:, 0] @ other.flatten(1)).view(o, *other.shape[1:]).transpose(0, 1).flatten(1, 2)[None]
+    rest = [(near, points, product) if k == q else part for k, part in enumerate(parts) if k != p]
     output = q if output == p else output
     return rest, output - (output > p)
 

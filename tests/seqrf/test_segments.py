@@ -74,17 +74,11 @@ def recorded(velocity):
 # ---- edges
 
 
-def test_uniform_edges_and_the_segments_of_times():
+def test_uniform_edges():
     assert seg.uniform_edges(1) == [0, 1] and seg.uniform_edges(4) == [0, 0.25, 0.5, 0.75, 1]
     for k in (3, 7, 12):
         edges = seg.uniform_edges(k)
         assert edges[-1] == 1 and len(edges) == k + 1
-        for dtype in (torch.float32, torch.float64):  # thirds are other numbers in float32
-            found = seg.segment_of(torch.tensor(edges, dtype=dtype), edges)
-            assert found.tolist() == [*range(k), k - 1] and found.dtype == torch.int64
-    t = torch.tensor([[0.0, 0.0999], [0.1, 0.3999], [0.4, 1.0]])
-    assert seg.segment_of(t, UNEVEN).tolist() == [[0, 0], [1, 1], [2, 2]]
-    assert seg.segment_of(t, [0, 1]).unique().tolist() == [0]
 
 
 def test_adaptive_edges_are_as_good_on_other_trajectories():
@@ -456,8 +450,6 @@ PATH = torch.arange(9.0)[:, None, None].expand(9, 2, 2)
         (lambda: seg.checked_edges([0, 0.5, 0.5, 1]), "ascend"),
         (lambda: seg.checked_edges([0, math.nan, 1]), "ascend"),
         (lambda: seg.checked_edges([]), "ascend"),
-        (lambda: seg.segment_of(torch.tensor([0.5, 1.5]), [0, 1]), r"times lie in \[0, 1\]"),
-        (lambda: seg.segment_of(torch.tensor([math.nan]), [0, 1]), r"times lie in \[0, 1\]"),
         (lambda: seg.adaptive_edges(PATH, torch.linspace(0, 1, 9), 9), "9 segments of at least 1 of 8 fine steps"),
         (lambda: seg.adaptive_edges(PATH, torch.linspace(0, 1, 9), 0), "0 segments of at least 1 of 8 fine steps"),
         (lambda: seg.adaptive_edges(PATH, torch.linspace(0, 0.9, 9), 2), "from 0 to 1"),
