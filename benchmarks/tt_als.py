@@ -126,9 +126,10 @@ def ours(options: Options, rows: Any, held: Any, rank: int, kind: str, budget: i
     With a budget of parameters the ranks adapt. The seconds hold the validation of each sweep.
     """
     from common.runtime import generator
-    from ttflow.als import Adapt, fit
+    from ttflow.als import fit
     from ttflow.bases import make
     from ttflow.recflow import SWEEPS
+    from ttflow.sweeper import Adapt
     from ttflow.tt import random_train
 
     d = rows[0].shape[1]

@@ -55,8 +55,8 @@ def main() -> None:
 
 def _line(name: str, options: Options, draw, held_out, frame, time_at: int | None = None) -> None:
     """Fits and prints one variant."""
-    from ttflow.als import Adapt
     from ttflow.recflow import SWEEPS, Shape, fit_velocity
+    from ttflow.sweeper import Adapt
 
     n_basis, n_time = (20, 8) if frame.means.shape[1] > 2 else (36, 14)
     shape = Shape(n_basis=n_basis, n_time=n_time, rank=4, time_at=time_at)

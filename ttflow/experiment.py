@@ -18,12 +18,12 @@ from common.cli.values import field_types
 from common.records.cards import commit, without_folders
 from common.runtime import generator, read_json, write_json
 from ttflow import hopt, network, score
-from ttflow.als import Adapt, Sweeps
 from ttflow.datasets import TWELVE, Data, load
 from ttflow.draws import data_pairs, on_lines, posterior_means
 from ttflow.options import SMOKE, Options
 from ttflow.panels import comparison
 from ttflow.recflow import SWEEPS, Shape, TTVelocity, fit_velocity, frame_of
+from ttflow.sweeper import Adapt, Sweeps
 
 
 def run(options: Options, out: Path) -> dict[str, Any]:

@@ -26,9 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from common.runtime import generator
-from ttflow.als import Sweeps, fit, fit_each
+from ttflow.als import fit, fit_each
 from ttflow.bases import make
 from ttflow.draws import data_pairs, flow_pairs, on_lines, on_trajectories, posterior_means, stratified
+from ttflow.sweeper import Sweeps
 from ttflow.tt import SeparateTT, Train, from_state, random_train
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from common import checkpoint
 from ttflow import als, bases, normal, tt
-from ttflow.als import Adapt, Sweeps
+from ttflow.sweeper import Adapt, Sweeper, Sweeps
 
 F64 = torch.float64
 
@@ -155,7 +155,7 @@ def test_normal_equations_in_pieces_are_those_of_the_whole_least_squares_problem
 def test_a_solved_core_is_the_least_squares_solution(moves):
     train, x = example(rank=2), cube(400, 4)
     y = torch.randn(400, 3, generator=seeded(3), dtype=F64)
-    sweeper = als.Sweeper(train, x, Sweeps(ridge=0.0, moves=moves))
+    sweeper = Sweeper(train, x, Sweeps(ridge=0.0, moves=moves))
     blocks = normal.Blocks(train, (x, y))
     for p, q in ((0, 1), (1, 2), (2, 3), (3, 2), (2, 1)):
         error = sweeper.solve(p, blocks)
@@ -229,7 +229,7 @@ def test_the_error_never_rises_while_the_outputs_stay():
     y = torch.stack([torch.sin(3 * x[:, 0] * x[:, 1]), torch.cos(x.sum(1))], 1)
     y = y + 0.1 * torch.randn(y.shape, generator=seeded(4), dtype=F64)
     start = tt.random_train(legendre(4, 6), 3, 2, seeded(1), output=2)
-    sweeper = als.Sweeper(start, x, Sweeps(ridge=0.0, moves=False))
+    sweeper = Sweeper(start, x, Sweeps(ridge=0.0, moves=False))
     blocks = normal.Blocks(start, (x, y))
     errors = [sweeper.solve(0, blocks)]
     for p, q in [(0, 1), (1, 2), (2, 3), (3, 2), (2, 1), (1, 0)] * 3:
