@@ -29,8 +29,10 @@ RUNS = {
 }
 SST = replace(sst_config.smoke(sst_config.DEFAULT), device="cpu", spread="validation")
 # One process with the whole batch draws these pairs; the plan goes through every kind of student.
-SEQRF = ["--config=configs/rf/toy2d.py", "--smoke", "--device=cpu", "--config.pipeline.segments=2"]
-SEQRF += [f"--config.pipeline.{name}" for name in ("adaptive=2", "distill=2", "steps=2", "teacher_steps=6")]
+SEQRF = ["--config=configs/rf/toy2d.py", "--smoke", "--device=cpu", "--config.training.snapshot_sampling=False"]
+SEQRF += [
+    f"--config.pipeline.{name}" for name in ("segments=2", "adaptive=2", "distill=2", "steps=2", "teacher_steps=6")
+]
 GEN = ["--weights", "", "--n_samples", "9", "--n_steps", "2", "--batch_size", "2", "--device", "cpu"]
 SHARED = f"RUNS, GEN, SEQRF = {RUNS!r}, {GEN!r}, {SEQRF!r}"
 
@@ -72,6 +74,7 @@ def main():
 
     scores = sst_pipeline.run(replace(SST, out=str(out / "sst")))
     print(f"rank {here.rank} has scores: {bool(scores)}", flush=True)
+    here.wait()  # so that both come to the teacher at once
     run = flags.parse([*SEQRF, f"--workdir={out / 'seqrf'}", "--config.model.rf_phase=1"])
     stages.execute(run)
     all_stages.whole(stages.smoke(run), here)
