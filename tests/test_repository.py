@@ -438,3 +438,17 @@ def test_requirements_name_every_package_that_the_library_imports():
     own = {path.stem for path in SCRIPTS} | {folder.name for folder in FOLDERS}
     used = {name for path in [*LIBRARY, *SCRIPTS] for name in tops(imports(parsed(path)))}
     assert not used - known - optional - own
+
+
+def test_the_wheel_holds_the_library_alone_and_asks_for_what_requirements_ask():
+    pytest.importorskip("setuptools")
+    from setuptools.config.pyprojecttoml import read_configuration
+
+    config = read_configuration(ROOT / "pyproject.toml")
+    rooms = {".".join(path.parent.relative_to(ROOT).parts) for path in LIBRARY}
+    assert set(config["tool"]["setuptools"]["packages"]) == rooms
+    lines = {line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()}
+    needed = config["project"]["dependencies"]
+    assert set(needed) <= lines
+    early = {name for path in LIBRARY for name in tops(imports(parsed(path), at_import=True))}
+    assert early <= {re.split("[<>=]", line)[0].lower() for line in needed} | set(sys.stdlib_module_names) | {"common"}
