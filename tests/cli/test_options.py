@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import is_dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,15 @@ CODE = [file for file in sorted(ROOT.glob("*/**/*.py")) if file.relative_to(ROOT
 
 
 def classes() -> list[Any]:
-    """The option classes of all folders, by their names."""
+    """The classes that command lines are parsed into, of all folders."""
+    texts = {file: file.read_text(encoding="utf-8") for file in CODE}
+    parsed = {name for text in texts.values() for name in re.findall(r"parse\w*\((?:\w+\.)?([A-Z]\w+)", text)}
     found = []
-    for file in CODE:
-        names = re.findall(r"^class (\w*(?:Options|Config)|Run)\b", file.read_text(encoding="utf-8"), re.MULTILINE)
+    for file, text in texts.items():
+        names = parsed.intersection(re.findall(r"^class (\w+)", text, re.MULTILINE))
         module = load(file) if names else None
-        found += [cls for name in names if is_dataclass(cls := getattr(module, name)) and of_a_command(cls)]
+        found += [cls for name in sorted(names) if is_dataclass(cls := getattr(module, name))]
     return found
-
-
-def of_a_command(cls: Any) -> bool:
-    """Whether every option has a default, as those of command lines have; others are records of one function."""
-    return all(not (field.default is field.default_factory is MISSING) for field in fields(cls))
 
 
 def load(file: Path) -> Any:
