@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
 from common.cli.configs import SolverName
-from common.cli.ranges import Above, AtLeast, AtMost, Below, Device, Filled, OneOf, Whole
+from common.cli.ranges import Above, AtLeast, AtMost, Below, Device, Matches, OneOf, Whole
 
 Count = Annotated[int, AtLeast(1, "give 1 or more")]
 Seed = Annotated[int, AtLeast(0, "give 0 or more"), Below(2**63, "give 0 or more, below 2^63")]
@@ -30,9 +30,9 @@ PLANE = "toy2d:"  # begins the name of a data set of points
 class Data:
     """What is learnt: images, or points of the plane."""
 
-    dataset: Annotated[str, Filled("give torchvision:NAME, a folder or zip of images, .npy/.npz, or toy2d:moons")] = (
-        "toy2d:moons"
-    )
+    dataset: Annotated[
+        str, Matches(".+", "give torchvision:NAME, a folder or zip of images, .npy/.npz, or toy2d:moons")
+    ] = "toy2d:moons"
     """torchvision:NAME, a folder or zip of images, .npy/.npz, or toy2d:TARGET with a name of common.toys"""
     source: str = "gaussian"
     """Where the flow starts: gaussian, or for toy2d another distribution of common.toys"""

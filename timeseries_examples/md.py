@@ -20,16 +20,7 @@ from common.cli.ranges import AtLeast, Count, NoneFor, NotNegative, Positive, Se
 
 HERE = Path(__file__).resolve().parent
 SPLIT = ("split", "held_out", "lag")
-FLOW = (
-    "method",
-    "source",
-    "space",
-    "sigma",
-    "condition",
-    "past",
-    "n_steps",
-    "solver",
-)  # with the split, what weights fix
+FLOW = ("method", "source", "space", "sigma", "condition", "past", "n_steps", "solver")  # besides, what weights fix
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from common.cli.ranges import (
     AtMost,
     Count,
     Device,
-    Filled,
     NoneFor,
     NotNegative,
     OneOf,
@@ -62,7 +61,7 @@ class TrainConfig:
     """Channels of the images: 3 colour, 1 grey"""
     num_channel: Count = 128
     """Channels of the network's first level"""
-    channel_mult: Annotated[tuple[Count, ...], Filled("give one whole number per level, e.g. 1,2,2,2")] = (1, 2, 2, 2)
+    channel_mult: tuple[Count, ...] = (1, 2, 2, 2)
     """Channel multiplier of each level, finest first"""
     num_res_blocks: Count = 2
     """Residual blocks of each level"""
@@ -154,6 +153,8 @@ class TrainConfig:
     def check_together(self) -> None:
         """Raises ValueError where options do not fit together."""
         check_bridge(self.method, self.sigma)
+        if not self.channel_mult:
+            raise ValueError("--channel_mult: give one whole number per level, e.g. 1,2,2,2")
         if self.batch_size % self.grad_accum:
             raise ValueError(f"--grad_accum {self.grad_accum}: must divide --batch_size {self.batch_size}")
         levels, size = len(self.channel_mult), self.image_size
@@ -315,7 +316,7 @@ class FitConfig(WeightsConfig):
     """Options of fit_sampler.py: a sampler of few steps, fitted to a network's own fine trajectories; --smoke of the
     shipped weights keeps nothing."""
 
-    n_steps: Annotated[tuple[Count, ...], Filled("give numbers of steps, e.g. 8")] = (8,)
+    n_steps: tuple[Count, ...] = (8,)
     """Numbers of steps to fit a sampler for, each with as many evaluations"""
     n_noises: Count = 32
     """Noises to fit on"""
@@ -328,6 +329,8 @@ class FitConfig(WeightsConfig):
 
     def check_together(self) -> None:
         """Raises ValueError where options do not fit together."""
-        most = max(self.n_steps)
+        most = max(self.n_steps, default=0)
+        if not most:
+            raise ValueError("--n_steps: give one number of steps or more, e.g. 8")
         if self.fine_steps < 2 * most:
             raise ValueError(f"--fine_steps {self.fine_steps} is less than twice the {most} steps to fit")

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn, get_args
 
 from common.cli.flags import Names
-from common.cli.values import Kind, field_types, kind_of
+from common.cli.values import field_types, kind_of
 
 CONFIG_HELP = "Options from a .yaml, .json or .py file, or a run folder; flags come on top of it"
 PRESET_HELP = "Where the options start; the defaults below are those of the preset given"
@@ -34,24 +34,14 @@ def print_help(cls: type, names: Names, base: Any, description: str) -> NoReturn
     """Print the description and tyro's list of options, with the values of ``base`` as defaults; leave with code 0."""
     import tyro
 
-    def option(name: str, hint: Any, text: str, default: Any, **more: Any) -> Any:
-        kind, mark = kind_of(hint), tyro.conf.arg
-        choices = ", ".join(map(str, kind.names.choices)) if kind.names else ""
-        if kind.base is bool or 0 < len(choices) <= LONGEST:
-            plain = Literal[kind.names.choices] if kind.names else bool
-            return Annotated[plain, mark(name=name, help=text, **more)], default
-        text += f". One of {choices}" if choices else ""
-        word = {"metavar": _metavar(kind), "help_behavior_hint": f"(default: {_as_typed(default)})", **more}
-        return Annotated[str, mark(name=name, help=text, **word)], ""  # for other types tyro imports typeguard
-
-    sections = {Section("configuration"): [option("config", str, CONFIG_HELP, "", aliases=["-c"], metavar="FILE")]}
+    sections = {Section("configuration"): [_option("config", str, CONFIG_HELP, "", aliases=["-c"], metavar="FILE")]}
     if "preset" in names.flags:
         hint = names.flags["preset"]
-        sections[Section("configuration")].append(option("preset", hint, PRESET_HELP, get_args(hint)[0]))
+        sections[Section("configuration")].append(_option("preset", hint, PRESET_HELP, get_args(hint)[0]))
     for name, section, text in _options(cls):
         value = functools.reduce(getattr, name.split("."), base)
-        marked = option(name, names.hints[name], text, value, aliases=names.short(name))
-        sections.setdefault(section, []).append(marked)
+        option = _option(name, names.hints[name], text, value, aliases=names.short(name))
+        sections.setdefault(section, []).append(option)
     boxes = []
     for section, options in sections.items():
         fields = [(f"option{k}", hint, value) for k, (hint, value) in enumerate(options)]
@@ -63,10 +53,20 @@ def print_help(cls: type, names: Names, base: Any, description: str) -> NoReturn
     raise SystemExit(0)
 
 
-def _metavar(kind: Kind) -> str:
-    """The word that stands for a value."""
-    word = "NAME" if kind.names else (kind.element or kind).base.__name__.upper()
-    return f"[{word} [{word} ...]]" if kind.element else word
+def _option(name: str, hint: Any, text: str, default: Any, **more: Any) -> tuple[Any, Any]:
+    """Annotation and value of a field for tyro: a bool, a Literal or a str, for other types it imports typeguard."""
+    import tyro
+
+    kind = kind_of(hint)
+    choices = ", ".join(map(str, kind.names.choices)) if kind.names else ""
+    if kind.base is bool or 0 < len(choices) <= LONGEST:
+        plain = Literal[kind.names.choices] if kind.names else bool
+        return Annotated[plain, tyro.conf.arg(name=name, help=text, **more)], default
+    text += f". One of {choices}" if choices else ""
+    word = "NAME" if choices else (kind.element or kind).base.__name__.upper()
+    word = f"[{word} [{word} ...]]" if kind.element else word
+    more = {"metavar": word, "help_behavior_hint": f"(default: {_as_typed(default)})", **more}
+    return Annotated[str, tyro.conf.arg(name=name, help=text, **more)], ""
 
 
 def _as_typed(value: Any) -> str:

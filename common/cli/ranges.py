@@ -68,7 +68,7 @@ class OneOf:
         return value in self.choices
 
     def __str__(self) -> str:
-        return "; ".join([f"choose one of {', '.join(map(str, self.choices))}", *([self.words] if self.words else [])])
+        return f"choose one of {', '.join(map(str, self.choices))}" + (f"; {self.words}" if self.words else "")
 
 
 @dataclass(frozen=True)
@@ -81,20 +81,6 @@ class Matches:
     def allows(self, value: str) -> bool:
         """Whether the text is of that form."""
         return re.fullmatch(self.pattern, value) is not None
-
-    def __str__(self) -> str:
-        return self.words
-
-
-@dataclass(frozen=True)
-class Filled:
-    """A text or tuple that is not empty; ``words`` say what to give."""
-
-    words: str
-
-    def allows(self, value: Any) -> bool:
-        """Whether there is anything."""
-        return len(value) > 0
 
     def __str__(self) -> str:
         return self.words

@@ -87,7 +87,7 @@ BOOLS |= {"false": False, "f": False, "no": False, "off": False, "0": False}
 
 
 def convert(what: str, hint: Any, value: Any) -> Any:
-    """A value of a flag (text) or of a file as the field's type; its range is left to :func:`check_value`.
+    """A value of a flag (text) or of a file as the field's type; its range is left to :func:`validate`.
 
     Raises:
         ValueError: the value does not fit; ``what`` names the flag, or the file and its key.
@@ -99,7 +99,7 @@ def convert(what: str, hint: Any, value: Any) -> Any:
 
 
 def _value(kind: Kind, value: Any) -> Any:
-    if kind.optional and (value is None or str(value).lower() in ("none", "null")):
+    if kind.optional and str(value).lower() in ("none", "null"):
         return None
     if kind.names:
         return _to_choice(kind.names, value)
@@ -199,15 +199,11 @@ def validate(config: Any, prefix: str = "") -> None:
             validate(value, f"{prefix}{name}.")
             continue
         flag = f"--{prefix}{name}"
-        if not _is_nan(value) and convert(flag, hint, value) != value:  # in an instance that was made by hand
+        if convert(flag, hint, value) not in (value,):  # made by hand; nan is itself, though not equal to itself
             raise ValueError(f"{flag} {value!r}: {allowed(hint)}")
         _check_ranges(flag, kind_of(hint), value)
     if hasattr(config, "check_together"):
         config.check_together()
-
-
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
 
 
 def _check_ranges(flag: str, kind: Kind, value: Any) -> None:
@@ -215,8 +211,7 @@ def _check_ranges(flag: str, kind: Kind, value: Any) -> None:
         raise ValueError(f"{flag} {value}: must be a finite number")
     for each in kind.ranges if value is not None else ():
         if not each.allows(value):
-            given = "" if value == () else f" {shown(value)}"
-            raise ValueError(f"{flag}{given}: {each}")
+            raise ValueError(f"{flag} {shown(value)}: {each}")
     if kind.element and isinstance(value, tuple):
         for part in value:
             _check_ranges(flag, kind.element, part)
