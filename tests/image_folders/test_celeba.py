@@ -100,8 +100,8 @@ def test_epochs_are_steps():
     config = TrainConfig(epochs=3, batch_size=64, val_fraction=0.02)
     assert epochs_as_steps(config, 1000).total_steps == math.ceil(3 * 980 / 64)
     assert epochs_as_steps(replace(config, val_fraction=0.0), 128).total_steps == 6
-    assert epochs_as_steps(replace(config, epochs=0), 1000).total_steps == 400_000
-    assert smoke_preset(config).epochs == 0 and smoke_preset(config).total_steps == 4
+    assert epochs_as_steps(replace(config, epochs=None), 1000).total_steps == 400_000
+    assert smoke_preset(config).epochs is None and smoke_preset(config).total_steps == 4
 
 
 def test_an_epoch_ends_when_all_images_have_been_seen(celeba):
