@@ -9,7 +9,7 @@ import math
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from seqrf.models import Model
-    from seqrf.options import Run, Sampling
+    from seqrf.options import Config, Run
     from seqrf.quality import Judge
 
 SHOWN = 64  # samples of a picture and of a trajectory's file
@@ -61,15 +61,33 @@ class Samples:
     times: list[float] | None = None
 
 
+@dataclass(frozen=True)
+class Sampler:
+    """How samples are drawn.
+
+    Attributes:
+        method: A name of ``common.solvers.SOLVERS``, or "dopri5".
+        n_steps: Steps in all, shared among the segments; None: one a segment. Of dopri5: the times returned only.
+        tol: dopri5's rtol and atol.
+        cfg: Guidance; neither 0 nor 1: two evaluations in place of one.
+        seed: Of the noises.
+    """
+
+    method: str = "euler"
+    n_steps: int | None = None
+    tol: float = 1e-4
+    cfg: float = 1.0
+    seed: int = 0
+
+
+SAMPLER = Sampler()
+
+
 def draw(
     model: Model,
     indices: Sequence[int],
     labels: Tensor | None = None,
-    method: str = "euler",
-    n_steps: int | None = None,
-    tol: float = 1e-4,
-    cfg: float = 1.0,
-    seed: int = 0,
+    sampler: Sampler = SAMPLER,
     trajectory: bool = False,
     batch_size: int = 500,
     pixels: bool = False,
@@ -84,10 +102,7 @@ def draw(
         model: Teacher or student.
         indices: Whose noises; sample k is the same whatever the others are.
         labels: (n,), one for each index; None: without.
-        method: A name of ``common.solvers.SOLVERS``, or "dopri5".
-        n_steps: Steps in all, shared among the segments; None: one a segment. Of dopri5: the times returned only.
-        tol: dopri5's rtol and atol.
-        cfg: Guidance; neither 0 nor 1: two evaluations in place of one.
+        sampler: How.
         trajectory: Keep the states at all times.
         batch_size: Samples at a time.
         pixels: Keep images as uint8, which is what figures and pictures use: a quarter of the memory.
@@ -104,24 +119,29 @@ def draw(
     parts, states, calls, begin = [], [], 0, time.perf_counter()
     with tqdm(total=len(indices), desc=model.name, unit="sample", disable=not progress, dynamic_ncols=True) as bar:
         for rows in _slices(len(indices), batch_size):
-            numbers = list(indices[rows])
-            velocity = model.velocity_for(_to(labels, rows, model.device), cfg)
             model.count.reset()
-            with torch.no_grad():
-                x0 = starts(model, numbers, seed)
-                path = sample(velocity, x0, model.edges, n_steps, method, trajectory, tol, tol)
-            calls += model.count.nfe * len(numbers)
-            x = path[-1] if trajectory else path
-            if not bool(torch.isfinite(x).all()):
-                raise ValueError(
-                    f"samples of {model.name} by {method} are not finite: take more steps, or other weights"
-                )
-            parts.append((to_uint8(x) if pixels else x.float()).cpu())
+            path = _states(model, list(indices[rows]), _to(labels, rows, model.device), sampler, trajectory)
+            calls += model.count.nfe * path.shape[1]
+            parts.append((to_uint8(path[-1]) if pixels else path[-1].float()).cpu())
             states += [path.float().cpu()] if trajectory else []
-            bar.update(len(numbers))
-    times = sample_times(model.edges, n_steps) if trajectory else None
+            bar.update(path.shape[1])
+    times = sample_times(model.edges, sampler.n_steps) if trajectory else None
     paths = torch.cat(states, dim=1) if states else None
     return Samples(torch.cat(parts), labels, calls / len(indices), time.perf_counter() - begin, paths, times)
+
+
+def _states(model: Model, indices: Sequence[int], y: Tensor | None, sampler: Sampler, trajectory: bool) -> Tensor:
+    """The states of a batch at all times, (steps + 1, B, ...), or at the last one alone, (1, B, ...)."""
+    import torch
+
+    velocity, x = model.velocity_for(y, sampler.cfg), starts(model, indices, sampler.seed)
+    tol, method = sampler.tol, sampler.method
+    with torch.no_grad():
+        path = sample(velocity, x, model.edges, sampler.n_steps, method, trajectory, tol, tol)
+    path = path if trajectory else path[None]
+    if not bool(torch.isfinite(path[-1]).all()):
+        raise ValueError(f"samples of {model.name} by {method} are not finite: take more steps, or other weights")
+    return path
 
 
 def _check_counts(n: int, labels: Tensor | None, batch_size: int) -> None:
@@ -149,13 +169,10 @@ def _to(labels: Tensor | None, rows: slice, device: torch.device) -> Tensor | No
 # ------------------------------------------------------------------------------------------------------ paths
 def geometry(
     model: Model,
+    sampler: Sampler = SAMPLER,
     n: int = 256,
     fine: int = 100,
-    seed: int = 0,
     edges: Sequence[float] | None = None,
-    method: str = "euler",
-    n_steps: int | None = None,
-    cfg: float = 1.0,
     straight: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
     """How straight a model's paths are, and what its sampler's steps lose.
@@ -166,13 +183,11 @@ def geometry(
 
     Args:
         model: Teacher or student.
+        sampler: Whose truncation is measured; its guidance and its noises are those of the paths.
         n: Paths; a conditional model takes its classes in turn. The truncation is measured on a quarter of them.
         fine: Steps of a path in all, at least 20 a segment; as many rk4 steps make the exact solution that the
             truncation is measured against.
-        seed: Of the noises, those of :func:`draw`.
         edges: Segments to measure a teacher's sequential straightness by; None: the model's own.
-        method, n_steps: The sampler whose truncation is measured; None: one step a segment.
-        cfg: Guidance.
         straight: The first two results, where they are known already: they do not depend on the sampler.
 
     Returns:
@@ -189,10 +204,11 @@ def geometry(
     if k > 1 and nodes != list(model.edges):
         raise ValueError(f"{model.name} has segments of its own: other edges are for a teacher")
     labels, steps = labels_for(range(n), model.num_classes), max(fine, 20 * (len(nodes) - 1))
-    whole, parts = straight or _straightness(model, nodes, steps, n, labels, seed, cfg)
+    whole, parts = straight or _straightness(model, nodes, steps, n, labels, sampler)
     some = slice(0, -(-n // 4))
-    velocity, x = model.velocity_for(_to(labels, some, model.device), cfg), starts(model, range(some.stop), seed)
-    within, in_all = truncation_error(velocity, x, model.edges, n_steps, method, steps // k)
+    velocity = model.velocity_for(_to(labels, some, model.device), sampler.cfg)
+    x = starts(model, range(some.stop), sampler.seed)
+    within, in_all = truncation_error(velocity, x, model.edges, sampler.n_steps, sampler.method, steps // k)
     return {
         "straightness": whole,
         "sequential_straightness": parts,
@@ -202,7 +218,7 @@ def geometry(
 
 
 def _straightness(
-    model: Model, edges: Sequence[float], n_steps: int, n: int, labels: Tensor | None, seed: int, cfg: float
+    model: Model, edges: Sequence[float], n_steps: int, n: int, labels: Tensor | None, sampler: Sampler
 ) -> tuple[float, float]:
     """Straightness, and sequential straightness by the edges, of n paths, so many at a time that they fit in memory."""
     import torch
@@ -213,8 +229,8 @@ def _straightness(
     times = sample_times(edges, n_steps)
     whole, parts = 0.0, 0.0
     for rows in _slices(n, max(1, STATES // (len(times) * math.prod(model.shape)))):
-        velocity = model.velocity_for(_to(labels, rows, model.device), cfg)
-        x, share = starts(model, range(rows.start, rows.stop), seed), (rows.stop - rows.start) / n
+        velocity = model.velocity_for(_to(labels, rows, model.device), sampler.cfg)
+        x, share = starts(model, range(rows.start, rows.stop), sampler.seed), (rows.stop - rows.start) / n
         with torch.no_grad():
             if len(model.edges) > 2:
                 path = sample(velocity, x, edges, n_steps, "ab2", trajectory=True)
@@ -226,11 +242,11 @@ def _straightness(
 
 
 # ----------------------------------------------------------------------------------------------------- a whole
-def sampler_of(sampling: Sampling, num_scales: int) -> tuple[str, int | None]:
-    """Method and number of steps that the options ask for; an adaptive method has no number."""
-    if sampling.method == "ode":
-        return "dopri5", None
-    return PREDICTORS[sampling.predictor], num_scales
+def sampler_of(config: Config, cfg: float = 1.0) -> Sampler:
+    """The sampler that the options ask for; an adaptive method has no number of steps."""
+    adaptive, tol = config.sampling.method == "ode", config.sampling.tol
+    method = "dopri5" if adaptive else PREDICTORS[config.sampling.predictor]
+    return Sampler(method, None if adaptive else config.model.num_scales, tol, cfg, config.seed)
 
 
 def evaluate(model: Model, run: Run, judge: Judge, out: Path, before: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -256,18 +272,14 @@ def evaluate(model: Model, run: Run, judge: Judge, out: Path, before: dict[str, 
 
     config, images = run.config, len(model.shape) == 3
     n, is_teacher = config.eval.num_samples, model.condition == "teacher"
-    method, n_steps = sampler_of(config.sampling, config.model.num_scales)
-    segment_times(model.edges, n_steps)  # refuses too few steps before anything is computed
-    cfg = config.sampling.cfg if is_teacher else 1.0  # a student has learnt the guided teacher
-    sampler: dict[str, Any] = {"method": method, "tol": config.sampling.tol, "cfg": cfg, "seed": config.seed}
+    sampler = sampler_of(config, config.sampling.cfg if is_teacher else 1.0)  # a student has learnt the guided teacher
+    segment_times(model.edges, sampler.n_steps)  # refuses too few steps before anything is computed
     labels = labels_for(range(n), model.num_classes)
-    samples = draw(
-        model, range(n), labels, n_steps=n_steps, batch_size=config.eval.batch_size, pixels=images, **sampler
-    )
+    samples = draw(model, range(n), labels, sampler, batch_size=config.eval.batch_size, pixels=images)
     edges = uniform_edges(config.training.reflow_t) if is_teacher else list(model.edges)
-    steps: dict[str, Any] = {} if n_steps is None else {"method": method, "n_steps": n_steps}
-    if before is not None:
-        steps["straight"] = (before["straightness"], before["sequential_straightness"])
+    # the steps of dopri5 lose nothing to speak of: beside it stands what one Euler step a segment would lose
+    steps = sampler if sampler.n_steps else replace(sampler, method="euler")
+    straight = None if before is None else (before["straightness"], before["sequential_straightness"])
     row = {
         "data": config.data.dataset,
         "source": model.source,
@@ -276,21 +288,24 @@ def evaluate(model: Model, run: Run, judge: Judge, out: Path, before: dict[str, 
         "condition": model.condition,
         "k": len(model.edges) - 1,
         "edges": list(model.edges),
-        **sampler,
-        "tol": config.sampling.tol if method == "dopri5" else None,
-        "n_steps": n_steps,
+        "method": sampler.method,
+        "tol": None if sampler.n_steps else sampler.tol,
+        "cfg": sampler.cfg,
+        "seed": sampler.seed,
+        "n_steps": sampler.n_steps,
         **_cost(samples),
         **judge.measure(samples.x, samples.y),
-        **geometry(model, min(n, IMAGE_PATHS if images else PATHS), seed=config.seed, edges=edges, cfg=cfg, **steps),
+        **geometry(model, steps, min(n, IMAGE_PATHS if images else PATHS), edges=edges, straight=straight),
         "straightness_edges": edges,
         **_origin(model.device),
     }
     JsonLines(out / "rows.jsonl").append(row)
     print(line(row))
-    stem = out / re.sub(r"[^\w.-]+", "-", f"{model.name}-step-{model.step}-{method}-{n_steps or config.sampling.tol:g}")
+    what = f"{model.name}-step-{model.step}-{sampler.method}-{sampler.n_steps or sampler.tol:g}"
+    stem = out / re.sub(r"[^\w.-]+", "-", what)
     picture(samples.x, judge.real(DRAWN), Path(f"{stem}.png"))
     if config.eval.save_trajectory:
-        save_trajectory(model, min(n, SHOWN), labels, n_steps, f"{stem}-trajectory", **sampler)
+        save_trajectory(model, min(n, SHOWN), labels, sampler, f"{stem}-trajectory")
     return row
 
 
@@ -339,9 +354,7 @@ def picture(x: Tensor, real: Tensor | None, path: Path) -> None:
     plots.save(figure, path, dpi=120, crop=False)
 
 
-def save_trajectory(
-    model: Model, n: int, labels: Tensor | None, n_steps: int | None, stem: str, **sampler: Any
-) -> None:
+def save_trajectory(model: Model, n: int, labels: Tensor | None, sampler: Sampler, stem: str) -> None:
     """The first n samples' states on their way: stem.npz, and stem.png as :func:`trajectory_picture` draws it.
 
     The .npz holds "times" (steps + 1,), "states" (steps + 1, n, *shape) float16 and, of a conditional model, "labels".
@@ -351,9 +364,9 @@ def save_trajectory(
 
     from common.runtime import atomic_write
 
-    steps = n_steps or max(MOMENTS, len(model.edges) - 1)
+    sampler = replace(sampler, n_steps=sampler.n_steps or max(MOMENTS, len(model.edges) - 1))
     y = None if labels is None else labels[:n]
-    path = draw(model, range(n), y, n_steps=steps, batch_size=n, trajectory=True, progress=False, **sampler)
+    path = draw(model, range(n), y, sampler, trajectory=True, batch_size=n, progress=False)
     assert path.trajectory is not None and path.times is not None
     arrays = {"times": np.array(path.times, np.float32), "states": path.trajectory.half().numpy()}
     arrays |= {} if y is None else {"labels": y.numpy()}

@@ -42,7 +42,7 @@ def main() -> None:
     folder = Path(options.folder)
     from common.generate import labels_for
     from common.plots import image_rows
-    from seqrf.evaluate import draw
+    from seqrf.evaluate import Sampler, draw
     from seqrf.models import load
     from seqrf.train import FINAL
 
@@ -58,7 +58,7 @@ def main() -> None:
         n = k if model.method.get("distilled") else max(k, options.n_steps)
         y = labels_for(range(options.n_samples), model.num_classes)
         for steps in (n, options.fine) if not model.is_student else (n,):
-            samples = draw(model, range(options.n_samples), y, "euler", steps, seed=options.seed)
+            samples = draw(model, range(options.n_samples), y, Sampler("euler", steps, seed=options.seed))
             rows[f"{model.name}, {samples.nfe:g} NFE"] = samples.x
     out = Path(options.out) if options.out else folder / "pictures.png"
     image_rows(rows, out)

@@ -245,17 +245,17 @@ def teacher_edges(teacher: Model, k: int, n_samples: int, n_steps: int, config: 
 
     from common.generate import labels_for
     from common.solvers.grids import partition, segment_costs
-    from seqrf.evaluate import draw
+    from seqrf.evaluate import Sampler, draw
     from seqrf.segments import checked_edges
 
     size = max(1, min(n_samples, STATES // ((n_steps + 1) * math.prod(teacher.shape))))
+    sampler = Sampler("euler", n_steps, cfg=config.sampling.cfg, seed=config.seed)
     cost, times = 0.0, [i / n_steps for i in range(n_steps + 1)]
     with tqdm(total=n_samples, desc="trajectories", unit="sample", dynamic_ncols=True) as bar:
         for start in range(0, n_samples, size):
             rows = range(start, min(start + size, n_samples))
             y = labels_for(rows, teacher.num_classes)
-            how = {"cfg": config.sampling.cfg, "seed": config.seed, "batch_size": size, "progress": False}
-            path = draw(teacher, rows, y, "euler", n_steps, trajectory=True, **how).trajectory
+            path = draw(teacher, rows, y, sampler, trajectory=True, batch_size=size, progress=False).trajectory
             assert path is not None
             cost = cost + segment_costs(path, times, "straightness") * len(rows) / n_samples
             bar.update(len(rows))
@@ -314,14 +314,12 @@ def watcher(run: Run, here: Processes) -> Callable[[Model], dict[str, Any]]:
 
     def watch(model: Model) -> dict[str, Any]:
         nonlocal judge
-        method, n_steps = sampler_of(run.config.sampling, run.config.model.num_scales)
         few = 4 if run.smoke else SHOWN
         n = max(few if t.snapshot_sampling else 0, t.snapshot_fid_sample)
         if not n:
             return {}
-        how = {"tol": run.config.sampling.tol, "seed": run.config.seed, "pixels": len(model.shape) == 3}
-        y = labels_for(range(n), model.num_classes)
-        samples = draw(model, range(n), y, method, n_steps, progress=n > few, **how)
+        y, pixels = labels_for(range(n), model.num_classes), len(model.shape) == 3
+        samples = draw(model, range(n), y, sampler_of(run.config), pixels=pixels, progress=n > few)
         if t.snapshot_sampling:
             picture(samples.x, None, workdir(run) / "samples" / f"step_{model.step:07d}.png")
         if not t.snapshot_fid_sample:

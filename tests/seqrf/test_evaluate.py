@@ -61,7 +61,8 @@ def by_label(x, t, y, segment):
 
 
 def draw(model, n=6, **how):
-    return E.draw(model, range(n), progress=False, **how)
+    sampler = E.Sampler(**{name: how.pop(name) for name in ("method", "n_steps", "tol", "cfg", "seed") if name in how})
+    return E.draw(model, range(n), sampler=sampler, progress=False, **how)
 
 
 # ---- samples
@@ -73,7 +74,7 @@ def test_a_sample_is_a_function_of_its_index_and_the_seed(source):
     whole = draw(model, 10, n_steps=3)
     assert whole.x.shape == (10, 2) and whole.y is None
     assert torch.equal(draw(model, 10, n_steps=3, batch_size=3).x, whole.x)
-    assert torch.equal(E.draw(model, [7, 2], n_steps=3, progress=False).x, whole.x[[7, 2]])
+    assert torch.equal(E.draw(model, [7, 2], sampler=E.Sampler(n_steps=3), progress=False).x, whole.x[[7, 2]])
     assert not torch.equal(draw(model, 10, n_steps=3, seed=1).x, whole.x)
 
 
@@ -180,14 +181,14 @@ def test_the_sequential_straightness_of_constant_acceleration(k):
 def test_the_truncation_of_exponential_growth_and_batches_that_do_not_matter(monkeypatch):
     model = model_of(lambda x, t, y, segment: x, (0.0, 0.5, 1.0))
     size = E.starts(model, range(10), 0).square().mean().sqrt().item()
-    found = E.geometry(model, n=40, n_steps=4)
+    found = E.geometry(model, E.Sampler(n_steps=4), n=40)
     assert found["truncation"] == pytest.approx(size * (math.e - 1.25**4), rel=1e-4)
     half = math.exp(0.5) - 1.25**2
     assert found["truncation_within"] == pytest.approx([size * half, size * math.exp(0.5) * half], rel=1e-4)
-    second = E.geometry(model, n=40, method="heun")
+    second = E.geometry(model, E.Sampler("heun"), n=40)
     assert second["truncation"] == pytest.approx(size * (math.e - 1.625**2), rel=1e-4)
     monkeypatch.setattr(E, "STATES", 101 * 2 * 16)  # 16 at a time
-    again = E.geometry(model, n=40, n_steps=4)
+    again = E.geometry(model, E.Sampler(n_steps=4), n=40)
     assert {key: pytest.approx(value, rel=1e-6) for key, value in found.items()} == again
 
 
@@ -195,7 +196,8 @@ def test_the_paths_of_a_conditional_model_have_labels_and_guidance():
     """v = y t for the labels 0, 1, 2: int |y / 2 - y t|^2 = y^2 / 12, in two coordinates."""
     model = model_of(lambda x, t, y, s: t[:, None] * by_label(x, t, y, s), num_classes=3)
     assert E.geometry(model, n=9)["straightness"] == pytest.approx(2 * (0 + 1 + 4) / 3 / 12, rel=1e-3)
-    assert E.geometry(model, n=9, cfg=2.0)["straightness"] == pytest.approx(4 * 2 * (0 + 1 + 4) / 3 / 12, rel=1e-3)
+    guided = E.geometry(model, E.Sampler(cfg=2.0), n=9)
+    assert guided["straightness"] == pytest.approx(4 * 2 * (0 + 1 + 4) / 3 / 12, rel=1e-3)
 
 
 # ---- judges
@@ -383,7 +385,8 @@ def test_the_options_choose_the_solver(tmp_path):
     rows = [E.evaluate(model, run, judge, tmp_path) for run in (run_of("ode"), run_of("pc", 3, "rf_solver_heun"))]
     assert [rows[0][key] for key in ("method", "n_steps", "tol")] == ["dopri5", None, 1e-3] and rows[0]["nfe"] >= 8
     assert [rows[1][key] for key in ("method", "n_steps", "tol", "nfe")] == ["heun", 3, None, 6]
-    assert E.sampler_of(O.Sampling(method="pc", predictor="ab2"), 7) == ("ab2", 7)
+    config = O.Config(sampling=O.Sampling(method="pc", predictor="ab2"), model=O.Model(num_scales=7), seed=3)
+    assert E.sampler_of(config, 2.0) == E.Sampler("ab2", 7, cfg=2.0, seed=3)
     with pytest.raises(ValueError, match="3 steps for 4 segments"):
         E.evaluate(model_of(None, tuple(segments.uniform_edges(4))), run_of("pc", 3), judge, tmp_path)
 

@@ -17,7 +17,7 @@ from common.networks import MLP, build_network, network_description
 from common.runtime import JsonLines, generator
 from seqrf import all_stages, endpoints, flags, models, pictures, pipeline, segments, shards, stages, train
 from seqrf import pairs as P
-from seqrf.evaluate import draw
+from seqrf.evaluate import Sampler, draw
 from seqrf.manifest import PairOptions, Teacher
 from seqrf.plan import plan
 from seqrf.segments import uniform_edges
@@ -134,7 +134,7 @@ def test_adaptive_segments_get_pairs_of_their_own(reflowed, teacher, tmp_path, c
     assert student.edges == pytest.approx(edges, abs=1e-6) and edges[1] != 0.5 and student.name == "2-SeqRF-Ada"
     assert "adaptive segments: 0, " in capsys.readouterr().out and sorted((reflowed / stages.PAIRS).iterdir()) == before
     times = [i / 60 for i in range(61)]
-    path = draw(models.load(teacher), range(4), None, "euler", 60, trajectory=True, progress=False).trajectory
+    path = draw(models.load(teacher), range(4), None, Sampler("euler", 60), trajectory=True, progress=False).trajectory
     assert edges == pytest.approx(segments.adaptive_edges(path, times, 2), abs=1e-9)
 
 
@@ -173,10 +173,10 @@ def test_reflow_makes_few_steps_exact_where_the_teacher_is_curved(tmp_path):
         execute(tmp_path, reflow_mode=mode, **run)
     teacher, student = models.load(tmp_path / stages.TEACHER), models.load(tmp_path / train.FINAL)
     how = {"progress": False, "batch_size": 500}
-    fine = draw(teacher, range(500), None, "euler", 200, **how).x
+    fine = draw(teacher, range(500), None, Sampler("euler", 200), **how).x
 
     def error(model):
-        few = draw(model, range(500), None, "euler", 4, **how)
+        few = draw(model, range(500), None, Sampler("euler", 4), **how)
         assert few.nfe == 4
         return (few.x - fine).square().mean().sqrt().item()
 
