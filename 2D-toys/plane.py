@@ -16,12 +16,17 @@ from common.runtime import generator
 from common.training.small import fit
 
 
+def flow_of(method: str) -> str:
+    """The method whose flow a network has: a reflow is another training of rf, no other flow."""
+    return "rf" if method == "reflow" else method
+
+
 def network(method: str, width: int, depth: int) -> MLP:
     """The network of a method, with fresh weights: one head, or IDFF's two.
 
     GELU, since with SELU the same training blurs the spirals to a disc (from the Gaussian by rf: W2 0.30, not 0.25).
     """
-    heads = METHODS[method].heads
+    heads = METHODS[flow_of(method)].heads
     return MLP(2 * heads, width, depth, nn.GELU, out_dim=2 * heads)
 
 
@@ -63,10 +68,7 @@ def sample_paths(
         sigma: idff: that of the training; its sampler runs at twice the value, with noise.
         seed: of the noise of the stochastic solvers.
     """
-    net, method = (
-        generate.CountedNetwork(net),
-        "rf" if method == "reflow" else method,
-    )  # another training, no other flow
+    net, method = generate.CountedNetwork(net), flow_of(method)
 
     def noise(i: int, x: Tensor) -> Tensor:
         return torch.randn(x.shape, generator=generator(seed, "path", i))

@@ -159,7 +159,7 @@ def measure_large(job: Job, names: Sequence[str]) -> None:
     """W2 on the large test set with 20 Euler steps: of real points (the floor), and of the named networks."""
     import torch
 
-    from common.methods import METHODS
+    from common.methods import method_of
     from common.metrics import wasserstein2
     from common.networks import MLP
     from protocols import points_of
@@ -176,7 +176,7 @@ def measure_large(job: Job, names: Sequence[str]) -> None:
             numbers |= {"w2_20": small_floor(points)}
         elif job.checkpoint(name).exists():
             method = {**METHODS, **VARIANTS}[name.removesuffix(" + EMA")]
-            heads = METHODS[method.loss].heads
+            heads = method_of(method.loss).heads
             net = MLP(2 * heads, out_dim=2 * heads).eval()
             net.load_state_dict(torch.load(job.checkpoint(name), weights_only=True))
             x = flow(net, method, points.large_test[0], 20)[0]

@@ -130,11 +130,11 @@ def learnt(options: Options) -> tuple[MLP, dict[str, Any]]:
     from common import toys
     from common.methods import METHODS
     from common.training.small import fit
-    from plane import network, reflow, reflow_pairs
+    from plane import flow_of, network, reflow, reflow_pairs
 
     start = time.perf_counter()
     torch.manual_seed(options.seed)
-    method = "rf" if options.method == "reflow" else options.method
+    method = flow_of(options.method)
     noise = options.sigma if method in ("idff", "sbcfm") else options.spread
     net = network(method, options.width, options.depth)
     pairs = toys.fresh_pairs(options.source, options.target, METHODS[method].coupling, options.batch_size, options.seed)
@@ -217,10 +217,10 @@ def density(net: MLP, options: Options, solver: str, limit: float, bins: int = 1
     """A title and a picture of the density at t = 1: the ODE's where the source's is known, else 50,000 samples'."""
     from common import generate, plots, toys
     from common.solvers import time_grid
-    from plane import log_density, sample_paths
+    from plane import flow_of, log_density, sample_paths
 
     if options.source == "gaussian" and options.method != "idff" and solver != "euler_maruyama":
-        velocity = generate.velocity_of(net, "rf" if options.method == "reflow" else options.method)
+        velocity = generate.velocity_of(net, flow_of(options.method))
         exact = log_density(velocity, plots.mesh(limit, bins), time_grid(10)).exp()
         return "density of the ODE", exact.reshape(bins, bins)
     x0 = toys.sample(options.source, 50_000, generator(options.seed, "density"))
