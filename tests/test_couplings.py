@@ -71,6 +71,12 @@ def test_half_precision_and_channels_last():
     assert couple(x0.bfloat16(), x1)[0].dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("method", ["ot", "sinkhorn"])
+def test_nothing_is_paired_with_nothing(method):
+    x0, x1 = couple(torch.zeros(0, 2), torch.zeros(0, 2), method)
+    assert x0.shape == x1.shape == (0, 2)
+
+
 def test_independent_changes_nothing():
     x0, x1, y = torch.randn(8, 2), torch.randn(8, 2), torch.arange(8)
     out = couple(x0, x1, "independent", y=y)
@@ -167,6 +173,7 @@ def test_values_that_are_not_finite_are_refused(method, bad):
     [
         ({"method": "exact"}, "independent, ot, sinkhorn"),
         ({"x1": torch.zeros(3, 2)}, "cannot be paired"),
+        ({"x0": torch.zeros(()), "x1": torch.zeros(())}, "cannot be paired"),
         ({"x1": torch.zeros(4, 3)}, "cannot be paired"),
         ({"y": torch.zeros(3)}, "one label for each"),
         ({"within_labels": True}, "needs labels"),

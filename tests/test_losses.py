@@ -142,6 +142,7 @@ def test_idff_is_the_sum_of_its_two_terms():
     score = (2 * spread / sigma**2 * 0.1 * xt + noise).square().flatten(1).mean(1)
     torch.testing.assert_close(value, weight * data + score, rtol=1e-4, atol=1e-5)
     assert value.shape == (8,)
+    torch.testing.assert_close(make_loss("idff", sigma)(net, x0, x1, t, noise), 2 * data + score)  # as published
 
 
 @pytest.mark.parametrize("method", ["cfm", "otcfm", "fm", "sbcfm", "rf", "idff"])

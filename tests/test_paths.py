@@ -96,11 +96,12 @@ def test_points_and_targets_equal_torchcfm(make, matcher, shape, sigma):
 
 
 def test_rectified_flow_is_the_line_itself_and_needs_no_noise():
-    x0, x1, _, t = points((6, 2))
+    x0, x1, noise, t = points((6, 2))
     theirs = ConditionalFlowMatcher(sigma=0.0)
     xt = LinearPath().xt(x0, x1, t, None)
     torch.testing.assert_close(xt, theirs.sample_xt(x0, x1, t, torch.randn_like(x0)))
     assert torch.equal(LinearPath().ut(x0, x1, t, xt), x1 - x0)
+    assert torch.equal(LinearPath().xt(x0, x1, t, noise), xt) and torch.equal(LinearPath(0.3).xt(x0, x1, t, None), xt)
 
 
 def test_expand_makes_times_multiply_rows():

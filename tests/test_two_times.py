@@ -22,7 +22,7 @@ SMALL = {"image_size": 8, "num_channel": 32, "channel_mult": (1, 2), "num_res_bl
 NETWORKS = {
     "unet": TrainConfig(**SMALL, attention_resolutions=(8,), head_channels=32, num_classes=3, patch_size=2),
     "conditional_unet": TrainConfig(**SMALL, network="conditional_unet"),
-    "mlp": MLP(2, 16, 2, num_classes=3),
+    "mlp": MLP(2, 16, 2, torch.nn.SiLU, num_classes=3),  # smooth, for differences
 }
 every = pytest.mark.parametrize("name", NETWORKS)
 
@@ -33,7 +33,8 @@ def network_of(name):
     description = kind.description if isinstance(kind, MLP) else network_description(kind)
     shape = (2,) if isinstance(kind, MLP) else (1, 8, 8)
     y = torch.arange(4) % 3 if description["num_classes"] else None
-    return randomised(build_network(description)), description, torch.randn(4, *shape, generator=g), torch.rand(4), y
+    x, t = torch.randn(4, *shape, generator=g), torch.rand(4, generator=g)
+    return randomised(build_network(description)), description, x, t, y
 
 
 @every
@@ -56,7 +57,8 @@ def test_weights_of_one_time_give_the_same_output_to_the_bit(name):
 def test_forward_derivatives_go_through(name):
     net, description, x, t, y = network_of(name)
     wide = randomised(with_second_time(net, description)[0], seed=3)
-    r, v, h = torch.rand(4), torch.randn_like(x), 1e-2
+    g, h = torch.Generator().manual_seed(2), 1e-2
+    r, v = torch.rand(4, generator=g), torch.randn(x.shape, generator=g)
     dt = torch.full_like(t, 1e-3 if name == "conditional_unet" else 1.0)  # it multiplies its time by 1000
 
     def at(x, t, r):
@@ -109,11 +111,14 @@ def test_the_gradient_vanishes_at_the_exact_flow_map(progress):
     middle = t + alpha * (r - t)
     with torch.no_grad():
         target = alpha * (x1 - x0) + (1 - alpha) * exact(xt + (middle - t)[:, None] * (x1 - x0), middle, r)
-    residual = ((exact(xt, t, r) - target) * xt).mean() / alpha
+    error = exact(xt, t, r) - target
+    residual = (error * xt).mean() / alpha
     # the intermediate point leaves the flow's own path by a distance of order alpha: so does the minimum
     assert abs(residual) < 0.25 * alpha + 0.01
     loss = flow_map(net, LinearPath(0.0), x0, x1, t, None, None, r, progress)
     assert loss.shape == (len(x0),) and seen == pytest.approx([middle[0].item(), 0.3])
+    weighted = (error.square() / alpha * (error.square() / alpha**2 + 1e-3) ** -0.75)[:, 0]
+    assert torch.allclose(loss.double(), weighted, rtol=1e-4, atol=1e-5)
 
 
 def test_both_calls_drop_the_same_activations():
