@@ -234,8 +234,8 @@ def entries(data: Callable, options: Options, budget: int) -> Iterator[tuple[str
         n_steps = steps_within(budget, options.solver, order)
         yield f"plain flow, steps of order {order}", n_steps, ()
         yield f"order {order} at", n_steps, (0.0,) * order
-        chosen = options.gammas or choose(data, options, order, n_steps)
-        yield f"order {order}, {'given' if options.gammas else 'chosen'}", n_steps, chosen
+        gammas = options.gammas or choose(data, options, order, n_steps)
+        yield f"order {order}, {'given' if options.gammas else 'chosen'}", n_steps, gammas
 
 
 def compare(data: Callable, options: Options) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:

@@ -117,9 +117,9 @@ def race(options: Options) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     jobs = [job for job in JOBS if job != "fm" or options.source == "gaussian"]
     results: dict[str, dict[str, Any]] = {}
     with tqdm(total=len(jobs), unit="job", dynamic_ncols=True, postfix="starting") as bar:
-        for done in finished(jobs, options):
-            results.update(done)
-            bar.set_postfix_str(", ".join(done))
+        for rows in finished(jobs, options):
+            results.update(rows)
+            bar.set_postfix_str(", ".join(rows))
             bar.update()
     real = results.pop("real")
     return {name: results[name] for name in ENTRIES if name in results}, real

@@ -42,10 +42,10 @@ class Options:
 
     def check_together(self) -> None:
         """Raises ValueError for names that do not exist."""
-        for given, known in ((self.pairs, PAIRS), (self.methods, {**METHODS, **VARIANTS})):
-            for name in given:
-                if name not in known:
-                    raise ValueError(f"{name!r} is not known: choose from {'; '.join(known)}")
+        for names, choices in ((self.pairs, PAIRS), (self.methods, {**METHODS, **VARIANTS})):
+            for name in names:
+                if name not in choices:
+                    raise ValueError(f"{name!r} is not known: choose from {'; '.join(choices)}")
 
 
 def run(options: Options) -> None:

@@ -26,8 +26,8 @@ class Results:
 
     def of(self, pair: str, name: str, key: str) -> dict[int, float]:
         """The values of a number, by seed."""
-        found = self.cells.get((pair, name), {})
-        return {seed: row[key] for seed, row in sorted(found.items()) if row.get(key) is not None}
+        rows = self.cells.get((pair, name), {})
+        return {seed: row[key] for seed, row in sorted(rows.items()) if row.get(key) is not None}
 
     def above_floor(self, pair: str, name: str, key: str) -> dict[int, float]:
         """W2 less the floor of the same seed."""

@@ -105,10 +105,10 @@ class Transport:
 
     def _carry(self, rows: Tensor, potential: Tensor) -> None:
         """Averages the potentials of these points; constants of a batch do not matter and are taken out."""
-        seen = self._seen[rows] + 1
+        counts = self._seen[rows] + 1
         old = self._potential[rows]
-        self._seen[rows] = seen
-        self._potential[rows] = old + (potential - potential.mean() - old) / seen.clamp(max=CARRY)
+        self._seen[rows] = counts
+        self._potential[rows] = old + (potential - potential.mean() - old) / counts.clamp(max=CARRY)
 
 
 class Blocks:
@@ -252,11 +252,11 @@ class Class:
 
 def classes_of(methods: dict[str, Method], seed: int) -> list[Class]:
     """Sorts the methods into those that can be trained as one stack; every IDFF has one of its own."""
-    sorted_: dict[tuple[str, str], dict[str, Method]] = {}
+    groups: dict[tuple[str, str], dict[str, Method]] = {}
     for name, method in methods.items():
         kind = name if method.loss == "idff" else "regression"
-        sorted_.setdefault((kind, method.schedule), {})[name] = method
-    return [Class(part, seed) for part in sorted_.values()]
+        groups.setdefault((kind, method.schedule), {})[name] = method
+    return [Class(part, seed) for part in groups.values()]
 
 
 def train_together(

@@ -72,14 +72,14 @@ def find(path: str | PathLike[str]) -> Path:
         return path
     if path.is_dir():
         for pattern in ("*_final.pt", "*.pth", "checkpoint_best.pt", "checkpoint_last.pt"):
-            found = [file for file in path.glob(pattern) if ".previous" not in file.suffixes]
-            if found:
-                return max(found, key=lambda file: file.stat().st_mtime)
+            files = [file for file in path.glob(pattern) if ".previous" not in file.suffixes]
+            if files:
+                return max(files, key=lambda file: file.stat().st_mtime)
     folder = path if path.is_dir() else path.parent
     others = sorted(p.name for p in folder.glob("*.p*t*") if p.suffix in (".pt", ".pth")) if folder.is_dir() else []
-    there = f"; in {folder} there are {', '.join(others[:5])}" if others else ""
+    contents = f"; in {folder} there are {', '.join(others[:5])}" if others else ""
     raise FileNotFoundError(
-        f"no weights at {path}{there}: train them first, or give --weights with a checkpoint file or a run folder"
+        f"no weights at {path}{contents}: train them first, or give --weights with a checkpoint file or a run folder"
     )
 
 
@@ -231,32 +231,32 @@ def _foreign(
     state: dict[str, Any], ema: bool, options: dict[str, Any], path: Path
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Description and weights of another project's file."""
-    found = foreign.unpack(state, ema)
-    network, method = foreign.describe(found, options, path.stem, NAMES)
-    info = {"config": options, "network": network, "method": method, "step": found.step, "report": found.notes}
-    kind = f"foreign weights ({found.project}), {network['name']}, method {method['name']}"
+    file = foreign.unpack(state, ema)
+    network, method = foreign.describe(file, options, path.stem, NAMES)
+    info = {"config": options, "network": network, "method": method, "step": file.step, "report": file.notes}
+    kind = f"foreign weights ({file.project}), {network['name']}, method {method['name']}"
     # a first head that is data stays data, whichever way time runs
-    backwards = foreign.runs_backwards(found.project) and method_of(method["name"]).heads == 1
-    return info | {"kind": kind, "backwards": backwards}, found.tensors
+    backwards = foreign.runs_backwards(file.project) and method_of(method["name"]).heads == 1
+    return info | {"kind": kind, "backwards": backwards}, file.tensors
 
 
 def _differences(options: dict[str, Any], network: dict[str, Any], method: str) -> list[str]:
     """Options that contradict a network's description: 'num_channel: 64 given, 128 in the file'."""
     if network["name"] == "MLP":
         return []
-    there = {
+    facts = {
         "method": method,
         "in_channels": network["in_channels"] // method_of(method).heads,
         "num_channel": network["channels"],
         "num_classes": network.get("num_classes", 0) - bool(network.get("null_class")),
     }
     kinds = {"UNet": "unet", "ConditionalUNet": "conditional_unet"}  # the others are not trained here
-    there |= {"network": kinds[network["name"]]} if network["name"] in kinds else {}
-    there |= {"channel_mult": list(network["channel_mult"])} if "channel_mult" in network else {}
-    there |= {key: network[key] for key in ("num_res_blocks", "image_size", "patch_size") if key in network}
-    given = {key: list(v) if isinstance(v, tuple) else v for key, v in options.items()}
+    facts |= {"network": kinds[network["name"]]} if network["name"] in kinds else {}
+    facts |= {"channel_mult": list(network["channel_mult"])} if "channel_mult" in network else {}
+    facts |= {key: network[key] for key in ("num_res_blocks", "image_size", "patch_size") if key in network}
+    values = {key: list(v) if isinstance(v, tuple) else v for key, v in options.items()}
     return [
-        f"{key}: {given[key]} given, {v} in the file" for key, v in there.items() if key in given and given[key] != v
+        f"{key}: {values[key]} given, {v} in the file" for key, v in facts.items() if key in values and values[key] != v
     ]
 
 

@@ -85,10 +85,10 @@ class EMA:
         """
         averages = {id(p): average for p, average in zip(self._parameters, self._shadow, strict=True)}
         tensors: dict[str, Any] = self.model.state_dict(keep_vars=True)
-        found: dict[str, Tensor] = {k: averages[id(v)] if id(v) in averages else v.detach() for k, v in tensors.items()}
+        state: dict[str, Tensor] = {k: averages[id(v)] if id(v) in averages else v.detach() for k, v in tensors.items()}
         if dtype is None:
-            return found
-        return {key: value.to(dtype) if value.is_floating_point() else value for key, value in found.items()}
+            return state
+        return {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: the number of updates and the shadow by parameter name (shared, not copied)."""

@@ -158,20 +158,20 @@ def add_counted(path: str | Path, **counted: float) -> None:
 
 def _check_fingerprint(file: Path, fingerprint: dict[str, Any], path: Path, begun: bool = False) -> None:
     """Writes the fingerprint of a new set; refuses a set that was begun with another one."""
-    mine = json.loads(json.dumps(fingerprint))
+    new = json.loads(json.dumps(fingerprint))
     advice = "give another --save_dir, or delete that one"
     if not file.exists():
         if begun or path.is_file():
             raise ValueError(f"{path} holds images of unknown origin (no {file.name} in it); {advice}")
-        write_json(file, mine)
+        write_json(file, new)
     try:
-        theirs = dict(json.loads(file.read_text()))
+        old = dict(json.loads(file.read_text()))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{file} is damaged ({error}); {advice}") from error
-    differing = [key for key in sorted({*mine, *theirs} - {*COUNTED}) if mine.get(key) != theirs.get(key)]
-    if differing:
-        told = ", ".join(f"{key} {theirs.get(key)} there and {mine.get(key)} now" for key in differing)
-        raise ValueError(f"{path} was begun with other settings: {told}; {advice}")
+    keys = [key for key in sorted({*new, *old} - {*COUNTED}) if new.get(key) != old.get(key)]
+    if keys:
+        differences = ", ".join(f"{key} {old.get(key)} there and {new.get(key)} now" for key in keys)
+        raise ValueError(f"{path} was begun with other settings: {differences}; {advice}")
 
 
 class PngFolder:
@@ -231,8 +231,8 @@ class NpzWriter:
         """Makes a file of ``size`` (sparse) bytes, or checks that the one there is of that size and kind."""
         file.open("ab").close()  # makes it and keeps what is in it
         with file.open("r+b") as handle:
-            there = handle.read(len(header))
-            if os.fstat(handle.fileno()).st_size not in (0, size) or there.strip(b"\0") not in (b"", header):
+            beginning = handle.read(len(header))
+            if os.fstat(handle.fileno()).st_size not in (0, size) or beginning.strip(b"\0") not in (b"", header):
                 raise ValueError(f"{file} belongs to another set of images; give another --save_dir, or delete it")
             handle.truncate(size)
             handle.seek(0)
@@ -253,11 +253,11 @@ class NpzWriter:
         if self.path.exists():
             return []
         try:
-            done = self.done.read_bytes()
+            marks = self.done.read_bytes()  # a byte an image, 0 until it is written
         except FileNotFoundError:
             self._check_finished()  # by another process, just now
             return []
-        return [k for k in range(start, min(stop, self.count)) if not done[k]]
+        return [k for k in range(start, min(stop, self.count)) if not marks[k]]
 
     def write(self, index: int, image: Tensor | np.ndarray) -> None:
         """Writes image ``index``, (C,H,W) uint8; its flag is set once its pixels are there."""

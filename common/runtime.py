@@ -404,9 +404,9 @@ class JsonLines:
         """Drop the rows beyond a step and a line torn by a crash, so that a resumed run logs each step once."""
         if not self.path.exists():
             return
-        kept = [json.dumps(row) + "\n" for row in self.read() if row.get("step", step) <= step]
+        lines = [json.dumps(row) + "\n" for row in self.read() if row.get("step", step) <= step]
         with atomic_write(self.path) as temporary:
-            temporary.write_text("".join(kept), encoding="utf-8")
+            temporary.write_text("".join(lines), encoding="utf-8")
 
     def _is_torn(self) -> bool:
         return self.path.exists() and self.path.stat().st_size > 0 and self.path.read_bytes()[-1:] != b"\n"

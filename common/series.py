@@ -40,14 +40,14 @@ def windows(series: Sequence[Tensor], past: int, horizon: int, stride: int = 1) 
             f"windows of {past} + {horizon} frames, stride {stride}: need past >= 1, horizon >= 0, stride >= 1"
         )
     length = past + horizon
-    found = [(k, start) for k, x in enumerate(series) for start in range(0, len(x) - length + 1, stride)]
-    if not found:
+    starts = [(k, start) for k, x in enumerate(series) for start in range(0, len(x) - length + 1, stride)]
+    if not starts:
         longest = max(map(len, series), default=0)
         raise ValueError(
             f"no window of {past} + {horizon} frames in {len(series)} trajectories of at most {longest} frames: "
             "give longer ones, or fewer frames"
         )
-    return torch.tensor(found, dtype=torch.int64)
+    return torch.tensor(starts, dtype=torch.int64)
 
 
 def frames_at(series: Sequence[Tensor], index: Tensor, past: int, horizon: int) -> tuple[Tensor, Tensor]:
@@ -94,16 +94,16 @@ def roll_out(
         raise ValueError(f"{n_steps} steps, every {every}, chunk {chunk}: need 1 <= every <= n_steps and chunk >= 0")
     from tqdm import tqdm
 
-    state, kept = start, start.new_empty(n_steps // every, *start.shape)
+    state, states = start, start.new_empty(n_steps // every, *start.shape)
     with tqdm(total=n_steps * shown, desc=progress, disable=not progress, dynamic_ncols=True, mininterval=0.5) as bar:
-        for k in range(n_steps):
+        for k in range(n_steps):  # x_{k+1} = step(x_k, k): errors of a step are what the next one starts from
             parts = state.split(chunk) if chunk else (state,)
             state = torch.cat([step(part, k) for part in parts])
-            _check_state(state, start, k, n_steps)
+            _check_state(state, start, k, n_steps)  # nan spreads silently: better to stop where it begins
             if (k + 1) % every == 0:
-                kept[(k + 1) // every - 1] = state
+                states[(k + 1) // every - 1] = state
             bar.update(shown)
-    return kept
+    return states
 
 
 def _check_state(state: Tensor, start: Tensor, k: int, n_steps: int) -> None:
@@ -257,8 +257,3 @@ def by_lead(score: Score, members: Tensor, target: Tensor, weights: Tensor | Non
     if len(members) != len(target):
         raise ValueError(f"{len(members)} leads of members, {len(target)} of targets: give as many of both")
     return [score(m, y, weights) for m, y in zip(members, target, strict=True)]
-
-
-def skill(scores: Sequence[float], reference: Sequence[float]) -> list[float]:
-    """1 - score / reference for each lead: 1 is perfect, 0 no better than the reference, negative is worse."""
-    return [1 - a / b if b > 0 else (0.0 if a == b else -math.inf) for a, b in zip(scores, reference, strict=True)]

@@ -203,11 +203,9 @@ def test_ranks_count_the_members_below_and_ties_are_broken_evenly():
 # ---- leads
 
 
-def test_scores_by_lead_and_skill():
+def test_scores_by_lead():
     leads = torch.tensor([1.0, 2.0, 4.0])
     members, target = leads[:, None, None] * torch.ones(3, 1, 10), torch.zeros(3, 10)
-    found = series.by_lead(series.crps, members, target)
-    assert found == pytest.approx([1, 2, 4])
-    assert series.skill(found, [2.0, 2.0, 2.0]) == pytest.approx([0.5, 0.0, -1.0])
+    assert series.by_lead(series.crps, members, target) == pytest.approx([1, 2, 4])
     with pytest.raises(ValueError, match="3 leads of members, 2 of targets"):
         series.by_lead(series.crps, members, target[:2])

@@ -141,13 +141,13 @@ def in_radians(angles: np.ndarray, unit: Unit, where: str) -> np.ndarray:
         bad = int((~np.isfinite(angles)).any(axis=tuple(range(1, angles.ndim))).sum())
         raise ValueError(f"{where}: {bad} of {len(angles)} frames hold nan or inf; leave them out")
     largest = float(np.abs(angles).max())
-    looks = "degrees" if largest > 2 * np.pi + 1e-3 else "radians"
-    asked = "radians" if unit == "auto" else unit
-    if looks != asked:
+    likely = "degrees" if largest > 2 * np.pi + 1e-3 else "radians"
+    stated = "radians" if unit == "auto" else unit
+    if likely != stated:
         raise ValueError(
-            f"{where}: the largest angle is {largest:.4g}, so these are {looks}, not {asked}: give --unit {looks}"
+            f"{where}: the largest angle is {largest:.4g}, so these are {likely}, not {stated}: give --unit {likely}"
         )
-    return wrap(np.deg2rad(angles) if asked == "degrees" else angles).astype(np.float32)
+    return wrap(np.deg2rad(angles) if stated == "degrees" else angles).astype(np.float32)
 
 
 def load_all(folder: Path, pattern: str = "*.npz", unit: Unit = "auto") -> list[Trajectory]:
@@ -160,9 +160,9 @@ def load_all(folder: Path, pattern: str = "*.npz", unit: Unit = "auto") -> list[
     paths = sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
     if not paths:
         raise FileNotFoundError(f"no {pattern} in {folder}: make trajectories with python make_md_data.py")
-    found = [load_trajectory(path, unit) for path in paths]
-    first = found[0]
-    for other in found[1:]:
+    trajectories = [load_trajectory(path, unit) for path in paths]
+    first = trajectories[0]
+    for other in trajectories[1:]:
         if other.angles.shape[1:] != first.angles.shape[1:]:
             raise ValueError(
                 f"{other.name} has {other.angles.shape[1]} residues, {first.name} {first.angles.shape[1]}: "
@@ -170,7 +170,7 @@ def load_all(folder: Path, pattern: str = "*.npz", unit: Unit = "auto") -> list[
             )
         if abs(other.lag - first.lag) > 0.01 * first.lag:
             raise ValueError(f"{other.name} has a frame each {other.lag:g} ps, {first.name} each {first.lag:g} ps")
-    return found
+    return trajectories
 
 
 # ---- features

@@ -49,7 +49,7 @@ def evaluate(
         lag: Picoseconds of a step.
         options: With leads, forecasts, members, rollouts, length and seed.
     """
-    leads, shown = forecasts(model, train_set, held_out, lag, options)
+    leads, pictures = forecasts(model, train_set, held_out, lag, options)
     made = long_runs(model, held_out, options)
     result = {
         "method": model.recipe.method,
@@ -68,7 +68,7 @@ def evaluate(
         },
         "rollout_steps": int(made.shape[0] * made.shape[1]),
     }
-    return result, {"made": made, "real": list(held_out), **shown}
+    return result, {"made": made, "real": list(held_out), **pictures}
 
 
 # ---- forecasts
@@ -79,15 +79,15 @@ def forecasts(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Errors at each lead of the ensemble's circular mean, of persistence and of the training set's circular mean."""
     kind, most = model.space.kind, options.leads[-1]
-    given, following, k = examples(model, [as_states(x, kind) for x in held_out], most)
-    rows = torch.randperm(len(given), generator=generator(options.seed, "forecasts"))[: options.forecasts]
-    given, following, k = given[rows], following[rows], k[rows]
+    frames, following, k = examples(model, [as_states(x, kind) for x in held_out], most)
+    rows = torch.randperm(len(frames), generator=generator(options.seed, "forecasts"))[: options.forecasts]
+    frames, following, k = frames[rows], following[rows], k[rows]
     members, count = options.members, len(rows)
     step = model.step_from(k.repeat(members), options.seed)
-    states = roll_out(step, given.repeat(members, 1, 1), most, progress="forecasts")[:, :, -1]
+    states = roll_out(step, frames.repeat(members, 1, 1), most, progress="forecasts")[:, :, -1]
     made = as_angles(states, kind).reshape(most, members, count, -1)
     truth = as_angles(following, kind).swapaxes(0, 1).reshape(most, count, -1)
-    now = as_angles(given[:, -1], kind).reshape(count, -1)
+    now = as_angles(frames[:, -1], kind).reshape(count, -1)
     usual = circular_mean(np.concatenate(train_set).reshape(-1, now.shape[1]))
     scores = []
     for lead in options.leads:

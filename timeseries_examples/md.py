@@ -213,10 +213,10 @@ def by_block(whole: list[np.ndarray], options: Options) -> tuple[list[np.ndarray
     if options.held_out > 5:
         raise ValueError(f"--held_out {options.held_out}: of ten blocks hold out 5 at most")
     train_set, held_out = [], []
-    chosen = {round((i + 0.5) * 10 / options.held_out) % 10 for i in range(options.held_out)}
+    numbers = {round((i + 0.5) * 10 / options.held_out) % 10 for i in range(options.held_out)}
     for x in whole:
         for number, block in enumerate(np.array_split(x, 10)):
-            (held_out if number in chosen else train_set).append(block)
+            (held_out if number in numbers else train_set).append(block)
     return train_set, held_out
 
 

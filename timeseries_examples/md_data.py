@@ -113,8 +113,8 @@ def simulate(path: Path, options: Options, physics: object, number: int) -> None
     for index in bar:
         rows, state = dynamics.run(state, index, sizes[index], stride)
         angles = np.concatenate([angles, rows if index else rows[:0]])  # block 0 is the equilibration
-        done = {"state": np.array(state), "block": np.array(index + 1)}
-        save_trajectory(part, angles, times_of(angles, options), recipe, **done)
+        resumable = {"state": np.array(state), "block": np.array(index + 1)}
+        save_trajectory(part, angles, times_of(angles, options), recipe, **resumable)
         simulated = sum(sizes[block : index + 1]) * options.frame / 1000
         bar.set_postfix_str(f"{simulated * 86400 / (time.perf_counter() - begun):.0f} ns/day")
     save_trajectory(path, angles, times_of(angles, options), recipe)

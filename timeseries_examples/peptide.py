@@ -75,8 +75,8 @@ def _cap(line: str, last: int) -> str:
     number, atom = int(line[22:26]), line[12:16].strip()
     if number not in (1, last):
         return line
-    name, kept = ("ACE", {"CA": "CH3", "C": "C", "O": "O"}) if number == 1 else ("NME", {"N": "N", "CA": "C"})
-    return f"{line[:12]} {kept[atom]:<3}{line[16:17]}{name}{line[20:]}" if atom in kept else ""
+    name, names = ("ACE", {"CA": "CH3", "C": "C", "O": "O"}) if number == 1 else ("NME", {"N": "N", "CA": "C"})
+    return f"{line[:12]} {names[atom]:<3}{line[16:17]}{name}{line[20:]}" if atom in names else ""
 
 
 def quads(topology: Any) -> np.ndarray:

@@ -213,8 +213,8 @@ def build(space: Space, recipe: Recipe, width: int, depth: int, seed: int) -> Pr
     torch.manual_seed(seed)
     dim, heads = len(space.scale), METHODS[recipe.method].heads
     probe = Propagator(nn.Identity(), space, recipe)
-    known = probe.condition(torch.zeros(1, recipe.past, dim), torch.zeros(1)).shape[1]
-    net = MLP(heads * dim + known, width, depth, nn.SiLU, out_dim=heads * dim)
+    conditions = probe.condition(torch.zeros(1, recipe.past, dim), torch.zeros(1)).shape[1]
+    net = MLP(heads * dim + conditions, width, depth, nn.SiLU, out_dim=heads * dim)
     return Propagator(net, space, recipe)
 
 
@@ -222,8 +222,8 @@ def examples(propagator: Propagator, series: Sequence[Tensor], lead: int = 1) ->
     """All stretches of trajectories (T, D): frames (N, past, D), ``lead`` that follow, numbers of the newest (N,)."""
     past = propagator.recipe.past
     index = windows(series, past, lead)
-    given, following = frames_at(series, index, past, lead)
-    return given, following, index[:, 1] + past - 1
+    frames, following = frames_at(series, index, past, lead)
+    return frames, following, index[:, 1] + past - 1
 
 
 def train(
@@ -242,9 +242,9 @@ def train(
     Returns:
         The loss of every step.
     """
-    given, following, k = examples(propagator, series)
-    known = propagator.condition(given, k)
-    target, source = propagator.space.target(given[:, -1], following[:, 0]), propagator.space.source(given[:, -1])
+    frames, following, k = examples(propagator, series)
+    conditions = propagator.condition(frames, k)
+    target, source = propagator.space.target(frames[:, -1], following[:, 0]), propagator.space.source(frames[:, -1])
     recipe, loss = propagator.recipe, make_loss(propagator.recipe.method, propagator.recipe.sigma)
 
     def loss_at(step: int) -> Tensor:
@@ -254,7 +254,7 @@ def train(
         x0 = torch.randn(x1.shape, generator=g) if recipe.source == "noise" else source[rows]
         t = (torch.arange(batch_size) + torch.rand(batch_size, generator=g)) / batch_size  # stratified
         t = torch.where(torch.rand(batch_size, generator=g) < recipe.t_zero, 0.0, t)
-        return loss(propagator.conditional, x0, x1, t, noise, known[rows]).mean()
+        return loss(propagator.conditional, x0, x1, t, noise, conditions[rows]).mean()
 
     losses = fit(propagator.net, loss_at, total_steps, lr, weight_decay, "cosine", ema_decay, progress or False)
     propagator.net.eval()

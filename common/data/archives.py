@@ -87,7 +87,7 @@ def open_zip(path: Path, split: str, say: Callable[[str], None]) -> Source:
     _tell_ignored(path, ignored, say)
     if any(name.endswith("data.mdb") for name in names):
         raise ValueError(f"--data {path}: a zipped LMDB; unzip it and give the folder that has data.mdb")
-    return named_source(path, names, split, "zip", lambda kept: ZipImages(path, kept, archive))
+    return named_source(path, names, split, "zip", lambda members: ZipImages(path, members, archive))
 
 
 # ---- tar
@@ -257,11 +257,11 @@ def _keys(path: Path, opened: Any, say: Callable[[str], None]) -> Keys:
             with np.load(index, allow_pickle=False) as arrays:
                 if int(arrays["entries"]) == entries and len(arrays["block"]) == arrays["ends"][-1]:
                     return Keys(arrays["block"], arrays["ends"])
-    found = walk_keys(path)
-    if len(found) != entries:  # a layout unknown here: by the package, which reads all the values, too
+    names = walk_keys(path)
+    if len(names) != entries:  # a layout unknown here: by the package, which reads all the values, too
         with opened.begin() as transaction:
-            found = list(transaction.cursor().iternext(keys=True, values=False))
-    keys = Keys.of([key for key in found if key != HEADER.encode()])
+            names = list(transaction.cursor().iternext(keys=True, values=False))
+    keys = Keys.of([key for key in names if key != HEADER.encode()])
     if entries >= _INDEX_FROM:
         with contextlib.suppress(OSError):  # a read-only folder: they are listed again next time
             with atomic_write(index) as temporary, open(temporary, "wb") as file:

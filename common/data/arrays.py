@@ -120,8 +120,8 @@ def array_source(where: str, rows, labels: np.ndarray | None = None, class_names
     layout = _check_pixels(where, rows.shape, rows.dtype)
     count = rows.shape[0]
     if labels is not None:
-        labels, found = _check_labels(where, np.asarray(labels), count)
-        class_names = tuple(class_names) or tuple(str(k) for k in range(found))
+        labels, n_classes = _check_labels(where, np.asarray(labels), count)
+        class_names = tuple(class_names) or tuple(str(k) for k in range(n_classes))
 
     load = partial(_load_row, rows, layout)
     return Source(where, load, count, None, labels, tuple(class_names), rows, layout, "array")

@@ -102,8 +102,8 @@ def load_images(
         raise ValueError(f"--data {spec}: {size:.1f} GiB of pixels do not fit in memory; give --resident stream")
     images = _whole_array(source, image_size, channels) if len(chosen) == source.count else None
     if images is None:
-        images, kept = _decode_all(source, chosen, image_size, channels, num_workers, corrupt_limit, progress)
-        chosen = chosen[kept]
+        images, good = _decode_all(source, chosen, image_size, channels, num_workers, corrupt_limit, progress)
+        chosen = chosen[good]
     label = None if source.labels is None else torch.from_numpy(source.labels[chosen])
     return ImageData(images, label, source.class_names, source.where)
 
@@ -147,16 +147,16 @@ class Unreadable:
 
     limit: int
     say: Callable[[str], None]
-    found: dict[int, str] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)
 
     def add(self, position: int, name: str, error: Exception) -> None:
         """Notes an image, and says so."""
         reason = " ".join(str(error).split()) or type(error).__name__
-        self.found[position] = f"{name} ({reason[:80]})"
-        if len(self.found) > self.limit:
-            listed = "; ".join(self.found[key] for key in sorted(self.found)[:20])
+        self.reasons[position] = f"{name} ({reason[:80]})"
+        if len(self.reasons) > self.limit:
+            listed = "; ".join(self.reasons[key] for key in sorted(self.reasons)[:20])
             raise ValueError(f"more than {self.limit} images cannot be read: {listed}")
-        self.say(f"skipped an image that cannot be read: {self.found[position]}")
+        self.say(f"skipped an image that cannot be read: {self.reasons[position]}")
 
 
 def _decode_all(
@@ -197,10 +197,10 @@ def _decode_all(
                     resized += 1
     if resized and progress:
         print(f"resized {resized} of {len(chosen)} images to {size}x{size} ({example})")
-    kept = _close_gaps(pixels, sorted(unreadable.found))
-    if not len(kept):
+    good = _close_gaps(pixels, sorted(unreadable.reasons))
+    if not len(good):
         raise ValueError(f"--data {source.where}: none of its {len(chosen)} images can be read")
-    return images[: len(kept)], kept
+    return images[: len(good)], good
 
 
 def _decode_one(source: Source, position: int, index: int, out: np.ndarray) -> tuple:
@@ -217,11 +217,11 @@ def _decode_one(source: Source, position: int, index: int, out: np.ndarray) -> t
 
 def _close_gaps(pixels: np.ndarray, broken: list[int]) -> np.ndarray:
     """Moves the good rows together in place; returns their old positions."""
-    kept = np.setdiff1d(np.arange(len(pixels)), broken)
-    for start in range(broken[0] if broken else len(kept), len(kept), _CHUNK):
-        rows = kept[start : start + _CHUNK]
+    good = np.setdiff1d(np.arange(len(pixels)), broken)
+    for start in range(broken[0] if broken else len(good), len(good), _CHUNK):
+        rows = good[start : start + _CHUNK]
         pixels[start : start + len(rows)] = pixels[rows]
-    return kept
+    return good
 
 
 class StreamingImages:
@@ -273,7 +273,7 @@ class StreamingImages:
     def _read_one(self, row: int, index: int, pixels: np.ndarray) -> int:
         """Decodes image ``index``, or the next readable one, into ``pixels[row]``; returns the index used."""
         for candidate in (k % len(self) for k in range(index, index + len(self))):
-            if candidate in self._unreadable.found:
+            if candidate in self._unreadable.reasons:
                 continue
             _, error, _ = _decode_one(self._source, row, int(self._chosen[candidate]), pixels)
             if error is None:

@@ -99,7 +99,7 @@ class EvaluateConfig:
             raise ValueError(f"--save {self.save}: give a name that ends in .npz")
 
 
-def evaluate(config: EvaluateConfig, told: str = "") -> dict[str, Any]:
+def evaluate(config: EvaluateConfig, command: str = "") -> dict[str, Any]:
     """Measure A against B and write the card; with ``save`` alone write A's statistics.
 
     Raises:
@@ -126,7 +126,7 @@ def evaluate(config: EvaluateConfig, told: str = "") -> dict[str, Any]:
     if package is not None:
         card["crosscheck"] = crosscheck(config, package)
     card["warnings"] = warnings_of(a, b)
-    card |= circumstances(config.device, told, started)
+    card |= circumstances(config.device, command, started)
     for warning in card["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
     return write(card, config.out)
@@ -172,18 +172,20 @@ def _check_count(spec: str, count: int, small: bool) -> None:
 
 def warnings_of(a: FeatureSet, b: FeatureSet) -> list[str]:
     """What a reader of the figures must know."""
-    told = []
+    warnings = []
     for name, features in (("A", a), ("B", b)):
         if features.about.get("unverified"):
-            told.append(f"{name}: statistics of unknown origin and count, taken on the user's word")
+            warnings.append(f"{name}: statistics of unknown origin and count, taken on the user's word")
         elif features.count < ENOUGH:
-            told.append(f"{name} has {features.count:,} images, published FIDs {ENOUGH:,}: fewer give larger values")
+            warnings.append(
+                f"{name} has {features.count:,} images, published FIDs {ENOUGH:,}: fewer give larger values"
+            )
     sides = a.about.get("side"), b.about.get("side")
     if None not in sides and sides[0] != sides[1]:
-        told.append(f"the images of A have side {sides[0]}, those of B {sides[1]}: --side N makes them alike")
+        warnings.append(f"the images of A have side {sides[0]}, those of B {sides[1]}: --side N makes them alike")
     if a.content and a.content == b.content:
-        told.append("A and B hold the same images")
-    return told
+        warnings.append("A and B hold the same images")
+    return warnings
 
 
 def _described(spec: str, features: FeatureSet) -> dict[str, Any]:
@@ -224,8 +226,8 @@ def crosscheck(config: EvaluateConfig, package: Any) -> dict[str, Any]:
     if hasattr(package, "calculate_metrics"):
         options = {"fid": True, "cuda": False, "verbose": False, "batch_size": config.batch_size, "save_cpu_ram": True}
         options["feature_extractor_weights_path"] = str(weights)
-        found = package.calculate_metrics(input1=folders[0], input2=folders[1], **options)
-        return {"by": "torch-fidelity", "fid": float(found["frechet_inception_distance"])}
+        figures = package.calculate_metrics(input1=folders[0], input2=folders[1], **options)
+        return {"by": "torch-fidelity", "fid": float(figures["frechet_inception_distance"])}
     options = {"num_workers": 0, "use_dataparallel": False, "verbose": False, "batch_size": config.batch_size}
     with _clean_fid_reads(weights):  # by default it wants a GPU, and downloads the weights
         value = package.compute_fid(*folders, mode="legacy_pytorch", device=torch.device("cpu"), **options)
@@ -238,9 +240,9 @@ def _clean_fid_reads(weights: Path) -> Iterator[None]:
     from common import checkpoint
 
     module: Any = importlib.import_module("cleanfid.inception_pytorch")
-    kept = module.load_state_dict_from_url
+    original = module.load_state_dict_from_url
     module.load_state_dict_from_url = lambda url, progress: checkpoint.load(weights)
     try:
         yield
     finally:
-        module.load_state_dict_from_url = kept
+        module.load_state_dict_from_url = original

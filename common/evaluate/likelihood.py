@@ -44,7 +44,7 @@ class BitsConfig:
     """auto, cpu, cuda, cuda:1, mps"""
 
 
-def bits(config: BitsConfig, told: str = "") -> dict[str, Any]:
+def bits(config: BitsConfig, command: str = "") -> dict[str, Any]:
     """Bits per dimension of images under the flow of a checkpoint; see ``common.evaluate.scores.bits_per_dimension``.
 
     IDFF's velocity is held at its value of t = 0.995 from there on, as ``common.generate.invert`` does.
@@ -68,17 +68,17 @@ def bits(config: BitsConfig, told: str = "") -> dict[str, Any]:
     for start in tqdm(range(0, len(images), config.batch_size), desc="bits", unit="batch", dynamic_ncols=True):
         part = images[start : start + config.batch_size].to(device)
         draws = [generator(config.seed, "bits", start + k) for k in range(len(part))]
-        found, density = scores.bits_per_dimension(velocity, part, times, config.solver, config.probes, draws)
-        values.append(found)
+        per_image, density = scores.bits_per_dimension(velocity, part, times, config.solver, config.probes, draws)
+        values.append(per_image)
         nfe = density.nfe
-    found = torch.cat(values)
-    error = found.std().item() / math.sqrt(len(found)) if len(found) > 1 else None
-    metrics = {"bits_per_dimension": found.mean().item(), "bits_per_dimension_error": error, "nfe": nfe}
-    about = {"name": Path(config.data).expanduser().resolve().name, "images": len(found), "side": size}
+    per_image = torch.cat(values)
+    error = per_image.std().item() / math.sqrt(len(per_image)) if len(per_image) > 1 else None
+    metrics = {"bits_per_dimension": per_image.mean().item(), "bits_per_dimension_error": error, "nfe": nfe}
+    about = {"name": Path(config.data).expanduser().resolve().name, "images": len(per_image), "side": size}
     card = {"kind": "bits", "b": {**about, "split": config.split}, "dequantisation": "uniform, one draw an image"}
     card |= {"weights": file_hash(checkpoint.find(config.weights)), "step": step, "seed": config.seed}
     card |= {"solver": config.solver, "n_steps": config.n_steps, "probes": config.probes, "metrics": metrics}
-    return write({**card, **circumstances(config.device, told, started)}, config.out)
+    return write({**card, **circumstances(config.device, command, started)}, config.out)
 
 
 def _flow(weights: str, device: torch.device) -> tuple[Callable[..., Any], int, int, int | None]:

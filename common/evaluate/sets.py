@@ -294,10 +294,10 @@ def _described(path: Path, features: FeatureSet, facts: Any, wanted: dict[str, s
     about = facts.get("about") if isinstance(facts, dict) and facts.get("format") == FORMAT else None
     if not isinstance(about, dict):
         raise ValueError(f"{path}: statistics of an unknown format: make it again by --save")
-    different = [key for key, value in wanted.items() if about.get(key) != value]
-    if different:
-        told = ", ".join(f"{key} {str(about.get(key))[:40]} there, {wanted[key][:40]} now" for key in different)
-        raise ValueError(f"{path} holds statistics of another network ({told}): make it again by --save")
+    keys = [key for key, value in wanted.items() if about.get(key) != value]
+    if keys:
+        differences = ", ".join(f"{key} {str(about.get(key))[:40]} there, {wanted[key][:40]} now" for key in keys)
+        raise ValueError(f"{path} holds statistics of another network ({differences}): make it again by --save")
     score = None if facts["score"] is None else (float(facts["score"][0]), float(facts["score"][1]))
     return replace(features, count=int(facts["count"]), score=score, about=about, content=str(facts["content"]))
 

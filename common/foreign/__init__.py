@@ -158,12 +158,12 @@ def _conditional_levels(shapes: dict[str, tuple[int, ...]]) -> list[Level]:
 
 
 def describe(
-    found: Foreign, extra: Mapping[str, Any], file_stem: str = "", names: Mapping[str, str] = {}
+    file: Foreign, extra: Mapping[str, Any], file_stem: str = "", names: Mapping[str, str] = {}
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Description of network and method for foreign weights; what was assumed is added to ``found.notes``.
+    """Description of network and method for foreign weights; what was assumed is added to ``file.notes``.
 
     Args:
-        found: the unpacked weights.
+        file: what was read of it.
         extra: training options that are known (keys of ``common.cli.configs.TrainConfig``).
         file_stem: the file's name, in which torchcfm and IDFF put the method.
         names: what methods are called there, see ``common.methods.NAMES``.
@@ -171,45 +171,45 @@ def describe(
     Returns:
         The network's description for ``common.networks.build_network``, and {"name", "sigma", "flow_weight"}.
     """
-    known = infer(found.tensors)
+    known = infer(file.tensors)
     if known["name"] == "GeneratorUNet":
-        found.project = GENERATOR  # whoever wrote the file
+        file.project = GENERATOR  # whoever wrote the file
         if "image_size" not in extra:
-            found.notes.append("assumed: image_size 128 (the tensors do not tell; give -c with the training options)")
-        return known | {"image_size": extra.get("image_size", 128)}, _method(found, known, extra, file_stem, names)
+            file.notes.append("assumed: image_size 128 (the tensors do not tell; give -c with the training options)")
+        return known | {"image_size": extra.get("image_size", 128)}, _method(file, known, extra, file_stem, names)
     levels = known.pop("attention_levels")
-    method = _method(found, known, extra, file_stem, names)
+    method = _method(file, known, extra, file_stem, names)
     rows = known["num_classes"]
     known |= {
-        "num_heads": extra.get("num_heads", 4 if found.project == PYTORCH or known["name"] != "UNet" else 1),
+        "num_heads": extra.get("num_heads", 4 if file.project == PYTORCH or known["name"] != "UNet" else 1),
         "dropout": extra.get("dropout", 0.0),
         "null_class": bool(rows) and "num_classes" in extra and rows == extra["num_classes"] + 1,
     }
     if rows and "num_classes" not in extra:
-        found.notes.append(f"assumed: all {rows} class labels are real ones (num_classes)")
+        file.notes.append(f"assumed: all {rows} class labels are real ones (num_classes)")
     if known["name"] == "ConditionalUNet":
         count = len(levels)
         if levels != list(range(len(known["channel_mult"])))[-count:] and count:
             raise ValueError(f"its ConditionalUNet has attention at levels {levels}, not at the coarsest ones")
         return known | {"attention_levels": count}, method
-    return known | _unet_details(found, known, levels, extra), method
+    return known | _unet_details(file, known, levels, extra), method
 
 
-def _unet_details(found: Foreign, known: dict[str, Any], levels: list[int], extra: Mapping[str, Any]) -> dict[str, Any]:
+def _unet_details(file: Foreign, known: dict[str, Any], levels: list[int], extra: Mapping[str, Any]) -> dict[str, Any]:
     """What the shapes of a UNet leave open: size of the images, patches, width of a head."""
     size, patch = extra.get("image_size", 32), extra.get("patch_size", 1)
     widths = [known["channels"] * known["channel_mult"][level] for level in {*levels, len(known["channel_mult"]) - 1}]
-    assumed = -1 if found.project == PYTORCH or any(w % 64 for w in widths) else 64
+    assumed = -1 if file.project == PYTORCH or any(w % 64 for w in widths) else 64
     heads = extra.get("head_channels", -1 if "num_heads" in extra else assumed)
     if missing := [key for key in ("image_size", "head_channels") if key not in extra]:
         values = {"image_size": size, "head_channels": f"{heads}, num_heads {known['num_heads']}"}
-        told = ", ".join(f"{key} {values[key]}" for key in missing)
-        found.notes.append(f"assumed: {told} (the tensors do not tell; give -c with the training options)")
+        assumptions = ", ".join(f"{key} {values[key]}" for key in missing)
+        file.notes.append(f"assumed: {assumptions} (the tensors do not tell; give -c with the training options)")
     resolutions = [size // patch >> level for level in levels]
     if "attention_resolutions" in extra and set(extra["attention_resolutions"]) & _sizes(size // patch, known) != set(
         resolutions
     ):
-        found.notes.append(f"self-attention is at {resolutions or 'the middle only'}, as the tensors have it")
+        file.notes.append(f"self-attention is at {resolutions or 'the middle only'}, as the tensors have it")
     return {
         "image_size": size,
         "in_channels": known["in_channels"] // patch**2,
@@ -225,13 +225,13 @@ def _sizes(size: int, known: dict[str, Any]) -> set[int]:
 
 
 def _method(
-    found: Foreign, known: dict[str, Any], extra: Mapping[str, Any], stem: str, names: Mapping[str, str]
+    file: Foreign, known: dict[str, Any], extra: Mapping[str, Any], stem: str, names: Mapping[str, str]
 ) -> dict[str, Any]:
     """The method: given, or IDFF when a network takes its image twice, or from the file's name, or assumed."""
     name = extra.get("method")
     if name is None and known["in_channels"] == known["out_channels"] and known["in_channels"] in (2, 6):
         name = "idff"
-        found.notes.append(
+        file.notes.append(
             f"{known['in_channels']} channels in and out: an IDFF network with two heads (IDFF's image scripts fit the "
             "second one to x0: sample with --solver idff as they do)"
         )
@@ -239,8 +239,8 @@ def _method(
         match = re.match(r"[a-z]+", stem.lower())
         name = names.get(match.group()) if match else None
     if name is None:
-        name = "rf" if found.project in (PYTORCH, GENERATOR) else "cfm"
-        found.notes.append(f"assumed: method {name}")
+        name = "rf" if file.project in (PYTORCH, GENERATOR) else "cfm"
+        file.notes.append(f"assumed: method {name}")
     sigma = extra.get("sigma", 0.2 if name == "idff" else 0.0)
     return {"name": name, "sigma": sigma, "flow_weight": extra.get("flow_weight", 2.0)}
 

@@ -187,12 +187,12 @@ def _plan(config: PrepareConfig, source: Source, names: list[str]) -> dict[str, 
     }
 
 
-def _check_same(file: Path, there: dict[str, Any], plan: dict[str, Any], advice: str) -> None:
+def _check_same(file: Path, old: dict[str, Any], plan: dict[str, Any], advice: str) -> None:
     """Raises ValueError when a file was begun or made by another plan."""
-    differing = [key for key in plan if plan[key] != there.get(key)]
-    if differing:
-        told = ", ".join(f"{key} {there.get(key)} there and {plan[key]} now" for key in differing[:3])
-        raise ValueError(f"{file} was made with other settings: {told}; {advice}")
+    keys = [key for key in plan if plan[key] != old.get(key)]
+    if keys:
+        differences = ", ".join(f"{key} {old.get(key)} there and {plan[key]} now" for key in keys[:3])
+        raise ValueError(f"{file} was made with other settings: {differences}; {advice}")
 
 
 def _write(
@@ -210,8 +210,8 @@ def _write(
     entries = [entry for row in rows for entry in row["entries"]]
     unreadable = Unreadable(config.corrupt_limit, tqdm.write if progress else _silent)
     for name, reason in (skipped for row in rows for skipped in row["skipped"]):
-        unreadable.add(len(unreadable.found), name, ValueError(reason))
-    done = len(entries) + len(unreadable.found)
+        unreadable.add(len(unreadable.reasons), name, ValueError(reason))
+    done = len(entries) + len(unreadable.reasons)
     order = sorted(range(source.count), key=names.__getitem__)
     writer = writer_for(to)(work / "data", entries)
     bar = tqdm(total=source.count, initial=done, desc=to.name, unit="img", disable=None if progress else True)
@@ -221,13 +221,13 @@ def _write(
             skipped = [[source.name(index), _reason(error)] for index, data, error in chunk if data is None]
             added = writer.write(good)
             for name, reason in skipped:
-                unreadable.add(len(unreadable.found), name, ValueError(reason))
+                unreadable.add(len(unreadable.reasons), name, ValueError(reason))
             journal.append({"entries": added, "skipped": skipped})
             entries += added
             bar.update(len(chunk))
         if not entries:
             raise ValueError(f"--data {source.where}: none of its {source.count} images can be read")
-        skipped = list(unreadable.found.values())
+        skipped = list(unreadable.reasons.values())
         writer.finish(plan | {"count": len(entries), "checksum": checksum(entries), "skipped": skipped})
     finally:
         bar.close()
@@ -277,8 +277,8 @@ def _in_class_folders(source: Source, names: list[str]) -> list[str]:
 
     from common.data.sources import class_labels
 
-    told = class_labels(names)[0]
-    if source.labels is None or (told is not None and np.array_equal(told, source.labels)):
+    labels = class_labels(names)[0]
+    if source.labels is None or (labels is not None and np.array_equal(labels, source.labels)):
         return names
     folders = [re.sub(r"[^\w.+-]+", "_", name) for name in source.class_names]
     if class_labels([f"{folder}/image" for folder in folders])[1] != tuple(folders):  # they would not sort by label

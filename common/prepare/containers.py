@@ -161,11 +161,11 @@ def verify(path: Path) -> dict[str, Any]:
     """
     header = read_header(path)
     try:
-        found = checksum((name, digest(data)) for name, data in _images(path))
+        actual = checksum((name, digest(data)) for name, data in _images(path))
     except (zipfile.BadZipFile, OSError, EOFError) as error:
         raise ValueError(f"{path}: damaged ({error}); {AGAIN}, or prepare it again") from error
-    if found != header.get("checksum"):
-        raise ValueError(f"{path}: checksum {found}, but its header says {header.get('checksum')}; prepare it again")
+    if actual != header.get("checksum"):
+        raise ValueError(f"{path}: checksum {actual}, but its header says {header.get('checksum')}; prepare it again")
     return header
 
 

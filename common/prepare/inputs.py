@@ -113,8 +113,8 @@ def concatenated(parts: list[Source], where: str) -> Source:
         return parts[k].load(index - starts[k])
 
     classes = parts[0].class_names
-    found = [part.labels for part in parts if part.labels is not None and part.class_names == classes]
-    labels = np.concatenate(found) if len(found) == len(parts) else None
+    all_labels = [part.labels for part in parts if part.labels is not None and part.class_names == classes]
+    labels = np.concatenate(all_labels) if len(all_labels) == len(parts) else None
     kind = f"{parts[0].kind} files" if len(parts) > 1 else parts[0].kind
     return Source(where, load, starts[-1], None, labels, classes if labels is not None else (), kind=kind)
 
@@ -165,10 +165,10 @@ def open_partitioned(path: Path, split: str, attribute: str, say: Callable[[str]
         raise ValueError(f"--data {path}: none of the {len(wanted)} images of --split {split} is there")
     if len(chosen) < len(wanted):
         say(f"{len(wanted) - len(chosen)} of the {len(wanted)} images of --split {split} are not there")
-    kept = [names[k] for k in chosen]
-    labels = _attribute(path, attribute, kept) if attribute else None
+    own = [names[k] for k in chosen]
+    labels = _attribute(path, attribute, own) if attribute else None
     classes = (f"no_{attribute}", attribute) if attribute else ()
-    return Source(str(path), lambda k: images.load(chosen[k]), len(kept), kept, labels, classes, kind="partition")
+    return Source(str(path), lambda k: images.load(chosen[k]), len(own), own, labels, classes, kind="partition")
 
 
 def _table(path: Path) -> list[list[str]]:
@@ -191,11 +191,11 @@ def _attribute(path: Path, attribute: str, names: Sequence[str]) -> np.ndarray:
         raise ValueError(f"--attribute {attribute}: choose one of {', '.join(header)}")
     column = header.index(attribute) + 1
     values = {row[0]: row[column] for row in rows if len(row) == len(header) + 1}
-    found = [values.get(name.rpartition("/")[2]) for name in names]
-    if not set(found) <= {"1", "-1"}:
-        bad = next(name for name, value in zip(names, found, strict=True) if value not in ("1", "-1"))
+    entries = [values.get(name.rpartition("/")[2]) for name in names]
+    if not set(entries) <= {"1", "-1"}:
+        bad = next(name for name, value in zip(names, entries, strict=True) if value not in ("1", "-1"))
         raise ValueError(f"--data {files[0]}: no value 1 or -1 of {attribute} for {bad}")
-    return np.array([value == "1" for value in found], np.int64)
+    return np.array([value == "1" for value in entries], np.int64)
 
 
 # ---- parquet
@@ -252,10 +252,10 @@ def open_parquet(path: Path) -> Source:
         raise ValueError(f"--data {path}: not a readable parquet file ({error}); {AGAIN}") from error
     schema = file.schema_arrow
     columns = {field.name: _image_column(field, pa) for field in schema}
-    found = {name: column for name, column in columns.items() if column}
-    if not found or file.metadata.num_rows == 0:
+    images = {name: column for name, column in columns.items() if column}
+    if not images or file.metadata.num_rows == 0:
         raise ValueError(f"--data {path}: no column of encoded images in it, only {', '.join(columns) or 'nothing'}")
-    load = ParquetImages(file, found.get("image") or next(iter(found.values())))
+    load = ParquetImages(file, images.get("image") or next(iter(images.values())))
     count, labels, classes = file.metadata.num_rows, None, ()
     if "label" in columns and pa.types.is_integer(schema.field("label").type):
         labels, classes = _parquet_labels(file, schema)

@@ -85,7 +85,7 @@ def example(record: bytes) -> dict[str, list[Any]]:
     Source: tensorflow/core/example/feature.proto and the protobuf encoding; field 1 holds the features, their
     field 1 pairs of name (1) and value (2), a value a list of bytes (1) or of int64 (3).
     """
-    found: dict[str, list[Any]] = {}
+    lists: dict[str, list[Any]] = {}
     features = b"".join(value for number, value in _fields(record) if number == 1)
     for pair in (value for number, value in _fields(features) if number == 1):
         parts = dict(_fields(pair))
@@ -94,8 +94,8 @@ def example(record: bytes) -> dict[str, list[Any]]:
             if kind == 3:
                 items = [n for item in items for n in ([item] if isinstance(item, int) else _varints(item))]
             if kind in (1, 3):
-                found[bytes(parts[1]).decode()] = items
-    return found
+                lists[bytes(parts[1]).decode()] = items
+    return lists
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:

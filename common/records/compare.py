@@ -20,14 +20,14 @@ from common.records.page import refresh
 from common.runtime import atomic_write
 
 
-def circumstances(device: str, told: str, started: float) -> dict[str, Any]:
+def circumstances(device: str, command: str, started: float) -> dict[str, Any]:
     """Where and how a card was made: hardware, versions, command, seconds since ``started``."""
     import torch
 
     from common.runtime import hardware, pick_device
 
     facts = {"hardware": hardware(pick_device(device)), "torch": torch.__version__, "commit": commit()}
-    return {**facts, "command": told, "seconds": round(time.perf_counter() - started, 1)}
+    return {**facts, "command": command, "seconds": round(time.perf_counter() - started, 1)}
 
 
 def write(card: dict[str, Any], out: str) -> dict[str, Any]:
@@ -119,10 +119,12 @@ def _check_alike(first: str, a: Mapping[str, Any], label: str, b: Mapping[str, A
     if a["kind"] != b["kind"]:
         raise ValueError(f"{first} is a card of {a['kind']}, {label} one of {b['kind']}: compare them separately")
     for place, name in _ALIKE[a["kind"]].items():
-        mine, theirs = _at(a, place), _at(b, place)
-        if mine != theirs:
-            told = f"{name} {_short(mine)} in {first}, {_short(theirs)} in {label}"
-            raise ValueError(f"numbers that cannot be compared: {told}; measure them alike, or compare separately")
+        x, y = _at(a, place), _at(b, place)
+        if x != y:
+            difference = f"{name} {_short(x)} in {first}, {_short(y)} in {label}"
+            raise ValueError(
+                f"numbers that cannot be compared: {difference}; measure them alike, or compare separately"
+            )
 
 
 def _at(card: Mapping[str, Any], place: str, default: Any = None) -> Any:

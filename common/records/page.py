@@ -174,9 +174,9 @@ def _speed(rows: Sequence[Mapping[str, Any]], cards: Mapping[str, Mapping[str, A
         return ""
     hours = max((row.get("seconds") or 0) for row in rows) / 3600
     where = {str(c["hardware"]): c.get("processes", 1) for c in cards.values() if "hours" in c and c.get("hardware")}
-    told = "".join(f"; {escape(name)}, {count} process(es)" for name, count in where.items())
+    machines = "".join(f"; {escape(name)}, {count} process(es)" for name, count in where.items())
     windows = f"(median of {len(speeds)} windows)"
-    return f"<p>{speeds[len(speeds) // 2]:.4g} images/s {windows}, {hours:.3g} hours in all{told}</p>"
+    return f"<p>{speeds[len(speeds) // 2]:.4g} images/s {windows}, {hours:.3g} hours in all{machines}</p>"
 
 
 def _quality(results: Sequence[Mapping[str, Any]]) -> str:

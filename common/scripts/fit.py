@@ -42,10 +42,10 @@ def fit_main(folder: Folder, description: str, argv: list[str] | None = None) ->
     results = []
     for n in config.n_steps:
         with tqdm(total=(8 + config.search) * n, desc=f"{n} steps", unit="evaluation", dynamic_ncols=True) as bar:
-            found = fitted.fit_sampler(velocity_for, teacher, n, config.search, bar.update)
+            fit = fitted.fit_sampler(velocity_for, teacher, n, config.search, bar.update)
         facts = {
-            **found.facts,
-            "rms": error(found, found.times),
+            **fit.facts,
+            "rms": error(fit, fit.times),
             "rms_euler": error("euler", replace(sampler, n_steps=n).times()),
             "n_noises": config.n_noises,
             "n_test": config.n_test,
@@ -58,6 +58,6 @@ def fit_main(folder: Folder, description: str, argv: list[str] | None = None) ->
         print(f"{n} steps: RMS to the fine end {facts['rms']:.4f} on {config.n_test} other noises; ", end="")
         print(f"Euler {facts['rms_euler']:.4f}")
         if weights is not None and not (config.smoke and not config.weights):
-            path = fitted.keep_fitted(weights, found, config.cfg, facts, sampler.landing)
+            path = fitted.keep_fitted(weights, fit, config.cfg, facts, sampler.landing)
             print(f"kept in {path}: use it with --solver fitted --n_steps {n}")
     return results

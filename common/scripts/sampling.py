@@ -103,12 +103,12 @@ def resolved(sampler: Sampler, config: SampleConfig, weights: Path | None) -> Sa
             raise ValueError(f"--solver fitted brings its own times: leave --grid {config.grid} out")
         if weights is None:
             raise ValueError("--solver fitted needs weights that a sampler was fitted to: give --weights")
-        found = fitted.find_fitted(weights, config.n_steps, config.cfg, sampler.landing)
-        return replace(sampler, solver="fitted", grid="fitted", fitted=found)
+        plan = fitted.find_fitted(weights, config.n_steps, config.cfg, sampler.landing)
+        return replace(sampler, solver="fitted", grid="fitted", fitted=plan)
     if config.solver == "auto" and config.grid == "auto" and weights is not None:
         try:
-            if found := fitted.fitted_for(weights, config.n_steps, config.cfg, sampler.landing):
-                return replace(sampler, solver="fitted", grid="fitted", fitted=found)
+            if plan := fitted.fitted_for(weights, config.n_steps, config.cfg, sampler.landing):
+                return replace(sampler, solver="fitted", grid="fitted", fitted=plan)
         except ValueError as error:
             print(f"note: {error}")
     usual = "flowmap" if method_of(sampler.method).times else SOLVER

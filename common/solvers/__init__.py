@@ -108,6 +108,8 @@ def integrate(
     solver = method if callable(method) else SOLVERS.get(method)
     if solver is None:
         raise ValueError(f"unknown solver {method!r}: use one of {', '.join([*SOLVERS, 'dopri5', 'torchdyn'])}")
+    # A solver is a generator over nodes t_0, ..., t_n that yields x(t_1), ..., x(t_n): whoever wants the end only keeps
+    # one state in memory, whoever wants the path keeps all. Times are plain numbers, so that no step waits for a GPU.
     nodes, x, f = nodes_of(times), _state(x), _at(velocity)
     if final_euler and method in ONE_STEP and math.isclose(nodes[-1], 1.0, abs_tol=1e-6):
         return _collect(x, _then_euler(solver, f, x, nodes), trajectory)

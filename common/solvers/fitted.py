@@ -61,10 +61,10 @@ class FittedSampler:
         """As the solvers of common.solvers: ``integrate(velocity, x, sampler.times, sampler)``."""
         if len(nodes) != len(self.times) or any(abs(a - b) > 1e-6 for a, b in zip(nodes, self.times)):
             raise ValueError(f"this sampler was fitted for its own {self.n_steps} steps: give it its own times")
-        columns = [x]
+        columns = [x]  # x_0, v_0, ..., v_i: all that the step may combine, (B, ...) each
         for t, row in zip(nodes, self.weights):
-            columns.append(f(x, t))
-            x = _combination(row, columns)
+            columns.append(f(x, t))  # the one evaluation of the step
+            x = _combination(row, columns)  # from x_0, not from x_i: what was missed before can be made up for
             yield x
 
 
@@ -117,17 +117,17 @@ def teach(
         times = [*(landing * time_grid(n_steps - 1, "uniform", torch.float64) ** 1.25).tolist(), 1.0]
     else:
         times = (time_grid(n_steps, "uniform", torch.float64) ** 1.25).tolist()
-    velocity, met = velocity_for(times[-2]), []
+    velocity, velocities = velocity_for(times[-2]), []
 
     def record(x: Tensor, t: Tensor) -> Tensor:
-        met.append(velocity(x, t))
+        velocities.append(velocity(x, t))
         on_progress(1)
-        return met[-1]
+        return velocities[-1]
 
     # The last step is Euler's, so that a velocity with a landing (see velocity_for) lands.
     states = integrate(record, x0, times[:-1], "ab4", trajectory=True)
     end = integrate(record, states[-1], times[-2:], "euler")
-    return Teacher(times, torch.cat([states, end[None]]), torch.stack(met))
+    return Teacher(times, torch.cat([states, end[None]]), torch.stack(velocities))
 
 
 # ------------------------------------------------------------------------------------------------------------- fitting
@@ -142,6 +142,7 @@ def fit_weights(velocity: Velocity, teacher: Teacher, times: Sequence[float]) ->
         raise ValueError(f"times go from {nodes[0]:g} to {nodes[-1]:g}, the teacher's not: use the same ends")
     columns, weights = [x], []
     for i, t in enumerate(nodes[:-1]):
+        # where the fitted sampler itself is, not on the teacher's path: it will meet its own errors when it samples
         columns.append(velocity(x, x.new_full((len(x),), t)).to(x.dtype))
         row, x = _fit_step(columns, teacher.at(nodes[i + 1]), _adams_row(nodes, i, 2))
         weights.append(row)
@@ -166,6 +167,7 @@ def _fit_step(columns: list[Tensor], target: Tensor, prior: list[float]) -> tupl
         a = torch.stack([c[part].reshape(-1).cpu() for c in (*columns, target)]).double()
         gram += a[:k] @ a.T
     base = torch.tensor(prior, dtype=torch.float64)
+    # min |A w - y|^2 / n + ridge |w - prior|^2; with w = prior + d: (A'A / n + ridge) d = A'(y - A prior) / n
     matrix, right = gram[:, :k] / n, gram[:, k] / n
     ridge = RIDGE * matrix.diagonal().mean() * torch.eye(k, dtype=torch.float64)
     row = (base + torch.linalg.solve(matrix + ridge, right - matrix @ base)).tolist()
@@ -212,28 +214,30 @@ def fit_sampler(
     if n_steps < len(teacher.times):
         for cost in ("euler", "straightness"):
             candidates[cost] = adaptive_grid(teacher.states, teacher.times, n_steps, cost).tolist()
-    tried: list[tuple[float, FittedSampler]] = []
+    trials: list[tuple[float, FittedSampler]] = []  # every sampler with its error: the best of all is returned
 
     def attempt(times: Sequence[float]) -> float:
         sampler, error = fit_weights(velocity_for(times[-2]), teacher, times)
-        tried.append((error, sampler))
+        trials.append((error, sampler))
         on_progress(n_steps)
         return error
 
     for times in candidates.values():
         attempt(times)
     if search > 0 and n_steps > 1:
-        start = _log_ratios(min(tried, key=lambda pair: pair[0])[1].times)
+        # Logarithms of ratios are free numbers: any vector gives ascending times from 0 to 1.
+        start = _log_ratios(min(trials, key=lambda pair: pair[0])[1].times)
         size = len(start)
         simplex = torch.tensor(start, dtype=torch.float64) + 0.35 * torch.eye(size + 1, size, dtype=torch.float64)
         options = {"maxfev": search, "initial_simplex": simplex.numpy(), "xatol": 1e-3, "fatol": 0, "adaptive": True}
         minimize(lambda z: attempt(_from_log_ratios(z)), start, method="Nelder-Mead", options=options)
-    for times in (candidates["uniform"], min(tried, key=lambda pair: pair[0])[1].times):
+    # Least squares are greedy, step by step, and can end worse than plain weights on the same times.
+    for times in (candidates["uniform"], min(trials, key=lambda pair: pair[0])[1].times):
         for plain in (adams_sampler(times, 1), adams_sampler(times, 2)):
             x = integrate(velocity_for(times[-2]), teacher.states[0], times, plain)
-            tried.append((rms(x, teacher.states[-1]), plain))
+            trials.append((rms(x, teacher.states[-1]), plain))
             on_progress(n_steps)
-    error, sampler = min(tried, key=lambda pair: pair[0])
+    error, sampler = min(trials, key=lambda pair: pair[0])
     return FittedSampler(sampler.times, sampler.weights, {"rms_fit": error})
 
 
@@ -267,15 +271,15 @@ def read_samplers(weights: Path) -> dict[str, list[dict[str, Any]]]:
     if not path.exists():
         return {kind: [] for kind in KINDS}
     try:
-        found = json.loads(path.read_text())
-        known, entries = found["weights_sha256"], {kind: list(found[kind]) for kind in KINDS}
+        content = json.loads(path.read_text())
+        owner, entries = content["weights_sha256"], {kind: list(content[kind]) for kind in KINDS}
         for e in entries["adaptive"] + entries["fitted"]:
             _ = nodes_of(e["times"]), _key(e)
         for e in entries["fitted"]:
             _sampler_of(e)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}): remove it and fit the samplers again") from error
-    if known != file_hash(weights):
+    if owner != file_hash(weights):
         raise ValueError(
             f"{path} was fitted to other weights than {weights.name}: remove it and fit the samplers again"
         )
@@ -293,14 +297,14 @@ def _sampler_of(entry: dict[str, Any]) -> FittedSampler:
 
 def keep(weights: Path, kind: str, entries: Sequence[dict[str, Any]]) -> Path:
     """Add entries to the "adaptive" or "fitted" part of a weights file's samplers; those like them are replaced."""
-    found = read_samplers(weights)
-    kept = {_key(e): e for e in [*found[kind], *entries]}
-    found[kind] = [kept[key] for key in sorted(kept)]
+    lists = read_samplers(weights)
+    by_key = {_key(e): e for e in [*lists[kind], *entries]}
+    lists[kind] = [by_key[key] for key in sorted(by_key)]
     with atomic_write(samplers_path(weights)) as path:
         # one entry a line: a long file of numbers is still readable, and its differences are
-        parts = {k: "[\n  " + ",\n  ".join(map(json.dumps, found[k])) + "\n ]" if found[k] else "[]" for k in KINDS}
-        lists = ",\n".join(f' "{k}": {parts[k]}' for k in KINDS)
-        path.write_text(f'{{\n "weights_sha256": "{file_hash(weights)}",\n{lists}\n}}\n')
+        parts = {k: "[\n  " + ",\n  ".join(map(json.dumps, lists[k])) + "\n ]" if lists[k] else "[]" for k in KINDS}
+        body = ",\n".join(f' "{k}": {parts[k]}' for k in KINDS)
+        path.write_text(f'{{\n "weights_sha256": "{file_hash(weights)}",\n{body}\n}}\n')
     return samplers_path(weights)
 
 
@@ -320,14 +324,14 @@ def fitted_for(weights: Path, n_steps: int, cfg: float, landing: float = 1.0) ->
 
 def find_fitted(weights: Path, n_steps: int, cfg: float, landing: float = 1.0) -> FittedSampler:
     """As :func:`fitted_for`, but ValueError when there is none: which there are, and how to fit one."""
-    if found := fitted_for(weights, n_steps, cfg, landing):
-        return found
+    if sampler := fitted_for(weights, n_steps, cfg, landing):
+        return sampler
 
     def named(n: int, cfg: float, landing: float) -> str:
         return f"{n}" + ("" if cfg == 1 else f" --cfg {cfg:g}") + ("" if landing == 1 else f" --landing {landing:g}")
 
-    there = ", ".join(named(e["n_steps"], e["cfg"], e["landing"]) for e in read_samplers(weights)["fitted"]) or "none"
+    names = ", ".join(named(e["n_steps"], e["cfg"], e["landing"]) for e in read_samplers(weights)["fitted"]) or "none"
     raise ValueError(
-        f"no sampler was fitted to {weights.name} for --n_steps {named(n_steps, cfg, landing)}; there are: {there}; "
+        f"no sampler was fitted to {weights.name} for --n_steps {named(n_steps, cfg, landing)}; there are: {names}; "
         f"fit one with fit_sampler.py --n_steps {named(n_steps, cfg, landing)}"
     )

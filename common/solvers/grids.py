@@ -107,9 +107,9 @@ def segment_costs(trajectory: Tensor, times: Times, kind: str = "euler") -> np.n
         chord = gram[:, 1:] - gram[:, :-1]  # <x_j, d_i>, (T + 1, T)
         along = chord.T - chord[np.arange(len(step)), np.arange(len(step))][:, None]
         ratio = span[:-1] / step[:, None]
-        missed = apart[:-1] - 2 * ratio * along + ratio**2 * length[:, None]
+        miss = apart[:-1] - 2 * ratio * along + ratio**2 * length[:, None]
         cost = np.full_like(apart, np.inf)
-        cost[:-1] = np.sqrt(np.maximum(missed, 0) / (batch * trajectory[0, 0].numel()))
+        cost[:-1] = np.sqrt(np.maximum(miss, 0) / (batch * trajectory[0, 0].numel()))
     cost = np.maximum(cost, 0)
     cost[np.tril_indices_from(cost)] = np.inf
     return cost

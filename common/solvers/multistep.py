@@ -89,8 +89,7 @@ def dpmpp3m(f: Slope, x: Tensor, nodes: Sequence[float]) -> Iterator[Tensor]:
     Source: Lu et al. 2211.01095, appendix.
     """
     past: list[tuple[float, Tensor]] = []  # (lambda, D) of finite lambda, latest first
-    left = _steps_left(nodes)
-    for (t, s), remaining in zip(pairwise(nodes), left, strict=True):
+    for (t, s), remaining in zip(pairwise(nodes), _steps_left(nodes), strict=True):
         v = f(x, t)
         d, start, h = x + (1 - t) * v, log_snr(t), log_snr(s) - log_snr(t)
         x = x.add(v, alpha=s - t)
