@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from common.series import by_lead, crps, crps_gaussian, mse_of_mean, rank_histogram, spread_skill_ratio, weighted_mean
+from sst.scores import by_lead, crps, crps_gaussian, mse_of_mean, rank_histogram, spread_skill_ratio, weighted_mean
 
 if TYPE_CHECKING:
     from sst.forecast import Ensemble, World

@@ -19,7 +19,6 @@ from common import checkpoint
 from common.cli import validate
 from common.methods import method_of
 from common.runtime import generator
-from common.series import crps_gaussian, spread_skill_ratio
 from sst import climate as C
 from sst import config as O
 from sst import data as D
@@ -28,6 +27,7 @@ from sst import forecast as P
 from sst import maps, skill
 from sst import sst_pipeline as pipeline
 from sst import synthetic as S
+from sst.scores import crps_gaussian, spread_skill_ratio
 from tiny import ALONE, ROOT
 
 SST = ROOT / "sst"
