@@ -1,4 +1,4 @@
-"""Flows in the plane: the network, the pairs of reflow, paths by any solver, the density."""
+"""Flows in the plane: the network, the pairs of reflow, paths by any solver, the density and its picture."""
 
 from __future__ import annotations
 
@@ -116,3 +116,24 @@ def log_density(velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, times: 
         end = solvers.integrate(slope, torch.cat([x, x.new_zeros(len(x), 1)], dim=1), times.flip(0), solver)
     x0, change = end[:, :-1], end[:, -1]
     return change - x0.square().sum(1) / 2 - x0.shape[1] / 2 * math.log(2 * math.pi)
+
+
+def image(axis: Any, density: Tensor, limit: float) -> None:
+    """A density on [-limit, limit]^2 as a picture: (rows of y ascending, columns of x ascending)."""
+    axis.imshow(density.detach().cpu().numpy(), extent=(-limit, limit) * 2, origin="lower", cmap="magma")
+
+
+def histogram(x: Tensor, limit: float, bins: int) -> Tensor:
+    """The density of points (N, 2) on [-limit, limit]^2, (bins, bins), rows of y; what lies outside is left out."""
+    cell = 2 * limit / bins
+    inside = x[(x.abs() < limit).all(1)]
+    column, row = ((inside + limit) / cell).long().clamp(max=bins - 1).T
+    counts = torch.bincount(row * bins + column, minlength=bins**2)
+    return counts.reshape(bins, bins) / (len(x) * cell**2)
+
+
+def mesh(limit: float, bins: int) -> Tensor:
+    """Centres of the cells of :func:`histogram`, (bins^2, 2); values at them reshape to (bins, bins), rows of y."""
+    centres = (torch.arange(bins) + 0.5) * (2 * limit / bins) - limit
+    y, x = torch.meshgrid(centres, centres, indexing="ij")
+    return torch.stack([x.flatten(), y.flatten()], dim=1)

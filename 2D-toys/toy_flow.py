@@ -194,9 +194,10 @@ def draw(
 ) -> None:
     """Source, paths, samples beside the target, and the density that the flow gives."""
     from common import plots
+    from plane import image
 
     limit = plots.limit_of(states[0], target)
-    title, image = density(net, options, solver, limit)
+    title, values = density(net, options, solver, limit)
     titles = [
         f"source: {options.source}",
         f"{options.method}, {solver}: {facts['nfe']} evaluations",
@@ -209,24 +210,24 @@ def draw(
     plots.paths(axes[1], states)
     plots.points(axes[2], states[-1])
     plots.points(axes[3], target, plots.TARGET)
-    plots.image(axes[4], image, limit)
+    image(axes[4], values, limit)
     plots.save(figure, picture, dpi=120, crop=False)
 
 
 def density(net: MLP, options: Options, solver: str, limit: float, bins: int = 100) -> tuple[str, Tensor]:
     """A title and a picture of the density at t = 1: the ODE's where the source's is known, else 50,000 samples'."""
-    from common import generate, plots, toys
+    from common import generate, toys
     from common.solvers import time_grid
-    from plane import flow_of, log_density, sample_paths
+    from plane import flow_of, histogram, log_density, mesh, sample_paths
 
     if options.source == "gaussian" and options.method != "idff" and solver != "euler_maruyama":
         velocity = generate.velocity_of(net, flow_of(options.method))
-        exact = log_density(velocity, plots.mesh(limit, bins), time_grid(10)).exp()
+        exact = log_density(velocity, mesh(limit, bins), time_grid(10)).exp()
         return "density of the ODE", exact.reshape(bins, bins)
     x0 = toys.sample(options.source, 50_000, generator(options.seed, "density"))
     times = time_grid(options.n_steps, options.grid)
     end = sample_paths(net, options.method, x0, times, solver, options.sigma, options.seed)[0][-1]
-    return "density of 50,000 samples", plots.histogram(end, limit, bins)
+    return "density of 50,000 samples", histogram(end, limit, bins)
 
 
 # ---- files

@@ -6,6 +6,7 @@ python assets/make_figures.py
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,7 @@ def main() -> None:
     """MNIST grid; CIFAR-10 at several NFE; few evaluations and solvers side by side on the same noises; losses."""
     options = cli.parse(Options, description=__doc__)
     from common.images import grid, save_png
-    from common.plots import image_grids, image_rows, loss_curves
+    from common.plots import image_rows
     from common.runtime import JsonLines
 
     def draw(folder: Folder, count: int, title: str, **how: Any) -> tuple[str, Tensor]:
@@ -74,6 +75,48 @@ def main() -> None:
     logs = {name: (folder.here / folder.weights).with_name("metrics.jsonl") for name, folder in runs.items()}
     loss_curves({name: JsonLines(log).read() for name, log in logs.items()}, HERE / "losses.png")
     print(f"pictures: {HERE}")
+
+
+def image_grids(grids: Mapping[str, Tensor], path: Path) -> None:
+    """Titled grids side by side, for example the same noises at several NFE.
+
+    Args:
+        grids: title -> images in [-1, 1], shape (B, C, H, W).
+    """
+    from common.images import grid
+    from common.plots import pyplot, save
+
+    figure, axes = pyplot().subplots(1, len(grids), figsize=(3 * len(grids), 3.3), squeeze=False)
+    for axis, (title, images) in zip(axes[0], grids.items()):
+        axis.imshow(grid(images, n_columns=8).numpy(), interpolation="nearest", cmap="gray")
+        axis.set_title(title, fontsize=9)
+        axis.axis("off")
+    save(figure, path)
+
+
+def loss_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """Training and validation loss against images seen.
+
+    Args:
+        runs: label -> rows of a run's metrics.jsonl.
+        path: picture to write.
+    """
+    from common.plots import pyplot, save
+
+    figure, axis = pyplot().subplots(figsize=(5, 3))
+    for label, rows in runs.items():
+        steps = {row["step"]: row["images_seen"] for row in rows if "images_seen" in row}
+        train = [(row["images_seen"], row["loss"]) for row in rows if row.get("loss") is not None]
+        held_out = [(steps[row["step"]], row["val_loss"]) for row in rows if "val_loss" in row and row["step"] in steps]
+        (line,) = axis.plot(*zip(*train), lw=0.8, label=label)
+        if held_out:
+            axis.plot(*zip(*held_out), "o", ms=3, color=line.get_color(), label=f"{label}, held out (EMA)")
+    axis.set_xlabel("images seen")
+    axis.set_ylabel("loss")
+    axis.set_xscale("log")
+    axis.legend(frameon=False, fontsize=8)
+    axis.grid(alpha=0.3)
+    save(figure, path)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 SOURCE, TARGET, MADE, PATH = "#d1495b", "#8d99a6", "#1f6f8b", "#2b2d42"  # colours of points and of paths
@@ -44,19 +43,18 @@ def save(figure: Any, path: str | Path, dpi: int = 150, crop: bool = True) -> No
         plt.close(figure)
 
 
-def image_rows(rows: Mapping[str, Tensor], path: str | Path, scale: float = 0.6) -> None:
+def image_rows(rows: Mapping[str, Tensor], path: str | Path) -> None:
     """One labelled row of images for each entry, for example one solver a row on the same noises.
 
     Args:
         rows: label -> images in [-1, 1], shape (B, C, H, W), the same B in each.
         path: picture to write.
-        scale: inches of one image.
     """
     from common.images import grid
 
     plt = pyplot()
     count = len(next(iter(rows.values())))
-    figure, axes = plt.subplots(len(rows), 1, figsize=(scale * count, scale * len(rows)), squeeze=False)
+    figure, axes = plt.subplots(len(rows), 1, figsize=(0.6 * count, 0.6 * len(rows)), squeeze=False)
     for axis, (label, images) in zip(axes[:, 0], rows.items()):
         axis.imshow(grid(images, n_columns=count).numpy(), interpolation="nearest", cmap="gray")
         axis.set_xticks([])
@@ -65,49 +63,6 @@ def image_rows(rows: Mapping[str, Tensor], path: str | Path, scale: float = 0.6)
         for side in axis.spines.values():
             side.set_visible(False)
     figure.subplots_adjust(hspace=0.03)
-    save(figure, path)
-
-
-def image_grids(grids: Mapping[str, Tensor], path: str | Path, columns: int = 8, scale: float = 3.0) -> None:
-    """Titled grids side by side, for example the same noises at several NFE.
-
-    Args:
-        grids: title -> images in [-1, 1], shape (B, C, H, W).
-        columns: images of one row inside a grid.
-        scale: inches of one grid.
-    """
-    from common.images import grid
-
-    plt = pyplot()
-    figure, axes = plt.subplots(1, len(grids), figsize=(scale * len(grids), scale + 0.3), squeeze=False)
-    for axis, (title, images) in zip(axes[0], grids.items()):
-        axis.imshow(grid(images, n_columns=columns).numpy(), interpolation="nearest", cmap="gray")
-        axis.set_title(title, fontsize=9)
-        axis.axis("off")
-    save(figure, path)
-
-
-def loss_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path) -> None:
-    """Training and validation loss against images seen.
-
-    Args:
-        runs: label -> rows of a run's metrics.jsonl.
-        path: picture to write.
-    """
-    plt = pyplot()
-    figure, axis = plt.subplots(figsize=(5, 3))
-    for label, rows in runs.items():
-        steps = {row["step"]: row["images_seen"] for row in rows if "images_seen" in row}
-        train = [(row["images_seen"], row["loss"]) for row in rows if row.get("loss") is not None]
-        held_out = [(steps[row["step"]], row["val_loss"]) for row in rows if "val_loss" in row and row["step"] in steps]
-        (line,) = axis.plot(*zip(*train), lw=0.8, label=label)
-        if held_out:
-            axis.plot(*zip(*held_out), "o", ms=3, color=line.get_color(), label=f"{label}, held out (EMA)")
-    axis.set_xlabel("images seen")
-    axis.set_ylabel("loss")
-    axis.set_xscale("log")
-    axis.legend(frameon=False, fontsize=8)
-    axis.grid(alpha=0.3)
     save(figure, path)
 
 
@@ -206,24 +161,3 @@ def paths(axis: Any, trajectory: Tensor, n_paths: int = 128, alpha: float = 0.35
     axis.add_collection(lines)
     points(axis, shown[0], SOURCE, size=5.0, alpha=0.9)
     points(axis, shown[-1], MADE, size=5.0, alpha=0.9)
-
-
-def image(axis: Any, density: Tensor, limit: float) -> None:
-    """A density on [-limit, limit]^2 as a picture: (rows of y ascending, columns of x ascending)."""
-    axis.imshow(density.detach().cpu().numpy(), extent=(-limit, limit) * 2, origin="lower", cmap="magma")
-
-
-def histogram(x: Tensor, limit: float, bins: int = 100) -> Tensor:
-    """The density of points (N, 2) on [-limit, limit]^2, (bins, bins), rows of y; what lies outside is left out."""
-    cell = 2 * limit / bins
-    inside = x[(x.abs() < limit).all(1)]
-    column, row = ((inside + limit) / cell).long().clamp(max=bins - 1).T
-    counts = torch.bincount(row * bins + column, minlength=bins**2)
-    return counts.reshape(bins, bins) / (len(x) * cell**2)
-
-
-def mesh(limit: float, bins: int = 100) -> Tensor:
-    """Centres of the cells of :func:`histogram`, (bins^2, 2); values at them reshape to (bins, bins), rows of y."""
-    centres = (torch.arange(bins) + 0.5) * (2 * limit / bins) - limit
-    y, x = torch.meshgrid(centres, centres, indexing="ij")
-    return torch.stack([x.flatten(), y.flatten()], dim=1)

@@ -141,12 +141,12 @@ def test_a_short_training_comes_near_the_floor():
 
 
 def test_histogram_and_mesh_describe_the_same_cells():
-    mesh = plots.mesh(2.0, 4)
-    assert mesh[:4].tolist() == [[-1.5, -1.5], [-0.5, -1.5], [0.5, -1.5], [1.5, -1.5]]
+    cells = plane.mesh(2.0, 4)
+    assert cells[:4].tolist() == [[-1.5, -1.5], [-0.5, -1.5], [0.5, -1.5], [1.5, -1.5]]
     weights = torch.arange(16)
-    density = plots.histogram(mesh.repeat_interleave(weights, 0), 2.0, 4)
+    density = plane.histogram(cells.repeat_interleave(weights, 0), 2.0, 4)
     assert torch.allclose(density.flatten(), weights / 120)  # cells of area 1
-    half = plots.histogram(torch.tensor([[0.1, 0.1], [9.0, 0.0]]), 2.0, 4)
+    half = plane.histogram(torch.tensor([[0.1, 0.1], [9.0, 0.0]]), 2.0, 4)
     assert half.sum() == 0.5 and half[2, 2] == 0.5
 
 
@@ -156,7 +156,7 @@ def test_a_figure_has_an_axis_a_title_and_is_a_picture(tmp_path):
     x = torch.randn(5, 40, 2, generator=generator(0))
     plots.points(axes[0], x[0])
     plots.paths(axes[1], x, n_paths=7)
-    plots.image(axes[2], plots.histogram(x[0], 3.0, 10), 3.0)
+    plane.image(axes[2], plane.histogram(x[0], 3.0, 10), 3.0)
     (lines,) = [c for c in axes[1].collections if hasattr(c, "get_segments")]
     assert len(lines.get_segments()) == 7 and lines.get_segments()[3].shape == (5, 2)
     plots.save(figure, tmp_path / "figure.png", dpi=50, crop=False)
