@@ -151,7 +151,7 @@ def ours(weights: Path, options: Options) -> Pipeline:
 
     def pipeline(files: Sequence[Path]) -> tuple[Any, Any]:
         folder, names = files[0].parent, [file.name for file in files]
-        source = named_source(folder, names, "train", "folder", lambda kept: lambda k: load(folder / kept[k]))
+        source = named_source(folder, names, "train", "folder", lambda name: (folder / name).read_bytes())
         images = feature_sets.ImageSet(source, 0, source.load(0).width)
         found = feature_sets.collect(images.batches(options.batch_size), net, total=len(files))
         return found.mean, found.cov

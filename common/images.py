@@ -7,10 +7,10 @@ image)`` and ``finish()``, may be filled by several processes or machines, and s
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 import re
+import shutil
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.runtime import atomic_write, read_json, write_json
+from common.runtime import atomic_write, check_same, read_json, write_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -91,27 +91,22 @@ def grid(x: Tensor, n_columns: int | None = None, padding: int = 2) -> Tensor:
 
 
 def save_png(path: str | Path, image: Tensor | np.ndarray, sync: bool = True) -> None:
-    """Writes a PNG file whole or not at all: uint8 (H,W,C), or images (B,C,H,W) as a grid. Makes the folder.
+    """Writes a PNG file whole or not at all. Makes the folder.
 
     Args:
         path: File to write.
-        image: Its pixels.
+        image: Its pixels, (H,W,1 or 3) uint8; see :func:`grid`.
         sync: Wait until the disk has it (milliseconds).
     """
-    if isinstance(image, Tensor):
-        image = (grid(image) if image.ndim == 4 else image).cpu().numpy()
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
-        raise ValueError(f"save_png takes uint8 (H,W,1 or 3) or (B,C,H,W), not {image.dtype} {image.shape}")
-    with atomic_write(path, sync=sync) as temporary:
-        temporary.write_bytes(_png(image))
-
-
-def _png(image: np.ndarray) -> bytes:
     from PIL import Image
 
+    pixels = np.ascontiguousarray(image.cpu().numpy() if isinstance(image, Tensor) else image)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
+        raise ValueError(f"save_png takes uint8 (H,W,1 or 3), not {pixels.dtype} {pixels.shape}")
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image[..., 0] if image.shape[2] == 1 else image)).save(buffer, "PNG")
-    return buffer.getvalue()
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(buffer, "PNG")
+    with atomic_write(path, sync=sync) as temporary:
+        temporary.write_bytes(buffer.getvalue())
 
 
 # ---- sets of images on disk
@@ -158,20 +153,12 @@ def add_counted(path: str | Path, **counted: float) -> None:
 
 def _check_fingerprint(file: Path, fingerprint: dict[str, Any], path: Path, begun: bool = False) -> None:
     """Writes the fingerprint of a new set; refuses a set that was begun with another one."""
-    new = json.loads(json.dumps(fingerprint))
     advice = "give another --save_dir, or delete that one"
     if not file.exists():
         if begun or path.is_file():
             raise ValueError(f"{path} holds images of unknown origin (no {file.name} in it); {advice}")
-        write_json(file, new)
-    try:
-        old = dict(json.loads(file.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file} is damaged ({error}); {advice}") from error
-    keys = [key for key in sorted({*new, *old} - {*COUNTED}) if new.get(key) != old.get(key)]
-    if keys:
-        differences = ", ".join(f"{key} {old.get(key)} there and {new.get(key)} now" for key in keys)
-        raise ValueError(f"{path} was begun with other settings: {differences}; {advice}")
+        write_json(file, fingerprint)
+    check_same(path, read_json(file), fingerprint, advice, COUNTED)
 
 
 class PngFolder:
@@ -188,6 +175,10 @@ class PngFolder:
         entries = (entry for entry in os.scandir(self.path) if re.fullmatch(r"\d{6,}\.png", entry.name))
         return {int(entry.name[:-4]) for entry in entries if entry.stat().st_size}
 
+    def file(self, index: int) -> Path:
+        """Where an image goes."""
+        return self.path / f"{index:06d}.png"
+
     def missing(self, start: int, stop: int) -> list[int]:
         """Indices from start to stop - 1 that are still to be made."""
         present = self.present()
@@ -195,7 +186,7 @@ class PngFolder:
 
     def write(self, index: int, image: Tensor | np.ndarray) -> None:
         """Writes image ``index``, (C,H,W) uint8."""
-        save_png(self.path / f"{index:06d}.png", _chw(image).transpose(1, 2, 0), sync=False)
+        save_png(self.file(index), _chw(image).transpose(1, 2, 0), sync=False)
 
     def finish(self) -> bool:
         """Whether the set is complete; then what killed processes left behind is removed."""
@@ -206,102 +197,71 @@ class PngFolder:
         return True
 
 
-class NpzWriter:
-    """One .npz with ``arr_0`` (N,H,W,C) uint8, filled in any order, by several processes.
+class NpzWriter(PngFolder):
+    """One .npz with ``arr_0`` (N,H,W,C) uint8; until all images are there they lie in a folder NAME.part, as PNG files.
 
-    Until all rows are there they lie in NAME.part.npy, with a byte for each finished row in NAME.done. Rows are written
-    to the file rather than to a memory map of it: a full disk is then an error instead of a killed process.
-    Every process that opens the set puts the same bytes at the same places, so that no lock is needed.
+    Filled in any order, by several processes; whoever finds the last image there makes the .npz.
     """
 
     def __init__(self, path: str | Path, count: int, shape: tuple[int, int, int]):
+        self.npz, self.shape, self.count, self.path = Path(path), shape, count, Path(path).with_suffix(".part")
         channels, height, width = shape
-        self.path, self.count, self.shape = Path(path), count, (height, width, channels)
-        self.part, self.done = self.path.with_suffix(".part.npy"), self.path.with_suffix(".done")
-        self.row_bytes = channels * height * width
         self.header = _npy_header((count, height, width, channels))
-        if self.path.exists():
+        if self.npz.exists():
             self._check_finished()
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._prepare(self.part, self.header, len(self.header) + count * self.row_bytes)
-        self._prepare(self.done, b"", count)
-
-    def _prepare(self, file: Path, header: bytes, size: int) -> None:
-        """Makes a file of ``size`` (sparse) bytes, or checks that the one there is of that size and kind."""
-        file.open("ab").close()  # makes it and keeps what is in it
-        with file.open("r+b") as handle:
-            beginning = handle.read(len(header))
-            if os.fstat(handle.fileno()).st_size not in (0, size) or beginning.strip(b"\0") not in (b"", header):
-                raise ValueError(f"{file} belongs to another set of images; give another --save_dir, or delete it")
-            handle.truncate(size)
-            handle.seek(0)
-            handle.write(header)
+        else:
+            super().__init__(self.path, count)
 
     def _check_finished(self) -> None:
         """Raises when the finished file is missing or holds other images."""
         try:
-            with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
+            with zipfile.ZipFile(self.npz) as archive, archive.open("arr_0.npy") as file:
                 same = file.read(len(self.header)) == self.header
         except (KeyError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{self.path} is not a .npz of images ({error}); give another --save_dir") from error
+            raise ValueError(f"{self.npz} is not a .npz of images ({error}); give another --save_dir") from error
         if not same:
-            raise ValueError(f"{self.path} holds another number or size of images; give another --save_dir")
+            raise ValueError(f"{self.npz} holds another number or size of images; give another --save_dir")
 
     def missing(self, start: int, stop: int) -> list[int]:
         """Indices from start to stop - 1 that are still to be made."""
-        if self.path.exists():
-            return []
-        try:
-            marks = self.done.read_bytes()  # a byte an image, 0 until it is written
-        except FileNotFoundError:
-            self._check_finished()  # by another process, just now
-            return []
-        return [k for k in range(start, min(stop, self.count)) if not marks[k]]
+        return [] if self.npz.exists() else super().missing(start, min(stop, self.count))
 
     def write(self, index: int, image: Tensor | np.ndarray) -> None:
-        """Writes image ``index``, (C,H,W) uint8; its flag is set once its pixels are there."""
-        pixels = _chw(image).transpose(1, 2, 0)
-        if not 0 <= index < self.count or pixels.shape != self.shape:
-            raise ValueError(f"image {index} of shape {pixels.shape} does not go into {self.count} of {self.shape}")
-        try:
-            _write_at(self.part, pixels.tobytes(), len(self.header) + index * self.row_bytes)
-            _write_at(self.done, b"\x01", index)
-        except FileNotFoundError:
-            self._check_finished()  # another process has made them all
+        """Writes image ``index``, (C,H,W) uint8."""
+        if not 0 <= index < self.count or _chw(image).shape != self.shape:
+            raise ValueError(f"image {index} of shape {image.shape} does not go into {self.count} of {self.shape}")
+        if not self.npz.exists():
+            super().write(index, image)
 
     def finish(self) -> bool:
-        """Makes the .npz when all rows are there, whoever wrote them; returns whether the set is complete."""
-        if not self.path.exists():
-            if self.missing(0, self.count):
-                return False
+        """Makes the .npz when all images are there, whoever wrote them; returns whether the set is complete."""
+        if self.missing(0, self.count):
+            return False
+        if not self.npz.exists():
             self._assemble()
-        for file in (self.done, self.part):
-            file.unlink(missing_ok=True)
+        shutil.rmtree(self.path, ignore_errors=True)
         return True
 
     def _assemble(self) -> None:
+        """Copies image by image: the set need not fit in memory."""
         try:
-            rows = np.load(self.part, mmap_mode="r", allow_pickle=False)
+            with (
+                atomic_write(self.npz) as temporary,
+                zipfile.ZipFile(temporary, "w") as archive,
+                archive.open("arr_0.npy", "w", force_zip64=True) as file,
+            ):
+                file.write(self.header)
+                for index in range(self.count):
+                    file.write(decode(self.file(index).read_bytes()).tobytes())
         except FileNotFoundError:
-            return self._check_finished()  # another process was faster
-        with atomic_write(self.path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, arr_0=rows)  # stored, in blocks: no second copy in memory
+            self._check_finished()  # another process was faster
 
 
 def _npy_header(shape: tuple[int, ...]) -> bytes:
     """The header of a .npy file of uint8 in C order."""
     buffer = io.BytesIO()
-    descr = np.lib.format.dtype_to_descr(np.dtype(np.uint8))
-    np.lib.format.write_array_header_1_0(buffer, {"descr": descr, "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return buffer.getvalue()
-
-
-def _write_at(file: Path, data: bytes, offset: int) -> None:
-    """Writes bytes at a place of an existing file."""
-    with file.open("r+b") as handle:
-        handle.seek(offset)
-        handle.write(data)
 
 
 def _chw(image: Tensor | np.ndarray) -> np.ndarray:

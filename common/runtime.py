@@ -104,6 +104,10 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
+def silent(*_: object) -> None:
+    """Say nothing: for functions that take one to tell the user something."""
+
+
 # ---- device and seeds
 
 
@@ -366,6 +370,28 @@ def _is_disk_full(error: OSError | RuntimeError) -> bool:
     if isinstance(error, OSError):
         return error.errno in _DISK_FULL
     return "inline_container" in str(error) or "PytorchStreamWriter" in str(error)
+
+
+def check_same(
+    what: object, old: Mapping[str, Any], new: Mapping[str, Any], advice: str, free: Sequence[str] = ()
+) -> None:
+    """Refuse to use or to go on with what was made from other data or by other options.
+
+    Args:
+        what: Its name in the message.
+        old: What it says of itself: JSON-like values that its contents depend on.
+        new: What is asked for now.
+        advice: What to do about a difference.
+        free: Keys that may differ.
+
+    Raises:
+        ValueError: they differ, in one line that names the keys.
+    """
+    new, old = json.loads(json.dumps(new)), old if isinstance(old, Mapping) else {}
+    keys = [key for key in {**new, **old} if key not in free and new.get(key) != old.get(key)]
+    if keys:
+        differences = ", ".join(f"{key} {old.get(key)} there and {new.get(key)} now" for key in keys[:4])
+        raise ValueError(f"{what} was begun with other settings: {differences}; {advice}")
 
 
 def file_hash(path: str | os.PathLike[str]) -> str:

@@ -30,7 +30,7 @@ from common.generate import (
     slerp,
     velocity_of,
 )
-from common.images import save_png, to_uint8
+from common.images import grid, save_png
 from common.runtime import Processes, generator
 from common.scripts.gen import gen_main
 from common.scripts.grid import grid_main
@@ -495,7 +495,7 @@ def test_picture_of_an_inversion(tmp_path, capsys):
 
 
 def test_an_inversion_of_an_image_that_is_one_already_is_exact_to_the_solver(tmp_path, capsys):
-    save_png(tmp_path / "a.png", to_uint8(gaussian_images(1)))  # a grid of one: 8 + 2 lines, cropped and resized
+    save_png(tmp_path / "a.png", grid(gaussian_images(1)))  # a grid of one: 8 + 2 lines, cropped and resized
     draw(tmp_path, "--invert", tmp_path / "a.png", "--solver", "euler", "--n_steps", 2, config=TINY)
     rough = capsys.readouterr().out
     draw(tmp_path, "--invert", tmp_path / "a.png", "--solver", "heun", "--n_steps", 12, config=TINY)
@@ -505,7 +505,7 @@ def test_an_inversion_of_an_image_that_is_one_already_is_exact_to_the_solver(tmp
 
 def test_mistakes_with_inversions(tmp_path):
     (tmp_path / "text.png").write_text("no image")
-    save_png(tmp_path / "a.png", to_uint8(gaussian_images(1)))
+    save_png(tmp_path / "a.png", grid(gaussian_images(1)))
     for flags, match in (
         (("--invert", "gone.png"), "--invert gone.png: no such file; give an image"),
         (("--invert", tmp_path / "text.png"), "text.png: not an image that can be read"),

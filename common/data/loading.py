@@ -1,28 +1,28 @@
 """Images for training: one uint8 copy in memory (or decoded on the fly), and batches that are a function of the step.
 
-``load_images`` reads what ``common.data.opening`` opens into an :class:`ImageData`; :class:`StreamingImages` keeps the
-same source on disk. :class:`Batches` draws from either. Batch k depends on (seed, k) alone, so a resumed run needs
-no state of a loader, and several processes take their rows of the same global batch.
+:class:`StreamingImages` decodes what ``common.data.opening`` opens when asked for an image; ``load_images`` reads all
+into an :class:`ImageData`. :class:`Batches` draws from either. Batch k depends on (seed, k) alone, so a resumed run
+needs no state of a loader, and several processes take their rows of the same global batch.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from common.data.arrays import channels_first
 from common.data.opening import open_source
-from common.data.sources import Source
 from common.images import fit, from_uint8
-from common.runtime import generator
+from common.runtime import generator, silent
 
+CORRUPT_LIMIT = 10  # more unreadable images than this are an error
 _CHUNK = 256  # images that a thread takes at a time
 _BLOCK = 4  # of a batch: an image at a time costs 5% in the pool, more would leave threads idle at the end
 _SMALL = 64  # up to this side decoding is mostly Python, where a second thread costs more than it gives (measured)
@@ -62,22 +62,43 @@ class ImageData:
         return self.images[indices], None if self.labels is None else self.labels[indices]
 
 
-def load_images(
-    spec: str,
-    image_size: int,
-    channels: int,
-    root: str | Path | None = None,
-    split: str = "train",
-    labels: bool = True,
-    num_workers: int = 2,
-    limit: int | None = None,
-    corrupt_limit: int = 10,
-    progress: bool = True,
-) -> ImageData:
+@dataclass
+class Unreadable:
+    """The images that could not be read, by position; more than ``limit`` are a ValueError that lists them."""
+
+    limit: int
+    say: Callable[[str], None]
+    reasons: dict[int, str] = field(default_factory=dict)
+
+    def add(self, position: int, name: str, error: Exception) -> None:
+        """Notes an image, and says so once."""
+        if position in self.reasons:
+            return
+        reason = " ".join(str(error).split()) or type(error).__name__
+        self.reasons[position] = f"{name} ({reason[:80]})"
+        if len(self.reasons) > self.limit:
+            listed = "; ".join(self.reasons[key] for key in sorted(self.reasons)[:20])
+            raise ValueError(f"more than {self.limit} images cannot be read: {listed}")
+        self.say(f"skipped an image that cannot be read: {self.reasons[position]}")
+
+
+def load_images(spec: str, image_size: int, channels: int, **options: Any) -> ImageData:
     """Reads images into one uint8 tensor; threads decode straight into it, so no second copy is ever made.
 
+    Arguments and errors are those of :class:`StreamingImages`; an unreadable image is named and left out.
+
+    Raises:
+        ValueError: More than memory holds.
+    """
+    return StreamingImages(spec, image_size, channels, **options).resident()
+
+
+class StreamingImages:
+    """Images decoded when they are asked for; for sets that do not fit in memory.
+
     Images of another size are cropped to their centre square and resized (bicubic, antialiased); grey and colour
-    are converted. An unreadable image is named and left out.
+    are converted. An unreadable image is named and replaced by the next readable one, so that a batch stays a function
+    of its indices.
 
     Args:
         spec: ``torchvision:NAME``, a folder, .zip, .tar, LMDB, .npy or .npz; see ``common.data.opening.open_source``.
@@ -88,147 +109,11 @@ def load_images(
         labels: False drops the labels.
         num_workers: Decoding threads.
         limit: Takes this many images, evenly spread over the source (a prefix would hold the first classes only).
-        corrupt_limit: More unreadable images than this are an error.
         progress: Progress bar and lines of information; False is silent.
 
     Raises:
         FileNotFoundError: The path does not exist.
-        ValueError: No images, too many unreadable ones, or more than memory holds.
-    """
-    say = print if progress else _silent
-    source, chosen = _open(spec, image_size, channels, root, split, labels, limit, say)
-    if not fits_in_memory(len(chosen), channels, image_size, image_size):
-        size = len(chosen) * channels * image_size**2 / 2**30
-        raise ValueError(f"--data {spec}: {size:.1f} GiB of pixels do not fit in memory; give --resident stream")
-    images = _whole_array(source, image_size, channels) if len(chosen) == source.count else None
-    if images is None:
-        images, good = _decode_all(source, chosen, image_size, channels, num_workers, corrupt_limit, progress)
-        chosen = chosen[good]
-    label = None if source.labels is None else torch.from_numpy(source.labels[chosen])
-    return ImageData(images, label, source.class_names, source.where)
-
-
-def _silent(line: str) -> None:
-    pass
-
-
-def _open(spec, image_size, channels, root, split, labels, limit, say) -> tuple[Source, np.ndarray]:
-    """The source and the indices to take from it."""
-    if image_size < 1 or channels not in (1, 3):
-        raise ValueError(f"image_size {image_size}, channels {channels}: give a size >= 1 and 1 (grey) or 3 (colour)")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit {limit}: give 1 or more images")
-    source = open_source(spec, root, split, say)
-    if not labels:
-        source = replace(source, labels=None, class_names=())
-    count = source.count if limit is None else min(limit, source.count)
-    return source, np.arange(count) * source.count // count
-
-
-def _whole_array(source: Source, image_size: int, channels: int) -> Tensor | None:
-    """The pixels of an array source of the right shape, without decoding one by one; None when it is none."""
-    if source.rows is None or channels_first(source.rows[0:1], source.layout).shape[1:] != (
-        channels,
-        *[image_size] * 2,
-    ):
-        return None
-    if isinstance(source.rows, np.ndarray):  # torchvision's CIFAR-like sets are channels-first underneath: no copy
-        return torch.from_numpy(np.ascontiguousarray(channels_first(source.rows, source.layout)))
-    images = torch.empty(source.count, channels, image_size, image_size, dtype=torch.uint8)
-    for start in range(0, source.count, 4 * _CHUNK):
-        block = channels_first(source.rows[start : start + 4 * _CHUNK], source.layout)
-        images[start : start + len(block)] = torch.from_numpy(block)
-    return images
-
-
-@dataclass
-class Unreadable:
-    """The images that could not be read, by position; more than ``limit`` are a ValueError that lists them."""
-
-    limit: int
-    say: Callable[[str], None]
-    reasons: dict[int, str] = field(default_factory=dict)
-
-    def add(self, position: int, name: str, error: Exception) -> None:
-        """Notes an image, and says so."""
-        reason = " ".join(str(error).split()) or type(error).__name__
-        self.reasons[position] = f"{name} ({reason[:80]})"
-        if len(self.reasons) > self.limit:
-            listed = "; ".join(self.reasons[key] for key in sorted(self.reasons)[:20])
-            raise ValueError(f"more than {self.limit} images cannot be read: {listed}")
-        self.say(f"skipped an image that cannot be read: {self.reasons[position]}")
-
-
-def _decode_all(
-    source: Source, chosen: np.ndarray, size: int, channels: int, workers: int, corrupt_limit: int, progress: bool
-) -> tuple[Tensor, np.ndarray]:
-    """Images (M,C,S,S) uint8 and the positions in ``chosen`` that could be read."""
-    from tqdm import tqdm
-
-    images = torch.empty(len(chosen), channels, size, size, dtype=torch.uint8)
-    pixels, unreadable = images.numpy(), Unreadable(corrupt_limit, tqdm.write if progress else _silent)
-    first_size = _decode_one(source, 0, int(chosen[0]), pixels)[2]
-    if first_size is not None and max(first_size) <= _SMALL:
-        workers = 1
-
-    failed: list[int] = []  # by all threads: they stop by themselves, however late the main thread reads the results
-
-    def decode_chunk(start: int) -> list[tuple]:
-        rows = []
-        for position in range(start, min(start + _CHUNK, len(chosen))):
-            if len(failed) > corrupt_limit:
-                break
-            rows.append(_decode_one(source, position, int(chosen[position]), pixels))
-            if rows[-1][1] is not None:
-                failed.append(position)
-        return rows
-
-    resized, example = 0, ""
-    bar = tqdm(total=len(chosen), desc="reading images", unit="img", disable=None if progress else True)
-    with bar, ThreadPoolExecutor(max(1, workers)) as pool:
-        for chunk in pool.map(decode_chunk, range(0, len(chosen), _CHUNK)):  # in order
-            bar.update(len(chunk))
-            for position, error, old_size in chunk:
-                name = source.name(int(chosen[position]))
-                if error is not None:
-                    unreadable.add(position, name, error)
-                elif old_size != (size, size):
-                    example = example or f"{name} is {old_size[0]}x{old_size[1]}"
-                    resized += 1
-    if resized and progress:
-        print(f"resized {resized} of {len(chosen)} images to {size}x{size} ({example})")
-    good = _close_gaps(pixels, sorted(unreadable.reasons))
-    if not len(good):
-        raise ValueError(f"--data {source.where}: none of its {len(chosen)} images can be read")
-    return images[: len(good)], good
-
-
-def _decode_one(source: Source, position: int, index: int, out: np.ndarray) -> tuple:
-    """Decodes image ``index`` into ``out[position]``; (position, error or None, size before resizing)."""
-    try:
-        image = source.load(index)
-        out[position] = fit(image, out.shape[-1], out.shape[1])
-        return position, None, image.size
-    except MemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001  decoders raise anything on damaged bytes: SyntaxError, struct.error, ...
-        return position, error, None
-
-
-def _close_gaps(pixels: np.ndarray, broken: list[int]) -> np.ndarray:
-    """Moves the good rows together in place; returns their old positions."""
-    good = np.setdiff1d(np.arange(len(pixels)), broken)
-    for start in range(broken[0] if broken else len(good), len(good), _CHUNK):
-        rows = good[start : start + _CHUNK]
-        pixels[start : start + len(rows)] = pixels[rows]
-    return good
-
-
-class StreamingImages:
-    """Images decoded when they are asked for; for sets that do not fit in memory. Same source as ``load_images``.
-
-    An unreadable image is replaced by the next readable one, so that a batch stays a function of its indices;
-    more than ``corrupt_limit`` of them are a ValueError.
+        ValueError: No images, or more than ``CORRUPT_LIMIT`` unreadable ones.
     """
 
     def __init__(
@@ -241,14 +126,22 @@ class StreamingImages:
         labels: bool = True,
         num_workers: int = 2,
         limit: int | None = None,
-        corrupt_limit: int = 10,
         progress: bool = True,
     ):
-        say = print if progress else _silent
-        self._source, self._chosen = _open(spec, image_size, channels, root, split, labels, limit, say)
-        self._shape, self._unreadable = (channels, image_size, image_size), Unreadable(corrupt_limit, say)
-        self._pool = ThreadPoolExecutor(max(1, num_workers), thread_name_prefix="decode")
-        self.source, self.class_names = self._source.where, self._source.class_names
+        if image_size < 1 or channels not in (1, 3):
+            raise ValueError(
+                f"image_size {image_size}, channels {channels}: give a size >= 1 and 1 (grey) or 3 (colour)"
+            )
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit {limit}: give 1 or more images")
+        source = open_source(spec, root, split, print if progress else silent)
+        self._source = source if labels else replace(source, labels=None, class_names=())
+        count = source.count if limit is None else min(limit, source.count)
+        self._chosen = np.arange(count) * source.count // count
+        self._shape, self._progress, self._workers = (channels, image_size, image_size), progress, max(1, num_workers)
+        self._unreadable = Unreadable(CORRUPT_LIMIT, tqdm.write if progress else silent)
+        self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="decode")
+        self.source, self.class_names = source.where, self._source.class_names
         self.labels = None if self._source.labels is None else torch.from_numpy(self._source.labels[self._chosen])
 
     def __len__(self) -> int:
@@ -262,24 +155,83 @@ class StreamingImages:
         """Images (B,C,H,W) uint8 and labels (B,) at ``indices``, on the CPU. Cost: one decoding per image."""
         images = torch.empty(len(indices), *self._shape, dtype=torch.uint8)
         pixels, wanted = images.numpy(), indices.tolist()
-        starts = range(0, len(wanted), _BLOCK)
-        blocks = self._pool.map(lambda start: self._read_block(start, wanted[start : start + _BLOCK], pixels), starts)
-        used = [index for block in blocks for index in block]
+
+        def read_block(start: int) -> list[int]:
+            return [self._read_one(index, pixels[start + k]) for k, index in enumerate(wanted[start : start + _BLOCK])]
+
+        used = [index for block in self._pool.map(read_block, range(0, len(wanted), _BLOCK)) for index in block]
         return images, None if self.labels is None else self.labels[torch.tensor(used, dtype=torch.int64)]
 
-    def _read_block(self, start: int, wanted: list[int], pixels: np.ndarray) -> list[int]:
-        return [self._read_one(start + k, index, pixels) for k, index in enumerate(wanted)]
-
-    def _read_one(self, row: int, index: int, pixels: np.ndarray) -> int:
-        """Decodes image ``index``, or the next readable one, into ``pixels[row]``; returns the index used."""
+    def _read_one(self, index: int, out: np.ndarray) -> int:
+        """Decodes image ``index``, or the next readable one; returns the index used."""
         for candidate in (k % len(self) for k in range(index, index + len(self))):
-            if candidate in self._unreadable.reasons:
-                continue
-            _, error, _ = _decode_one(self._source, row, int(self._chosen[candidate]), pixels)
-            if error is None:
+            if candidate not in self._unreadable.reasons and self._decode(candidate, out):
                 return candidate
-            self._unreadable.add(candidate, self._source.name(int(self._chosen[candidate])), error)
         raise ValueError(f"--data {self.source}: none of its images can be read")
+
+    def _decode(self, position: int, out: np.ndarray) -> tuple[int, int] | None:
+        """Decodes an image into ``out`` (C,S,S); its size before resizing, None when it cannot be read."""
+        index = int(self._chosen[position])
+        try:
+            image = self._source.load(index)
+            out[:] = fit(image, out.shape[-1], out.shape[0])
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001  decoders raise anything on damaged bytes: SyntaxError, struct.error
+            self._unreadable.add(position, self._source.name(index), error)
+            return None
+        return image.size
+
+    def resident(self) -> ImageData:
+        """All images in memory, without the unreadable ones; see :func:`load_images`."""
+        shape = (len(self), *self._shape)
+        if not fits_in_memory(*shape):
+            size = np.prod(shape, dtype=float) / 2**30
+            raise ValueError(
+                f"--data {self.source}: {size:.1f} GiB of pixels do not fit in memory; give --resident stream"
+            )
+        rows, labels = self._source.rows, self.labels
+        if rows is not None and rows.shape == shape:  # an array's; torchvision's CIFAR-like ones need no copy
+            images = torch.from_numpy(np.array(rows, order="C", copy=True if isinstance(rows, np.memmap) else None))
+        else:
+            images = torch.empty(shape, dtype=torch.uint8)
+            good = self._decode_all(images.numpy())
+            images, labels = images[: len(good)], None if labels is None else labels[good]
+        return ImageData(images, labels, self.class_names, self.source)
+
+    def _decode_all(self, pixels: np.ndarray) -> np.ndarray:
+        """Decodes all images into ``pixels`` (N,C,S,S), unreadable ones left out; the positions that are there."""
+        first_size = self._decode(0, pixels[0])
+        workers = 1 if first_size is not None and max(first_size) <= _SMALL else self._workers
+
+        def decode_chunk(start: int) -> list[tuple[int, int] | None]:
+            return [self._decode(k, pixels[k]) for k in range(start, min(start + _CHUNK, len(pixels)))]
+
+        sizes = []
+        bar = tqdm(total=len(self), desc="reading images", unit="img", disable=None if self._progress else True)
+        with bar, ThreadPoolExecutor(workers) as pool:
+            for chunk in pool.map(decode_chunk, range(0, len(self), _CHUNK)):  # in order
+                bar.update(len(chunk))
+                sizes += chunk
+        side = pixels.shape[-1]
+        resized = [position for position, size in enumerate(sizes) if size not in (None, (side, side))]
+        if resized and self._progress:
+            width, height = sizes[resized[0]]
+            example = f"{self._source.name(int(self._chosen[resized[0]]))} is {width}x{height}"
+            print(f"resized {len(resized)} of {len(self)} images to {side}x{side} ({example})")
+        good = _close_gaps(pixels, sorted(self._unreadable.reasons))
+        if not len(good):
+            raise ValueError(f"--data {self.source}: none of its {len(self)} images can be read")
+        return good
+
+
+def _close_gaps(pixels: np.ndarray, broken: list[int]) -> np.ndarray:
+    """Moves the good rows together in place; returns their old positions."""
+    good = np.setdiff1d(np.arange(len(pixels)), broken)
+    for start in range(broken[0] if broken else len(good), len(good), _CHUNK):
+        rows = good[start : start + _CHUNK]
+        pixels[start : start + len(rows)] = pixels[rows]
+    return good
 
 
 class Batches:
@@ -294,7 +246,6 @@ class Batches:
         seed: Orders, flips and hidden labels are functions of it and the step.
         flip: Horizontal flips, half of the images.
         device: Where batches go; resident data on that device is indexed there.
-        normalise: float32 in [-1, 1]; False leaves uint8.
         drop: (share, null): that share of the labels is replaced by ``null``, the index of "no label".
         subset: (M,) indices of the data to use, for example the training part; no pixel is copied.
     """
@@ -306,12 +257,11 @@ class Batches:
         seed: int,
         flip: bool = True,
         device: torch.device | str = "cpu",
-        normalise: bool = True,
         drop: tuple[float, int] | None = None,
         subset: Tensor | None = None,
     ):
         self.data, self.batch_size, self.seed, self.flip = data, batch_size, seed, flip
-        self.device, self.normalise, self.drop, self.subset = torch.device(device), normalise, drop, subset
+        self.device, self.drop, self.subset = torch.device(device), drop, subset
         self.n = len(data) if subset is None else len(subset)
         self._orders: dict[int, Tensor] = {}
         if batch_size < 1:
@@ -333,7 +283,7 @@ class Batches:
         if self.drop is not None and labels is not None:
             hidden = torch.rand(self.batch_size, generator=generator(self.seed, "drop", step))[rows] < self.drop[0]
             labels = labels.masked_fill(hidden.to(self.device), self.drop[1])
-        return from_uint8(images) if self.normalise else images, labels
+        return from_uint8(images), labels
 
     def indices(self, step: int) -> Tensor:
         """(B,) indices of the data in the global batch of ``step``."""
@@ -392,12 +342,10 @@ def fits_in_memory(n: int, c: int, h: int, w: int) -> bool:
 
 
 def _free_memory() -> int:
-    """Bytes of memory that are free, within a container's limit; a quarter of the machine's where it does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+    """Bytes of memory that are free, within a container's limit."""
+    import psutil
+
+    free = psutil.virtual_memory().available
     try:
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
         return min(free, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))

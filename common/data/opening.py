@@ -47,9 +47,9 @@ def open_source(spec: str, root: str | Path | None = None, split: str = "train",
     if path.is_dir() and not (path / "data.mdb").exists():
         return open_folder(path, split)
     openers = {
-        "": lambda: open_lmdb(path / "data.mdb", say),
-        ".lmdb": lambda: open_lmdb(path, say),
-        ".mdb": lambda: open_lmdb(path, say),
+        "": lambda: open_lmdb(path / "data.mdb"),
+        ".lmdb": lambda: open_lmdb(path),
+        ".mdb": lambda: open_lmdb(path),
         ".zip": lambda: open_zip(path, split, say),
         ".tar": lambda: open_tar(path, split, say),
         ".npy": lambda: open_npy(path),

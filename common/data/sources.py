@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from common.images import decode
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+AGAIN = "copy or download it again"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 _SPLITS = {"train", "training", "test", "val", "valid", "validation"}
 
@@ -35,8 +35,7 @@ class Source:
         count: Number of images.
         labels: (count,) int64, or None.
         class_names: Name of each label.
-        rows: For arrays, ``rows[i:j]`` gives uint8 pixels in the layout of ``layout``; else None.
-        layout: "NHW", "NHWC" or "NCHW".
+        rows: For arrays, their uint8 pixels (N,C,H,W), perhaps mapped from a file; else None.
         kind: What the images were found in: "folder", "zip", "tar", "lmdb", "array", ...
     """
 
@@ -46,8 +45,7 @@ class Source:
     names: Sequence[str] | None = None
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
-    rows: Any = None
-    layout: str = ""
+    rows: np.ndarray | None = None
     kind: str = ""
 
     def name(self, index: int) -> str:
@@ -57,21 +55,16 @@ class Source:
 
 def open_folder(path: Path, split: str) -> Source:
     """A source from the images below a folder; class folders give labels."""
-    return named_source(path, list_files(path), split, "folder", lambda names: partial(_load_file, path, names))
+    return named_source(path, list_files(path), split, "folder", lambda name: (path / name).read_bytes())
 
 
-def _load_file(folder: Path, names: Sequence[str], index: int) -> Image:
-    with open(os.path.join(folder, names[index]), "rb") as file:
-        return decode(file.read())
-
-
-def named_source(path: Path, names: list[str], split: str, kind: str, loader: Callable[[list[str]], Any]) -> Source:
-    """A source of named images; ``loader(names)`` gives its ``load`` for the names that are left of ``names``."""
+def named_source(path: Path, names: list[str], split: str, kind: str, read: Callable[[str], bytes]) -> Source:
+    """A source of those of ``names`` that are images of the split; ``read(name)`` gives a file's bytes."""
     names = _pick_split(sorted(filter(is_image, names)), split, str(path))
     if not names:
         raise ValueError(f"--data {path}: no images in it; names must end in {' '.join(SUFFIXES)}")
     labels, class_names = class_labels(names)
-    return Source(str(path), loader(names), len(names), names, labels, class_names, kind=kind)
+    return Source(str(path), lambda k: decode(read(names[k])), len(names), names, labels, class_names, kind=kind)
 
 
 def list_files(path: Path) -> list[str]:

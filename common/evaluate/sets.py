@@ -21,12 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.data.arrays import channels_first
 from common.data.opening import open_source
 from common.data.sources import Source
 from common.evaluate.scores import ClassSums, Kept, Moments
 from common.images import fit
-from common.runtime import atomic_write, file_hash
+from common.runtime import atomic_write, file_hash, silent
 
 if TYPE_CHECKING:
     from common.evaluate.features import FeatureNetwork
@@ -71,10 +70,10 @@ class ImageSet:
 
     def _block(self, start: int, stop: int) -> Tensor:
         if self.source.rows is not None:
-            block = channels_first(self.source.rows[start:stop], self.source.layout)
+            block = self.source.rows[start:stop]
             if block.shape[2:] == (self.shown, self.shown):
                 colours = block[:, :3] if block.shape[1] >= 3 else block.repeat(3, axis=1)
-                return torch.from_numpy(np.ascontiguousarray(colours))
+                return torch.from_numpy(np.array(colours))
         return torch.from_numpy(np.stack([_pixels(self.source, k, self.side, self.shown) for k in range(start, stop)]))
 
 
@@ -93,7 +92,7 @@ def open_set(spec: str, side: int = 0, split: str = "train") -> ImageSet:
     if spec.startswith("torchvision:"):
         raise ValueError(f"{spec}: write the images first, by the folder's gen_true script, and give what it wrote")
     try:
-        source = open_source(spec, None, split, _silent)
+        source = open_source(spec, None, split, silent)
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(str(error).removeprefix("--data ")) from error
     if source.count == 0:
@@ -114,11 +113,7 @@ def set_of(images: Tensor, name: str) -> ImageSet:
         raise ValueError(f"image {index} of {name} is not square")  # whole blocks are read otherwise
 
     rows = images.cpu().numpy()
-    return ImageSet(Source(name, load, len(images), rows=rows, layout="NCHW", kind="array"), 0, images.shape[-1])
-
-
-def _silent(line: str) -> None:
-    pass
+    return ImageSet(Source(name, load, len(images), rows=rows, kind="array"), 0, images.shape[-1])
 
 
 def _pixels(source: Source, index: int, side: int, expected: int) -> np.ndarray:

@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from common import cli
 from common.cli.files import load_config, read_values
 from common.cli.ranges import AtLeast, AtMost, Count, OneOf, Whole
-from common.runtime import JsonLines, read_json, run_lock, write_json
+from common.runtime import JsonLines, check_same, read_json, run_lock, silent, write_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -120,17 +120,19 @@ def prepare(config: PrepareConfig, progress: bool = True) -> dict[str, Any]:
     from tqdm import tqdm
 
     from common.prepare.containers import read_header, verify, writer_for
+    from common.prepare.inputs import open_input
 
     to = Path(config.to).expanduser()
     writer_for(to)
-    work, say = to.with_name(f".{to.name}.part"), tqdm.write if progress else _silent
+    work, say = to.with_name(f".{to.name}.part"), tqdm.write if progress else silent
     with run_lock(work), _relabelled():
         try:
-            source, names = _open(config, work, say)
+            source = open_input(config.source, config.split, config.attribute, work, say)
+            names = output_names(source, ".png" if config.format == "png" else ".jpg")
             plan = _plan(config, source, names)
             if to.exists():
-                advice = "give another --to, or delete that file"
-                _check_same(to, read_header(to), {key: plan[key] for key in plan if key != "pillow"}, advice)
+                advice, free = "give another --to, or delete that file", ("pillow", "count", "checksum", "skipped")
+                check_same(to, read_header(to), plan, advice, free)
                 say(f"{to} is complete")
             else:
                 _write(config, to, work, source, names, plan, progress)
@@ -143,10 +145,6 @@ def prepare(config: PrepareConfig, progress: bool = True) -> dict[str, Any]:
     return header
 
 
-def _silent(line: str) -> None:
-    pass
-
-
 @contextlib.contextmanager
 def _relabelled() -> Iterator[None]:
     """Errors of the sources speak of --data, which is called --from here."""
@@ -156,14 +154,6 @@ def _relabelled() -> Iterator[None]:
         if not str(error).startswith("--data "):
             raise
         raise type(error)(str(error).replace("--data ", "--from ", 1)) from error
-
-
-def _open(config: PrepareConfig, work: Path, say: Callable[[str], None]) -> tuple[Source, list[str]]:
-    """The source, and the name that each of its images gets."""
-    from common.prepare.inputs import open_input
-
-    source = open_input(config.source, config.split, config.attribute, work, say)
-    return source, output_names(source, ".png" if config.format == "png" else ".jpg")
 
 
 def _plan(config: PrepareConfig, source: Source, names: list[str]) -> dict[str, Any]:
@@ -187,14 +177,6 @@ def _plan(config: PrepareConfig, source: Source, names: list[str]) -> dict[str, 
     }
 
 
-def _check_same(file: Path, old: dict[str, Any], plan: dict[str, Any], advice: str) -> None:
-    """Raises ValueError when a file was begun or made by another plan."""
-    keys = [key for key in plan if plan[key] != old.get(key)]
-    if keys:
-        differences = ", ".join(f"{key} {old.get(key)} there and {plan[key]} now" for key in keys[:3])
-        raise ValueError(f"{file} was made with other settings: {differences}; {advice}")
-
-
 def _write(
     config: PrepareConfig, to: Path, work: Path, source: Source, names: list[str], plan: dict, progress: bool
 ) -> None:
@@ -204,11 +186,15 @@ def _write(
     from common.data.loading import Unreadable
     from common.prepare.containers import checksum, writer_for
 
-    _begin(work / "plan.json", plan)
+    begun = work / "plan.json"
+    if begun.exists():
+        check_same(work, read_json(begun), plan, f"go on with those settings, or delete the folder {work}")
+    else:
+        write_json(begun, plan)
     journal = JsonLines(work / "journal.jsonl")
     rows = journal.read()
     entries = [entry for row in rows for entry in row["entries"]]
-    unreadable = Unreadable(config.corrupt_limit, tqdm.write if progress else _silent)
+    unreadable = Unreadable(config.corrupt_limit, tqdm.write if progress else silent)
     for name, reason in (skipped for row in rows for skipped in row["skipped"]):
         unreadable.add(len(unreadable.reasons), name, ValueError(reason))
     done = len(entries) + len(unreadable.reasons)
@@ -233,15 +219,6 @@ def _write(
         bar.close()
         writer.close()
     (work / "data").replace(to)
-
-
-def _begin(file: Path, plan: dict[str, Any]) -> None:
-    """Writes the plan of a new file; refuses to go on with a file that was begun by another."""
-    if file.exists():
-        advice = f"go on with those settings, or delete the folder {file.parent}"
-        _check_same(file.parent, read_json(file), plan, advice)
-        return
-    write_json(file, plan)
 
 
 # ---- names

@@ -6,15 +6,17 @@ names and images alone makes a zip and an LMDB of the same images comparable.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.data.archives import AGAIN, HEADER, LmdbImages, environment, import_lmdb, open_lmdb
+from common.data.archives import HEADER, environment, import_lmdb, walk_keys
+from common.data.sources import AGAIN
 
 MAX_KEY_BYTES = 511  # of an LMDB
 _MAP_BYTES = 2**26  # of a new LMDB; doubled when it is full
@@ -135,6 +137,17 @@ def writer_for(path: Path) -> type[ZipWriter] | type[LmdbWriter]:
     return kinds[path.suffix]
 
 
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
+    """The names in a prepared file, sorted, and what reads one."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            yield sorted(set(archive.namelist())), archive.read
+    else:
+        with environment(path).begin() as transaction:
+            yield [key.decode() for key in walk_keys(path)], lambda name: transaction.get(name.encode())
+
+
 def read_header(path: Path) -> dict[str, Any]:
     """The description of a prepared file.
 
@@ -142,13 +155,8 @@ def read_header(path: Path) -> dict[str, Any]:
         ValueError: It has none, or cannot be read.
     """
     try:
-        if path.suffix == ".zip":
-            with zipfile.ZipFile(path) as archive:
-                text = archive.read(HEADER)
-        else:
-            with environment(path).begin() as transaction:
-                text = transaction.get(HEADER.encode())
-        return dict(json.loads(text))
+        with _opened(path) as (_, read):
+            return dict(json.loads(read(HEADER)))
     except (KeyError, TypeError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise ValueError(f"{path}: not a file of prepared images ({error}); give another name, or delete it") from error
 
@@ -161,22 +169,10 @@ def verify(path: Path) -> dict[str, Any]:
     """
     header = read_header(path)
     try:
-        actual = checksum((name, digest(data)) for name, data in _images(path))
+        with _opened(path) as (names, read):
+            actual = checksum((name, digest(read(name))) for name in names if name != HEADER)
     except (zipfile.BadZipFile, OSError, EOFError) as error:
         raise ValueError(f"{path}: damaged ({error}); {AGAIN}, or prepare it again") from error
     if actual != header.get("checksum"):
         raise ValueError(f"{path}: checksum {actual}, but its header says {header.get('checksum')}; prepare it again")
     return header
-
-
-def _images(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Names and encoded images of a prepared file, in order."""
-    if path.suffix == ".zip":
-        with zipfile.ZipFile(path) as archive:
-            for name in sorted(set(archive.namelist()) - {HEADER}):
-                yield name, archive.read(name)
-        return
-    load = open_lmdb(path, lambda line: None).load
-    assert isinstance(load, LmdbImages)
-    for index, name in enumerate(load.keys):
-        yield name, load.read(index)

@@ -15,17 +15,17 @@ import re
 import shutil
 import threading
 import zlib
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.data.archives import AGAIN, open_tar
+from common.data.archives import open_tar
 from common.data.arrays import open_npy
 from common.data.opening import open_source
-from common.data.sources import Source, is_image, list_files
+from common.data.sources import AGAIN, Source, is_image, list_files
 from common.images import decode
 from common.prepare.tfrecord import open_tfrecord
 from common.runtime import atomic_write
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _COMPRESSED = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-_RECORDS = re.compile(r"\.tfrecords?(-\d+-of-\d+)?$")
+_RECORDS = r"\.tfrecords?(-\d+-of-\d+)?$"
 _SPLIT_NAMES = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}  # and partition numbers
 
 
@@ -62,7 +62,7 @@ def open_input(spec: str, split: str, attribute: str, work: Path, say: Callable[
         return open_tar(_unpacked(path, work, say), split, say)
     if path.is_file() and path.suffix.lower() == ".parquet":
         return open_parquet(path)
-    if path.is_file() and _RECORDS.search(path.name):
+    if path.is_file() and re.search(_RECORDS, path.name):
         return open_tfrecord(path)
     return open_source(spec, None, split, say)
 
@@ -75,14 +75,8 @@ def _open_folder(path: Path, split: str, attribute: str, say: Callable[[str], No
     if any(map(is_image, names)):
         return None
     files = [path / name for name in names]
-    kinds: list[tuple[Callable[[Path], Source], Callable[[Path], bool]]] = [
-        (open_parquet, lambda file: file.suffix == ".parquet"),
-        (open_tfrecord, lambda file: bool(_RECORDS.search(file.name))),
-        (open_npy, lambda file: file.suffix == ".npy"),
-    ]
-    for opener, is_one in kinds:
-        chosen = [file for file in files if is_one(file)]
-        if chosen:
+    for opener, pattern in ((open_parquet, r"\.parquet$"), (open_tfrecord, _RECORDS), (open_npy, r"\.npy$")):
+        if chosen := [file for file in files if re.search(pattern, file.name)]:
             return concatenated([opener(file) for file in _of_split(_largest(chosen), split)], str(path))
     return None
 
@@ -201,35 +195,25 @@ def _attribute(path: Path, attribute: str, names: Sequence[str]) -> np.ndarray:
 # ---- parquet
 
 
-class ParquetImages:
-    """Images of a parquet file, by their number; a row group is read at a time and the last two are kept."""
+def _parquet_loader(file: Any, column: str) -> Callable[[int], Image]:
+    """Loads images by their number; a row group is read at a time and the last two are kept."""
+    rows = (file.metadata.row_group(k).num_rows for k in range(file.num_row_groups))
+    starts, lock = [0, *itertools.accumulate(rows)], threading.Lock()
 
-    def __init__(self, file: Any, column: str):
-        self.file, self.column = file, column
-        rows = (file.metadata.row_group(k).num_rows for k in range(file.num_row_groups))
-        self.starts = [0, *itertools.accumulate(rows)]
-        self._groups: OrderedDict[int, list[Any]] = OrderedDict()
-        self._lock = threading.Lock()
+    @lru_cache(maxsize=2)
+    def group(number: int) -> Any:
+        values = file.read_row_group(number, columns=[column]).column(0).combine_chunks()
+        return values.field("bytes") if column.endswith(".bytes") else values
 
-    def __call__(self, index: int) -> Image:
-        group = bisect.bisect_right(self.starts, index) - 1
-        with self._lock:
-            if group not in self._groups:
-                self._groups[group] = self._read(group)
-                if len(self._groups) > 2:
-                    self._groups.popitem(last=False)
-            value = self._groups[group][index - self.starts[group]]
+    def load(index: int) -> Image:
+        number = bisect.bisect_right(starts, index) - 1
+        with lock:
+            value = group(number)[index - starts[number]].as_py()
         if value is None:
             raise ValueError("no bytes in this row")
-        return decode(value.as_py())
+        return decode(value)
 
-    def _read(self, group: int) -> list[Any]:
-        import pyarrow as pa
-
-        column = self.file.read_row_group(group, columns=[self.column]).column(0).combine_chunks()
-        if pa.types.is_struct(column.type):
-            column = column.field("bytes")
-        return [value if value.is_valid else None for value in column]
+    return load
 
 
 def open_parquet(path: Path) -> Source:
@@ -255,7 +239,7 @@ def open_parquet(path: Path) -> Source:
     images = {name: column for name, column in columns.items() if column}
     if not images or file.metadata.num_rows == 0:
         raise ValueError(f"--data {path}: no column of encoded images in it, only {', '.join(columns) or 'nothing'}")
-    load = ParquetImages(file, images.get("image") or next(iter(images.values())))
+    load = _parquet_loader(file, images.get("image") or next(iter(images.values())))
     count, labels, classes = file.metadata.num_rows, None, ()
     if "label" in columns and pa.types.is_integer(schema.field("label").type):
         labels, classes = _parquet_labels(file, schema)

@@ -1,23 +1,37 @@
-"""Images in TFRecord files, without tensorflow: the framing, and of protobuf what a tf.train.Example needs.
-
-Importing tensorflow for it would take seconds and most of a gigabyte of memory.
-"""
+"""Images in TFRecord files, without tensorflow, whose import takes seconds and most of a gigabyte of memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.data.archives import AGAIN, read_range
-from common.data.sources import Source
+from common.data.archives import read_range
+from common.data.sources import AGAIN, Source
 from common.images import decode
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+# What is read of tf.train.Example; a map is a list of pairs. Source: tensorflow/core/example/feature.proto
+_EXAMPLE = """
+name: "example.proto"
+message_type { name: "Bytes" field { name: "value" number: 1 type: TYPE_BYTES label: LABEL_REPEATED } }
+message_type { name: "Int64" field { name: "value" number: 1 type: TYPE_INT64 label: LABEL_REPEATED } }
+message_type { name: "Feature"
+  field { name: "bytes_list" number: 1 type: TYPE_MESSAGE type_name: "Bytes" label: LABEL_OPTIONAL }
+  field { name: "int64_list" number: 3 type: TYPE_MESSAGE type_name: "Int64" label: LABEL_OPTIONAL } }
+message_type { name: "Pair"
+  field { name: "key" number: 1 type: TYPE_STRING label: LABEL_OPTIONAL }
+  field { name: "value" number: 2 type: TYPE_MESSAGE type_name: "Feature" label: LABEL_OPTIONAL } }
+message_type { name: "Features"
+  field { name: "feature" number: 1 type: TYPE_MESSAGE type_name: "Pair" label: LABEL_REPEATED } }
+message_type { name: "Example"
+  field { name: "features" number: 1 type: TYPE_MESSAGE type_name: "Features" label: LABEL_OPTIONAL } }
+"""
 
 
 def open_tfrecord(path: Path) -> Source:
@@ -31,37 +45,18 @@ def open_tfrecord(path: Path) -> Source:
     """
     places, start, size = [], 0, path.stat().st_size
     with path.open("rb") as file:
-        while start < size:
-            head = file.read(12)
-            length = int.from_bytes(head[:8], "little")
-            if len(head) < 12 or start + 16 + length > size:
-                raise ValueError(f"--data {path}: ends within record {len(places)}; {AGAIN}")
-            if _masked_crc(head[:8]) != int.from_bytes(head[8:], "little"):
-                raise ValueError(f"--data {path}: not an uncompressed TFRecord file (checksum of record {len(places)})")
+        while start < size:  # a record: its length (8 bytes) and that one's checksum (4), the data, its checksum (4)
+            file.seek(start)
+            length = int.from_bytes(file.read(8), "little")
+            if start + 16 + length > size:
+                raise ValueError(
+                    f"--data {path}: ends within record {len(places)}, or is not an uncompressed TFRecord file; {AGAIN}"
+                )
             places.append((start + 12, length))
             start += 16 + length
-            file.seek(start)
     if not places:
         raise ValueError(f"--data {path}: no images in it")
     return Source(str(path), partial(_load_record, path, places), len(places), kind="tfrecord")
-
-
-def _masked_crc(data: bytes) -> int:
-    """The CRC-32C that TFRecord files carry, rotated and offset (tensorflow/core/lib/hash/crc32c.h)."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc = crc >> 8 ^ _crc_table()[(crc ^ byte) & 255]
-    crc ^= 0xFFFFFFFF
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-@cache
-def _crc_table() -> tuple[int, ...]:
-    """CRC-32C (Castagnoli) of each byte; polynomial 0x1EDC6F41, reflected."""
-    table = list(range(256))
-    for _ in range(8):
-        table = [value >> 1 ^ (0x82F63B78 if value & 1 else 0) for value in table]
-    return tuple(table)
 
 
 def _load_record(path: Path, places: Sequence[tuple[int, int]], index: int) -> Image:
@@ -70,7 +65,7 @@ def _load_record(path: Path, places: Sequence[tuple[int, int]], index: int) -> I
     features = example(read_range(path, *places[index]))
     for name in ("image/encoded", "image", "image_raw"):
         if features.get(name):
-            return decode(bytes(features[name][0]))
+            return decode(features[name][0])
     if "data" not in features or len(features.get("shape", ())) != 3:
         raise ValueError(f"no image among the features {', '.join(sorted(features)) or 'of the record'}")
     first, height, last = features["shape"]
@@ -80,56 +75,22 @@ def _load_record(path: Path, places: Sequence[tuple[int, int]], index: int) -> I
 
 
 def example(record: bytes) -> dict[str, list[Any]]:
-    """The features of a serialised tf.train.Example: lists of bytes or of whole numbers; floats are left out.
+    """The features of a serialised tf.train.Example: lists of bytes or of whole numbers; of floats nothing."""
+    pairs = _example_class().FromString(record).features.feature
+    return {pair.key: [*pair.value.bytes_list.value, *pair.value.int64_list.value] for pair in pairs}
 
-    Source: tensorflow/core/example/feature.proto and the protobuf encoding; field 1 holds the features, their
-    field 1 pairs of name (1) and value (2), a value a list of bytes (1) or of int64 (3).
+
+@cache
+def _example_class() -> Any:
+    """The class of tf.train.Example.
+
+    Raises:
+        ModuleNotFoundError: protobuf is not installed.
     """
-    lists: dict[str, list[Any]] = {}
-    features = b"".join(value for number, value in _fields(record) if number == 1)
-    for pair in (value for number, value in _fields(features) if number == 1):
-        parts = dict(_fields(pair))
-        for kind, values in _fields(parts.get(2, b"")):
-            items = [item for number, item in _fields(values) if number == 1]
-            if kind == 3:
-                items = [n for item in items for n in ([item] if isinstance(item, int) else _varints(item))]
-            if kind in (1, 3):
-                lists[bytes(parts[1]).decode()] = items
-    return lists
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """Field numbers and values of a protobuf message: whole numbers, or the bytes of anything else."""
-    view, at = memoryview(message), 0
-    while at < len(view):
-        tag, at = _varint(view, at)
-        wire = tag & 7
-        if wire == 0:
-            value, at = _varint(view, at)
-        else:
-            length = {1: 8, 5: 4}.get(wire)
-            if wire == 2:
-                length, at = _varint(view, at)
-            if length is None or at + length > len(view):
-                raise ValueError("a damaged record")
-            value, at = view[at : at + length], at + length
-        yield tag >> 3, value
-
-
-def _varint(view: memoryview, at: int) -> tuple[int, int]:
-    """A whole number in groups of seven bits, low ones first, and where it ends."""
-    value, shift = 0, 0
-    while at < len(view) and shift < 64:
-        value |= (view[at] & 127) << shift
-        at, shift = at + 1, shift + 7
-        if view[at - 1] < 128:
-            return value, at
-    raise ValueError("a damaged record")
-
-
-def _varints(view: memoryview) -> list[int]:
-    values, at = [], 0
-    while at < len(view):
-        value, at = _varint(view, at)
-        values.append(value)
-    return values
+    try:
+        from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("TFRecord files need the package protobuf: pip install protobuf") from error
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(text_format.Parse(_EXAMPLE, descriptor_pb2.FileDescriptorProto()))
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("Example"))

@@ -27,6 +27,7 @@ from common.data.loading import (
     split_train_val,
     synthetic_images,
 )
+from common.images import to_uint8
 from mnist import by_keras
 
 S = 8
@@ -177,10 +178,12 @@ def test_gaps_close_over_many_chunks():
     assert kept.tolist() == expected and pixels[: len(kept), 1].tolist() == expected
 
 
-def test_too_many_damaged_images(tmp_path):
+def test_too_many_damaged_images(tmp_path, monkeypatch):
     spec = write_folder(tmp_path, damaged(class_files()))
-    with pytest.raises(ValueError, match=r"more than 1 images cannot be read: .*cat/1.png.*dog/2.png"):
-        load(spec, corrupt_limit=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(data_module, "CORRUPT_LIMIT", 1)
+        with pytest.raises(ValueError, match=r"more than 1 images cannot be read: .*cat/1.png.*dog/2.png"):
+            load(spec)
     with pytest.raises(ValueError, match="none of its 2 images can be read"):
         load(write_folder(tmp_path / "bad", {"0.png": b"x", "1.png": b"y"}))
 
@@ -190,20 +193,22 @@ def test_too_many_damaged_images_stop_the_threads(monkeypatch):
     source = arrays.array_source("x", np.zeros((5000, 4, 4), np.uint8))
     source.load = lambda index: calls.append(index) or (_ for _ in ()).throw(OSError("bad"))
     monkeypatch.setattr(data_module, "open_source", lambda *_: source)
+    monkeypatch.setattr(data_module, "CORRUPT_LIMIT", 3)
     with pytest.raises(ValueError, match="more than 3"):
-        load("x", corrupt_limit=3, num_workers=1)
+        load("x", num_workers=1)
     assert len(calls) == 1 + 4  # the first image is also read to see how large it is
 
 
-def test_streaming_replaces_damaged_images(tmp_path, capsys):
+def test_streaming_replaces_damaged_images(tmp_path, monkeypatch, capsys):
     spec = write_folder(tmp_path, damaged(class_files()))
     stream = StreamingImages(spec, S, 3, num_workers=2)
     images, labels = stream.read(torch.tensor([1, 0, 1]))
     assert torch.equal(images[0], torch.from_numpy(picture(2)).permute(2, 0, 1))  # cat/2 for cat/1
     assert torch.equal(images[0], images[2]) and labels.tolist() == [0, 0, 0]
     assert "cat/1.png" in capsys.readouterr().out
+    monkeypatch.setattr(data_module, "CORRUPT_LIMIT", 0)
     with pytest.raises(ValueError, match="more than 0 images cannot be read"):
-        StreamingImages(spec, S, 3, corrupt_limit=0, progress=False).read(torch.tensor([1]))
+        StreamingImages(spec, S, 3, progress=False).read(torch.tensor([1]))
 
 
 def test_paths_that_hold_nothing(tmp_path):
@@ -281,11 +286,15 @@ def test_grey_array_resized_and_coloured(tmp_path):
     assert (load(tmp_path / "grey.npy", size=8).images == 77).all()
 
 
-def test_array_in_memory_is_not_copied():
+def test_array_in_memory_is_not_copied_and_a_mapped_one_is(tmp_path, monkeypatch):
     planes = np.zeros((4, 3, S, S), np.uint8)  # channels-last view of channels-first memory, as in torchvision's CIFAR
     source = arrays.array_source("x", planes.transpose(0, 2, 3, 1))
-    images = data_module._whole_array(source, S, 3)
-    assert np.shares_memory(images.numpy(), planes)
+    monkeypatch.setattr(data_module, "open_source", lambda *_: source)
+    assert np.shares_memory(load("x").images.numpy(), planes)
+    np.save(tmp_path / "x.npy", planes)
+    source = arrays.open_npy(tmp_path / "x.npy")
+    images = load("x").images.numpy()
+    assert images.flags.writeable and not np.shares_memory(images, source.rows)  # training flips in place
 
 
 class Payload:
@@ -299,7 +308,7 @@ def test_object_arrays_are_refused_and_do_not_run(tmp_path):
     np.savez(tmp_path / "evil.npz", images=np.array([Payload()], object))
     np.savez(tmp_path / "labels.npz", images=np.zeros((1, S, S), np.uint8), labels=np.array([Payload()], object))
     for name in ("evil.npy", "evil.npz", "labels.npz"):
-        with pytest.raises(ValueError, match="array of Python objects .* refused"):
+        with pytest.raises(ValueError, match="not a readable array of numbers .*(Python objects|Object arrays)"):
             load(tmp_path / name)
     assert not Payload.target.exists()
 
@@ -328,7 +337,7 @@ def test_truncated_arrays(tmp_path, name):
     {"set.npy": np.save, "set.npz": np.savez, "small.npz": np.savez_compressed}[name](tmp_path / name, pixels)
     content = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match="ends before|not a readable"):
+    with pytest.raises(ValueError, match="not a readable"):
         load(tmp_path / name)
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(ValueError, match="not a readable"):
@@ -340,7 +349,7 @@ def test_damaged_compressed_array(tmp_path):
     content = bytearray((tmp_path / "set.npz").read_bytes())
     content[len(content) // 2] ^= 255
     (tmp_path / "set.npz").write_bytes(content)
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(ValueError, match="not a readable array"):
         load(tmp_path / "set.npz")
 
 
@@ -352,7 +361,7 @@ def test_array_that_lies_about_its_shape(tmp_path):
     (tmp_path / "lie.npy").write_bytes(header.getvalue() + bytes(100))
     write_zip(tmp_path / "lie.npz", {"images.npy": header.getvalue() + bytes(100)})
     for name in ("lie.npy", "lie.npz"):
-        with pytest.raises(ValueError, match="ends before its"):
+        with pytest.raises(ValueError, match="not a readable array"):
             load(tmp_path / name)
 
 
@@ -520,7 +529,7 @@ def numbered(n: int, channels: int = 1) -> ImageData:
 
 
 def ids(batch) -> list[int]:
-    return batch[0][:, 0, 0, 0].tolist()
+    return to_uint8(batch[0])[:, 0, 0, 0].tolist()
 
 
 def test_batches_are_a_function_of_seed_and_step():
@@ -537,15 +546,15 @@ def test_batches_are_a_function_of_seed_and_step():
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 10, 23])
 def test_every_image_once_an_epoch(batch_size):
-    batches = Batches(numbered(10), batch_size, seed=0, flip=False, normalise=False)
+    batches = Batches(numbered(10), batch_size, seed=0, flip=False)
     steps = -(-40 // batch_size)
     stream = [index for k in range(steps) for index in ids(batches.at(k))]
     epochs = [stream[10 * e : 10 * e + 10] for e in range(4)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4  # each epoch has its own order
     for k in range(steps):  # labels travel with their images
-        images, labels = batches.at(k)
-        assert images[:, 0, 0, 0].tolist() == labels.tolist()
+        batch = batches.at(k)
+        assert ids(batch) == batch[1].tolist()
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -562,16 +571,17 @@ def test_rows_of_the_processes_make_the_whole(world):
 def test_flips_mirror_half_of_the_images():
     row = torch.tensor([0, 1, 2], dtype=torch.uint8).expand(1, 1, 3, 3).contiguous()
     data = ImageData(row.expand(200, 1, 3, 3).contiguous())
-    x1, y = Batches(data, 200, seed=0, normalise=False).at(0)
+    x1, y = Batches(data, 200, seed=0).at(0)
+    x1 = to_uint8(x1)
     flipped = (x1[:, 0, 0, 0] == 2).sum().item()
     assert y is None and 70 < flipped < 130
     assert set(map(tuple, x1[:, 0, 1].tolist())) == {(0, 1, 2), (2, 1, 0)}
-    assert (Batches(data, 200, seed=0, flip=False, normalise=False).at(0)[0] == row).all()
+    assert (to_uint8(Batches(data, 200, seed=0, flip=False).at(0)[0]) == row).all()
 
 
 def test_hidden_labels():
-    batches = Batches(numbered(200), 200, seed=0, drop=(0.25, 1000), normalise=False, flip=False)
-    images, labels = batches.at(0)
+    batches = Batches(numbered(200), 200, seed=0, drop=(0.25, 1000), flip=False)
+    images, labels = to_uint8(batches.at(0)[0]), batches.at(0)[1]
     hidden = labels == 1000
     assert 25 < hidden.sum() < 75
     assert torch.equal(images[~hidden, 0, 0, 0].long(), labels[~hidden])
@@ -582,7 +592,7 @@ def test_subset_and_split():
     assert len(val) == 10 and sorted(torch.cat([train, val]).tolist()) == list(range(100))
     assert torch.equal(split_train_val(100, 0.1, seed=0)[1], val)
     assert not torch.equal(split_train_val(100, 0.1, seed=1)[1], val)
-    batches = Batches(numbered(100), 9, seed=0, flip=False, normalise=False, subset=train)
+    batches = Batches(numbered(100), 9, seed=0, flip=False, subset=train)
     assert sorted(index for k in range(10) for index in ids(batches.at(k))) == train.tolist()
     assert [len(part) for part in split_train_val(5, 0.0, 0)] == [5, 0]
     assert [len(part) for part in split_train_val(1, 0.5, 0)] == [1, 0]
@@ -625,5 +635,5 @@ def test_moving_to_a_device_keeps_everything():
 
 def test_gzip_is_not_taken_for_an_array(tmp_path):
     (tmp_path / "set.npy").write_bytes(gzip.compress(b"x" * 100))
-    with pytest.raises(ValueError, match=r"not a readable .npy"):
+    with pytest.raises(ValueError, match=r"not a readable array"):
         load(tmp_path / "set.npy")

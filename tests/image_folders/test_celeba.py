@@ -16,7 +16,7 @@ from common import checkpoint
 from common.cli.configs import TrainConfig, TrueConfig
 from common.data.loading import fits_in_memory
 from common.generate import noise_for
-from common.images import save_png
+from common.images import grid, save_png
 from common.runtime import JsonLines, Processes
 from common.scripts.folder import data_spec, smoke_preset
 from common.scripts.train import epochs_as_steps, train_main
@@ -49,7 +49,7 @@ def photographs(path: Path, count: int = 20, size: int = 8) -> Path:
     """A folder of images, larger than they will be used."""
     pixels = images(count, 2 * size, 3).images
     for k, image in enumerate(pixels):
-        save_png(path / f"{k:06d}.png", image[None], sync=False)
+        save_png(path / f"{k:06d}.png", grid(image[None]), sync=False)
     return path
 
 
