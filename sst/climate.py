@@ -8,14 +8,16 @@ the test years come is in the state that a forecast starts from.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.series import frames_at, windows
+from common.series import windows
 from sst.data import Fields, Region
 from sst.synthetic import filtered, mean_power, season
 
@@ -103,8 +105,10 @@ class Climate:
         return Climate(part, *map(cut, maps))
 
 
-def fit(region: Region, times: np.ndarray, n_train: int, harmonics: int, horizon: int) -> Climate:
-    """Estimate a region's climate from its first ``n_train`` frames.
+def fit(
+    region: Region, times: np.ndarray, n_train: int, harmonics: int, horizon: int, breaks: Sequence[int] = ()
+) -> Climate:
+    """Estimate a region's climate from its first ``n_train`` frames; ``breaks`` as ``Fields`` has them.
 
     Raises:
         ValueError: the field does not change in time.
@@ -120,18 +124,37 @@ def fit(region: Region, times: np.ndarray, n_train: int, harmonics: int, horizon
         raise ValueError(f"{region.name} does not change in the training years: is it the right variable?")
     std = torch.where(ocean, std.clamp(min=FLOOR * typical.item()), 1.0)
     anomalies = raw / std
-    damping, residual = persistence(anomalies[:n_train], horizon)
+    damping, residual = persistence(anomalies[:n_train], horizon, breaks)
     residual = torch.where(ocean, residual, 1.0)
     area = ocean * torch.from_numpy(np.cos(np.deg2rad(region.lat)))[:, None].clamp(min=0)
     maps = (anomalies, ocean, area, cycle, std, damping, residual)
     return Climate(region, *(x.float() for x in maps))
 
 
-def persistence(anomalies: Tensor, horizon: int) -> tuple[Tensor, Tensor]:
+def origins(begin: int, end: int, past: int, horizon: int, breaks: Sequence[int] = ()) -> Tensor:
+    """Frames that have ``past`` - 1 frames before and ``horizon`` after them in [begin, end), without a break between.
+
+    Raises:
+        ValueError: there are none.
+    """
+    edges = [begin, *(k for k in breaks if begin < k < end), end]
+    index = windows([torch.empty(b - a) for a, b in pairwise(edges)], past, horizon)
+    return torch.tensor(edges)[index[:, 0]] + index[:, 1] + past - 1
+
+
+def lagged(x: Tensor, lead: int, breaks: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+    """Frames (T, ...) and those ``lead`` later, without pairs over a break."""
+    if not breaks:
+        return x[:-lead], x[lead:]
+    now = origins(0, len(x), 1, lead, breaks)
+    return x[now], x[now + lead]
+
+
+def persistence(anomalies: Tensor, horizon: int, breaks: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
     """Damping and residual standard deviation at leads 1 to ``horizon``, each (horizon, H, W), from (T, H, W)."""
     damping, residual = [], []
     for lead in range(1, horizon + 1):
-        now, later = anomalies[:-lead], anomalies[lead:]
+        now, later = lagged(anomalies, lead, breaks)
         power = now.square().mean(0)
         factor = (now * later).mean(0) / (power * (1 + RIDGE)).clamp(min=1e-12)
         damping.append(factor.clamp(-1, 1))
@@ -178,7 +201,9 @@ def window(ocean: Tensor, torus: bool) -> Tensor:
     return edges[0][:, None] * edges[1] * (smooth if open_sea.any() else ocean)
 
 
-def spectrum(climates: list[Climate], n_train: int, side: int, colour: bool, torus: bool) -> Tensor:
+def spectrum(
+    climates: list[Climate], n_train: int, side: int, colour: bool, torus: bool, breaks: Sequence[int] = ()
+) -> Tensor:
     """Amplitude of the filter that makes noise like the one-step innovations; shape (side, side // 2 + 1), variance 1.
 
     Innovations are (a' - damping a) / residual of the training frames, on boxes. Without ``colour`` it is 1: white.
@@ -188,8 +213,8 @@ def spectrum(climates: list[Climate], n_train: int, side: int, colour: bool, tor
     power, seen = torch.zeros(side, side // 2 + 1, dtype=torch.float64), 0.0
     for climate in climates:
         for box in boxes(climate, side):
-            a, weight = box.anomalies[:n_train], window(box.ocean, torus)
-            innovation = (a[1:] - box.damping[0] * a[:-1]) / box.residual[0] * weight
+            (now, later), weight = lagged(box.anomalies[:n_train], 1, breaks), window(box.ocean, torus)
+            innovation = (later - box.damping[0] * now) / box.residual[0] * weight
             power += torch.fft.rfft2(innovation).abs().square().mean(0)
             seen += weight.square().sum().item()
     # Power over what the weights let through adds up to the innovations' variance, about 1; noise is given exactly 1.
@@ -220,15 +245,13 @@ def month_of(times: np.ndarray) -> Tensor:
     return torch.from_numpy(times.astype("datetime64[M]").astype(int) % 12)
 
 
-def starts(first: int, end: int, past: int, horizon: int, count: int) -> Tensor:
+def starts(first: int, end: int, past: int, horizon: int, count: int, breaks: Sequence[int] = ()) -> Tensor:
     """Frames from which forecasts start whose targets lie in [first, end); ``count`` of them, evenly spread; 0: all.
 
     Raises:
         ValueError: the years are shorter than a forecast.
     """
-    begin = max(0, first - past)
-    index = windows([torch.arange(end - begin)], past, horizon)
-    frames = frames_at([torch.arange(begin, end)], index, past, 0)[0][:, -1]
+    frames = origins(max(0, first - past), end, past, horizon, breaks)
     if not count or count >= len(frames):
         return frames
     return frames[torch.linspace(0, len(frames) - 1, count).round().long()]

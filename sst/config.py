@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from common.cli.configs import among
 from common.cli.ranges import AtLeast, Count, Device, NoneFor, NotNegative, Positive, Seed, Share, Whole
 
 HERE = Path(__file__).resolve().parent
@@ -41,7 +42,7 @@ class Options:
     """Harmonics of the seasonal cycle, which is fitted to the training years and removed"""
 
     # ---- what is learnt
-    method: Literal["cfm", "idff"] = "cfm"
+    method: Annotated[str, among("cfm", "idff")] = "cfm"
     """cfm: the velocity; idff: data and score heads on a Brownian bridge"""
     source: Literal["noise", "state"] = "noise"
     """What the flow starts from: noise, or the present field (data to data)"""

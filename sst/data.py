@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-LATITUDES, LONGITUDES = ("lat", "latitude", "y", "nav_lat"), ("lon", "longitude", "x", "nav_lon")
-NAMES = ("sst", "analysed_sst", "tos", "sea_surface_temperature")
+from sst import clean, netcdf
+from sst.clean import Raw
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Fields:
     """Regions over the same times (T,), datetime64[D].
 
     ``torus``: both sides are periodic. ``made``: the synthetic field's parameters, which the exact forecast needs.
+    ``breaks``: frames that do not follow the one before at the usual distance, see ``clean.breaks``.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Fields:
     times: np.ndarray
     torus: bool = False
     made: Any = None
+    breaks: tuple[int, ...] = ()
 
     @property
     def per_year(self) -> float:
@@ -76,11 +78,13 @@ def load(path: str, variable: str = "", gaps: str = "error") -> Fields:
         return _load_boxes(file, variable, gaps)
     if file.suffix in (".pkl", ".pickle"):
         raise ValueError(f"{file} is a pickle, which may run any program when read: convert it to .npz (see README.md)")
-    raw = _read_npz(file) if file.suffix == ".npz" else _read_netcdf(file, variable)
-    values, times, lat, lon = raw
-    return Fields(
-        file.name.split(".nc")[0].removesuffix(".npz"), [_region(file, file.stem, values, times, lat, lon, gaps)], times
-    )
+    raw = clean.cleaned(_read_npz(file) if file.suffix == ".npz" else netcdf.read(file, variable))
+    name, region = file.name.split(".nc")[0].removesuffix(".npz"), _region(file.stem, raw, gaps)
+    return Fields(name, [region], _days(raw), breaks=clean.breaks(raw.where, raw.dates, raw.days))
+
+
+def _days(raw: Raw) -> np.ndarray:
+    return raw.dates.astype("datetime64[D]")
 
 
 def _load_boxes(folder: Path, variable: str, gaps: str) -> Fields:
@@ -90,17 +94,17 @@ def _load_boxes(folder: Path, variable: str, gaps: str) -> Fields:
         raise FileNotFoundError(f"no file like sst.day.mean.box84.nc in {folder}: give a NetCDF file or another folder")
     regions, first = [], None
     for file in files:
-        values, times, lat, lon = _read_netcdf(file, variable)
-        first = times if first is None else first
-        if not np.array_equal(times, first):
+        raw = clean.cleaned(netcdf.read(file, variable))
+        first = first or raw
+        if not np.array_equal(raw.dates, first.dates):
             raise ValueError(f"{file} has other times than {files[0].name}: boxes must cover the same days")
-        regions.append(_region(file, file.stem.rpartition(".")[2], values, times, lat, lon, gaps))
+        regions.append(_region(file.stem.rpartition(".")[2], raw, gaps))
     assert first is not None
-    return Fields(folder.name, regions, first)
+    return Fields(folder.name, regions, _days(first), breaks=clean.breaks(str(folder), first.dates, first.days))
 
 
-def _read_npz(file: Path) -> tuple[np.ndarray, ...]:
-    """Values, times, latitudes and longitudes of an npz; what it lacks is counted up."""
+def _read_npz(file: Path) -> Raw:
+    """What an npz holds; what it lacks is counted up, and said."""
     try:
         with np.load(file, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
@@ -111,102 +115,60 @@ def _read_npz(file: Path) -> tuple[np.ndarray, ...]:
     if "sst" not in arrays:
         raise ValueError(f"{file} has no array sst, but {', '.join(arrays) or 'nothing'}: name it sst, shape (T, H, W)")
     values = arrays["sst"]
-    if values.ndim != 3:
-        raise ValueError(f"{file}: sst has shape {values.shape}: it must be (time, latitude, longitude)")
-    days = np.datetime64("2000-01-01") + np.arange(len(values))
+    if values.ndim != 3 or values.dtype.kind not in "iuf":
+        raise ValueError(
+            f"{file}: sst is {values.dtype} {values.shape}: it must be numbers (time, latitude, longitude)"
+        )
+    lat, lon = (_degrees(file, arrays, key, n) for key, n in zip(("lat", "lon"), values.shape[1:]))
+    dates = _dates(file, arrays.get("time"), len(values))
+    days = (dates - dates[0]) / np.timedelta64(1, "D")
+    return Raw(f"{file}: sst", values, dates, days, lat, lon, str(arrays.get("units", "")))
+
+
+def _dates(file: Path, time: np.ndarray | None, n: int) -> np.ndarray:
+    """Dates (n,) of an npz."""
+    if time is None:
+        print(f"{file} has no time: its frames are taken as days from 2000-01-01")
+        return (np.datetime64("2000-01-01") + np.arange(n)).astype("datetime64[m]")
+    if time.shape != (n,):
+        raise ValueError(f"{file}: sst has {n} frames, time has shape {time.shape}: give one date a frame, ({n},)")
     try:
-        times = arrays["time"].astype("datetime64[D]") if "time" in arrays else days
+        if time.dtype.kind not in "MUS":
+            raise ValueError
+        return time.astype("datetime64[m]")
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file}: time is not of dates: store datetime64, or texts such as 2020-01-31") from error
-    lat, lon = (arrays.get(key, np.zeros(n)) for key, n in (("lat", values.shape[1]), ("lon", values.shape[2])))
-    return values.astype(np.float32), times, lat, lon
 
 
-def _read_netcdf(file: Path, variable: str) -> tuple[np.ndarray, ...]:
-    """Values (T, H, W) in deg C, times, latitudes and longitudes of a NetCDF file."""
-    try:
-        import xarray
-    except ImportError as error:
-        raise ValueError("NetCDF files need xarray and netCDF4: pip install xarray netCDF4, or give an .npz") from error
-    try:
-        with xarray.open_dataset(file) as data:
-            array = _choose(file, data, variable)
-            dims = _dimensions(file, array)
-            array = array.transpose(*dims).load()
-            times, lat, lon = (array[d].values if d in array.coords else np.zeros(array.sizes[d]) for d in dims)
-    except (OSError, RuntimeError, KeyError, EOFError) as error:
+def _degrees(file: Path, arrays: dict[str, np.ndarray], key: str, n: int) -> np.ndarray:
+    """Latitudes or longitudes (n,) of an npz."""
+    if key not in arrays:
+        print(f"{file} has no {key}: " + ("all cells count alike" if key == "lat" else "taken as not cyclic"))
+        return np.zeros(n)
+    if arrays[key].dtype.kind not in "iuf" or arrays[key].shape != (n,):
+        what = f"{key} is {arrays[key].dtype} {arrays[key].shape}"
         raise ValueError(
-            f"{file} is damaged or not NetCDF ({type(error).__name__}): copy or download it again"
-        ) from error
-    except ValueError as error:
-        if str(error).startswith(str(file)):
-            raise
-        raise ValueError(f"{file} is not NetCDF that xarray can read: copy or download it again") from error
-    if not np.issubdtype(times.dtype, np.datetime64):
-        raise ValueError(
-            f"{file}: {dims[0]} is not of dates ({times.dtype}): give it units such as 'days since 2000-01-01'"
+            f"{file}: {what}: give one number of degrees a cell, ({n},); a grid of two dimensions cannot be read"
         )
-    values = array.values.astype(np.float32)
-    kelvin = str(array.attrs.get("units", "")).lower() in ("k", "kelvin", "degk")
-    return values - (273.15 if kelvin else 0), times.astype("datetime64[D]"), lat, lon
+    return arrays[key].astype(np.float64)
 
 
-def _choose(file: Path, data: Any, variable: str) -> Any:
-    """The variable that is meant."""
-    there = [str(key) for key in data.data_vars if data[key].ndim >= 3] or [str(key) for key in data.data_vars]
-    if variable and variable not in data.data_vars:
-        raise ValueError(f"{file} has no variable {variable}, but {', '.join(there) or 'none'}: choose with --variable")
-    found = [variable] if variable else [key for key in NAMES if key in data.data_vars] or there
-    if not variable and found[0] not in NAMES and len(found) != 1:
-        raise ValueError(f"{file} has no variable sst, but {', '.join(there) or 'none'}: choose with --variable")
-    chosen = data[found[0]]
-    single = [d for d in chosen.dims if chosen.sizes[d] == 1 and d not in ("time", *LATITUDES, *LONGITUDES)]
-    return chosen.squeeze(single)  # a level of height 1, as OISST has
-
-
-def _dimensions(file: Path, array: Any) -> tuple[str, str, str]:
-    """The names of time, latitude and longitude."""
-    by_kind = [
-        next((d for d in array.dims if str(d).lower() in names), None) for names in (("time",), LATITUDES, LONGITUDES)
-    ]
-    if array.ndim != 3 or None in by_kind:
-        raise ValueError(
-            f"{file}: {array.name} has dimensions ({', '.join(map(str, array.dims))}): they must be time, lat, lon"
-        )
-    return tuple(map(str, by_kind))  # type: ignore[return-value]
-
-
-def _region(
-    file: Path, name: str, values: np.ndarray, times: np.ndarray, lat: np.ndarray, lon: np.ndarray, gaps: str
-) -> Region:
-    """Check one field, and mark its land."""
-    if len(times) != len(values) or len(lat) != values.shape[1] or len(lon) != values.shape[2]:
-        raise ValueError(f"{file}: sst of shape {values.shape} with {len(times)} times, {len(lat)} lat, {len(lon)} lon")
-    steps = np.diff(times).astype(int)
-    if len(times) < 2 or (steps <= 0).any():
-        at = times[int(np.argmax(steps <= 0)) + 1] if len(times) > 1 else "the only one"
-        raise ValueError(f"{file}: times must ascend without repeats, but do not at {at}: sort the file, or cut it")
-    missing = ~np.isfinite(values)
+def _region(name: str, raw: Raw, gaps: str) -> Region:
+    """Mark the land of one field."""
+    missing = ~np.isfinite(raw.values)
     land = missing.all(0)
     if gaps == "land":
         land = missing.any(0)
     elif (count := int((missing.any(0) & ~land).sum())) > 0:
         t, i, j = np.argwhere(missing & ~land)[0]
         raise ValueError(
-            f"{file}: {count} ocean cells are missing at some times (first {times[t]}, row {i}, column {j}): "
+            f"{raw.where}: {count} ocean cells are missing at some times (first {_days(raw)[t]}, row {i}, column {j}): "
             "fill them, or take them as land with --gaps land"
         )
     if land.all():
-        raise ValueError(f"{file}: no cell has a temperature at all times: is it the right variable?")
-    spacing = np.diff(lon.astype(float))
-    cyclic = (
-        len(lon) > 2 and bool(np.allclose(spacing, spacing[0], atol=1e-3)) and abs(spacing[0] * len(lon) - 360) < 1e-2
-    )
-    return Region(
-        name,
-        np.where(land, 0, values).astype(np.float32),
-        np.asarray(~land),
-        lat.astype(float),
-        lon.astype(float),
-        cyclic,
-    )
+        raise ValueError(f"{raw.where}: no cell has a temperature at all times: is it the right variable?")
+    spacing = (np.diff(raw.lon) + 180) % 360 - 180  # 359, 0 are neighbours
+    even = len(raw.lon) > 2 and np.allclose(spacing, spacing[0], atol=1e-3)
+    cyclic = bool(even and abs(abs(spacing[0]) * len(raw.lon) - 360) < 1e-2)
+    values = np.where(land, 0, raw.values).astype(np.float32)
+    return Region(name, values, np.asarray(~land), raw.lat.astype(float), raw.lon.astype(float), cyclic)

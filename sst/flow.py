@@ -28,11 +28,10 @@ from common.methods import METHODS
 from common.networks import build_network
 from common.paths import expand
 from common.runtime import Processes, generator
-from common.series import windows
 from common.solvers import euler_maruyama, integrate, time_grid
 from common.training.batches import Ahead
 from common.training.trainer import Trainer
-from sst.climate import Climate, coloured, month_of, season_of, static_maps
+from sst.climate import Climate, coloured, month_of, origins, season_of, static_maps
 from sst.config import Options, stored
 from sst.data import Fields
 
@@ -226,9 +225,7 @@ class FieldBatches(Ahead):
             month_of(fields.times),
         )
         self.leads = options.horizon if options.label_by == "lead" else 1
-        self.first = max(0, first - options.past)
-        stretch = torch.zeros(end - self.first)
-        self.index = windows([stretch] * len(climates), options.past, self.leads)
+        self.frames = origins(max(0, first - options.past), end, options.past, self.leads, fields.breaks)
 
     def make(self, step: int) -> FieldBatch:
         """This process's boxes of a step, on its device."""
@@ -249,8 +246,8 @@ class FieldBatches(Ahead):
             return int(torch.randint(n, (), generator=draw))
 
         o = self.options
-        k, begin = self.index[below(len(self.index))].tolist()
-        now, lead = self.first + begin + o.past - 1, 1 + below(self.leads)
+        k, i = divmod(below(len(self.climates) * len(self.frames)), len(self.frames))
+        now, lead = int(self.frames[i]), 1 + below(self.leads)
         climate, maps = self.climates[k], self.maps[k]
         height, width = climate.ocean.shape
         i = torch.arange(o.box) + below(height - o.box + 1)

@@ -43,7 +43,7 @@ class World:
     def starts(self, options: Options, validation: bool = False) -> Tensor:
         """Frames from which the test years (or the validation years) are forecast."""
         first, end = (self.parts.val, self.parts.test) if validation else (self.parts.test, self.parts.end)
-        return C.starts(first, end, options.past, options.horizon, options.starts)
+        return C.starts(first, end, options.past, options.horizon, options.starts, self.fields.breaks)
 
 
 def world(options: Options) -> World:
@@ -57,9 +57,10 @@ def world(options: Options) -> World:
     else:
         fields = synthetic.make(synthetic.Ocean(years=4 if options.smoke else 12, side=options.box))
     parts = C.split(fields, options.val_years, options.test_years)
-    climates = [C.fit(r, fields.times, parts.val, options.harmonics, options.horizon) for r in fields.regions]
+    how = (fields.times, parts.val, options.harmonics, options.horizon, fields.breaks)
+    climates = [C.fit(region, *how) for region in fields.regions]
     found = [box for region in climates for box in C.boxes(region, options.box)]
-    amplitude = C.spectrum(climates, parts.val, options.box, options.colour, fields.torus)
+    amplitude = C.spectrum(climates, parts.val, options.box, options.colour, fields.torus, fields.breaks)
     return World(fields, parts, climates, found, amplitude)
 
 

@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 
 from sst import climate as C
 from sst import data as D
@@ -41,12 +42,12 @@ def test_netcdf(tmp_path):
 def test_dimensions_of_other_names_and_orders_a_level_and_kelvin(tmp_path):
     data = dataset(values() + 273.15, name="analysed_sst", units="kelvin").rename(lat="latitude", lon="longitude")
     data = data.expand_dims(zlev=[0.0]).transpose("longitude", "time", "zlev", "latitude")
-    data["error"] = data["analysed_sst"] * 0
+    data["second"] = data["analysed_sst"] + 5
     data.to_netcdf(tmp_path / "a.nc")
     (region,) = D.load(str(tmp_path / "a.nc")).regions
     assert np.allclose(region.values[:, :, 1:], values()[:, :, 1:], atol=1e-4)
-    chosen = D.load(str(tmp_path / "a.nc"), variable="error").regions[0]
-    assert np.allclose(chosen.values[:, :, 1:], -273.15)
+    chosen = D.load(str(tmp_path / "a.nc"), variable="second").regions[0]
+    assert np.allclose(chosen.values[:, :, 1:], values()[:, :, 1:] + 5, atol=1e-4)
 
 
 def test_boxes_of_dyffusion(tmp_path):
@@ -76,6 +77,22 @@ def _gaps():
     return dataset(field)
 
 
+UNEVEN = MONTHS[0] + np.timedelta64(1, "D") * np.cumsum([1, 9, 40] * 40)
+
+
+def _projected():
+    data = dataset().rename(lat="y", lon="x").assign_coords(y=1e4 * np.arange(6), x=1e4 * np.arange(8))
+    data["y"].attrs.update(units="m", standard_name="projection_y_coordinate")
+    return data
+
+
+def _curved(rows: str, columns: str):
+    """Places with two dimensions: each row's latitude changes along it."""
+    lat, lon = np.meshgrid(np.linspace(50, -50, 6), np.arange(8.0) * 45, indexing="ij")
+    data = dataset().rename(lat=rows, lon=columns).drop_vars([rows, columns])
+    return data.assign_coords(lat=((rows, columns), lat + lon / 90), lon=((rows, columns), lon))
+
+
 def _npz(path, **arrays):
     np.savez(path, **arrays)
 
@@ -97,18 +114,41 @@ BAD = {  # name: (what writes the file, options, what the line says)
         {},
         "1 ocean cells are missing.*2000-06-01, row 2, column 3.*--gaps land",
     ),
-    "back.nc": (lambda p: dataset(times=MONTHS[::-1]).to_netcdf(p), {}, "must ascend.*2009-11-01"),
-    "twice.nc": (lambda p: dataset(times=np.r_[MONTHS[:5], MONTHS[4:-1]]).to_netcdf(p), {}, "ascend without repeats"),
+    "twice.nc": (lambda p: dataset(times=np.r_[MONTHS[:5], MONTHS[4:-1]]).to_netcdf(p), {}, "share a date.*2000-05-01"),
+    "uneven.nc": (lambda p: dataset(times=UNEVEN).to_netcdf(p), {}, "1 to 40 days apart"),
+    "one.nc": (lambda p: dataset(values(1), MONTHS[:1]).to_netcdf(p), {}, "has 1 frame"),
+    "unit.nc": (lambda p: dataset(units="m s-1").to_netcdf(p), {}, "is in m s-1, no unit of temperature"),
+    "wrong.nc": (lambda p: dataset(values() + 273.15, units="degC").to_netcdf(p), {}, "they look like kelvin"),
+    "warm.nc": (lambda p: dataset(1.8 * values() + 45).to_netcdf(p), {}, "they look like degrees Fahrenheit"),
+    "ice.nc": (lambda p: dataset(values() * 7).to_netcdf(p), {}, "no temperatures of a sea .-5 to 50 deg C"),
+    "pole.nc": (
+        lambda p: dataset().assign_coords(lat=np.linspace(95, 40, 6)).to_netcdf(p),
+        {},
+        "latitudes from 40 to 95",
+    ),
+    "metres.nc": (lambda p: _projected().to_netcdf(p), {}, "y is in m, not in degrees.*remapbil"),
+    "index.nc": (lambda p: dataset().rename(lat="y", lon="x").to_netcdf(p), {}, "y is in no units, not in degrees"),
+    "nowhere.nc": (lambda p: dataset().drop_vars("lat").to_netcdf(p), {}, "dimension lat has no latitude"),
+    "curved.nc": (lambda p: _curved("y", "x").to_netcdf(p), {}, "lat has two dimensions .a curvilinear grid.*remapbil"),
+    "rotated.nc": (lambda p: _curved("j", "i").to_netcdf(p), {}, "lat and lon have two dimensions"),
     "undated.nc": (lambda p: dataset(times=np.arange(120)).to_netcdf(p), {}, "not of dates"),
     "land.nc": (lambda p: dataset(values() * np.nan).to_netcdf(p), {}, "no cell has a temperature"),
     "cut.nc": (_truncated, {}, "damaged or not NetCDF"),
     "text.nc": (lambda p: p.write_text("hello"), {}, "not NetCDF|no NetCDF|damaged"),
     "empty.npz": (lambda p: p.write_bytes(b""), {}, "damaged or not an .npz"),
     "unnamed.npz": (lambda p: _npz(p, a=np.zeros(3)), {}, "no array sst, but a"),
-    "shape.npz": (lambda p: _npz(p, sst=np.zeros((3, 4))), {}, r"shape \(3, 4\)"),
+    "shape.npz": (lambda p: _npz(p, sst=np.zeros((3, 4))), {}, r"sst is float64 \(3, 4\)"),
     "dates.npz": (lambda p: _npz(p, sst=values(), time=np.array(["x"] * 120)), {}, "time is not of dates"),
+    "numbers.npz": (lambda p: _npz(p, sst=values(), time=np.arange(120)), {}, "time is not of dates"),
+    "text.npz": (lambda p: _npz(p, sst=values().astype(str)), {}, "sst is <U"),
+    "plane.npz": (lambda p: _npz(p, sst=values(), lat=np.ones((6, 8))), {}, r"lat is float64 \(6, 8\)"),
+    "instant.npz": (lambda p: _npz(p, sst=values(), time=np.datetime64("2000-01-01")), {}, r"time has shape \(\)"),
     "objects.npz": (lambda p: _npz(p, sst=np.array([{}], dtype=object)), {}, "damaged or not an .npz of plain"),
-    "count.npz": (lambda p: _npz(p, sst=values(), time=MONTHS[:7].astype("datetime64[D]")), {}, "with 7 times"),
+    "count.npz": (
+        lambda p: _npz(p, sst=values(), time=MONTHS[:7].astype("datetime64[D]")),
+        {},
+        r"time has shape \(7,\)",
+    ),
 }
 
 
@@ -126,6 +166,173 @@ def test_cells_with_gaps_can_be_land(tmp_path):
     _gaps().to_netcdf(tmp_path / "a.nc")
     region = D.load(str(tmp_path / "a.nc"), gaps="land").regions[0]
     assert not region.ocean[2, 3] and region.ocean.sum() == 6 * 7 - 1 and (region.values[:, 2, 3] == 0).all()
+
+
+# ---- values that are no temperatures
+
+
+def written(tmp_path, data, said="", capsys=None, gaps="error", **encoding):
+    """The region of a data set that went through a file, and what was said about it."""
+    data.to_netcdf(tmp_path / "f.nc", encoding=encoding or None)
+    fields = D.load(str(tmp_path / "f.nc"), gaps=gaps)
+    if capsys:
+        assert said in capsys.readouterr().out
+    return fields
+
+
+@pytest.mark.parametrize("code", [-1000.0, -999.0, 9999.0, 1e20, -1e30, -99.99, -32768.0, 123.25])
+def test_a_code_that_no_attribute_declares_is_named_and_masked(tmp_path, capsys, code):
+    field = values()
+    field[:, 2:4, 3] = code
+    (region,) = written(tmp_path, dataset(field, units="degC"), f"240 values are {code:.7g}", capsys).regions
+    assert not region.ocean[2:4, 3].any() and region.ocean.sum() == 6 * 7 - 2
+    assert np.array_equal(region.values[:, :2, 1:], values()[:, :2, 1:])
+
+
+def test_a_code_at_some_times_is_a_gap(tmp_path):
+    field = values()
+    field[::2, 2, 3] = -1000
+    with pytest.raises(ValueError, match="1 ocean cells are missing at some times"):
+        written(tmp_path, dataset(field, units="degC"))
+    (region,) = written(tmp_path, dataset(field, units="degC"), gaps="land").regions
+    assert not region.ocean[2, 3] and region.ocean.sum() == 6 * 7 - 1
+
+
+@pytest.mark.parametrize("units", ["K", ""])
+def test_kelvin_with_codes_and_packed(tmp_path, capsys, units):
+    """A fill code of the packed numbers is scaled with them: -32768 becomes -27.68 K, as no attribute names it."""
+    field = np.nan_to_num(values() + 273.15, nan=-27.68)
+    encoding = {"sst": {"dtype": "int16", "scale_factor": 0.01, "add_offset": 300.0, "_FillValue": None}}
+    fields = written(tmp_path, dataset(field, units=units) if units else dataset(field), "-27.68", capsys, **encoding)
+    assert not fields.regions[0].ocean[:, 0].any() and fields.regions[0].ocean[:, 1:].all()
+    assert np.abs(fields.regions[0].values[:, :, 1:] - values()[:, :, 1:]).max() < 0.006
+
+
+def test_fahrenheit(tmp_path):
+    (region,) = written(tmp_path, dataset(1.8 * values() + 32, units="degrees_Fahrenheit")).regions
+    assert np.allclose(region.values[:, :, 1:], values()[:, :, 1:], atol=1e-5)
+
+
+def test_infinite_values_are_missing(tmp_path, capsys):
+    field = values()
+    field[:, 0, 1] = np.inf
+    assert not written(tmp_path, dataset(field), "120 values are infinite", capsys).regions[0].ocean[0, 1]
+
+
+def test_land_that_is_zero_and_zeros_in_warm_water(tmp_path, capsys):
+    field = np.nan_to_num(values() + 10, nan=0.0)
+    (region,) = written(tmp_path, dataset(field), "6 cells are exactly 0 at all times", capsys).regions
+    assert not region.ocean[:, 0].any() and region.ocean[:, 1:].all()
+    field[7, 4, 4] = 0
+    (region,) = written(tmp_path, dataset(field), "1 values are exactly 0", capsys, gaps="land").regions
+    assert not region.ocean[4, 4]
+
+
+def test_water_at_zero_degrees_is_water(tmp_path):
+    field = values()
+    field[3, 2, 2] = 0
+    assert written(tmp_path, dataset(field)).regions[0].ocean[2, 2]
+
+
+# ---- dates
+
+
+def test_frames_in_any_order_are_sorted_aloud(tmp_path, capsys):
+    fields = written(tmp_path, dataset(values()[::-1], MONTHS[::-1]), "sorted", capsys)
+    assert np.array_equal(fields.regions[0].values[:, :, 1:], values()[:, :, 1:]) and fields.breaks == ()
+
+
+def test_missing_months_and_empty_frames_are_gaps(tmp_path, capsys):
+    keep = np.r_[0:40, 53:120]
+    fields = written(tmp_path, dataset(values()[keep], MONTHS[keep]), "a gap in time, first from 2003-04-01", capsys)
+    assert fields.breaks == (40,) and len(fields.times) == 107
+    field = values()
+    field[40:43] = np.nan
+    field[60] = 17
+    fields = written(tmp_path, dataset(field), "4 frames without a field are left out, first 2003-05-01", capsys)
+    assert fields.breaks == (40, 57) and len(fields.times) == 116
+
+
+def test_no_window_and_no_score_reaches_over_a_gap():
+    found = C.origins(0, 20, past=2, horizon=3, breaks=(8,))
+    assert found.tolist() == [*range(1, 5), *range(9, 17)]
+    assert C.origins(0, 20, 1, 1).tolist() == list(range(19))
+    x = torch.arange(20.0)
+    x[8:] += 1000
+    now, later = C.lagged(x, 2, (8,))
+    assert len(now) == 6 + 10 and (later - now == 2).all()
+    assert C.starts(10, 20, 1, 3, 0, breaks=(8, 14)).tolist() == [9, 10, 14, 15, 16]
+
+
+def test_persistence_is_fitted_between_frames_that_follow_each_other():
+    """An AR(1) process in many pieces: the pairs over its gaps are independent, and would lower its memory."""
+    draw = torch.Generator().manual_seed(0)
+    pieces = []
+    for _ in range(300):
+        x = [torch.randn(4, 4, generator=draw)]
+        for _ in range(4):
+            x.append(0.9 * x[-1] + 0.19**0.5 * torch.randn(4, 4, generator=draw))
+        pieces += x
+    series, breaks = torch.stack(pieces), tuple(range(5, 1500, 5))
+    right, wrong = (C.persistence(series, 2, b)[0].mean((1, 2)) * (1 + C.RIDGE) for b in (breaks, ()))
+    assert right[0] == pytest.approx(0.9, abs=0.02) and right[1] == pytest.approx(0.81, abs=0.03) and wrong[1] < 0.6
+
+
+def calendar_file(path, months, units, calendar, name="time"):
+    """A file whose time is written as numbers."""
+    data = dataset(values(len(months)), np.asarray(months))
+    data["time"].attrs.update(units=units, calendar=calendar)
+    (data if name == "time" else data.rename(time=name)).to_netcdf(path / "c.nc")
+    return D.load(str(path / "c.nc"))
+
+
+@pytest.mark.parametrize("name", ["time", "valid_time"])
+def test_calendars_without_leap_days_and_of_equal_months(tmp_path, name):
+    """Ten years of months end in the tenth December, whatever the calendar; no month is missing."""
+    middle = np.array([15.5, 45, 74.5, 105, 135.5, 166, 196.5, 227.5, 258, 288.5, 319, 349.5])
+    times = (365 * np.arange(10)[:, None] + middle).ravel()
+    fields = calendar_file(tmp_path, times, "days since 2000-01-01", "noleap", name)
+    assert fields.times[-1] == np.datetime64("2009-12-16") and fields.times[2] == np.datetime64("2000-03-16")
+    fields = calendar_file(tmp_path, 30.0 * np.arange(120) + 15, "days since 2000-01-01", "360_day", name)
+    assert fields.times[-1].astype("datetime64[M]") == np.datetime64("2009-12") and fields.breaks == ()
+    for calendar in ("360", "360_day", "standard"):
+        fields = calendar_file(tmp_path, np.arange(120) + 0.5, "months since 1960-01-01", calendar, name)
+        assert (fields.times.astype("datetime64[M]") == np.arange("1960-01", "1970-01", dtype="datetime64[M]")).all()
+    seconds = (MONTHS - np.datetime64("1970-01-01")) // np.timedelta64(1, "s")
+    fields = calendar_file(tmp_path, seconds, "seconds since 1970-01-01", "proleptic_gregorian", name)
+    assert (fields.times == MONTHS.astype("datetime64[D]")).all()
+    fields = calendar_file(tmp_path, 20000100 + np.arange(1, 29), "day as %Y%m%d.%f", "standard", name)
+    assert fields.times[-1] == np.datetime64("2000-01-28")
+
+
+def test_days_of_a_year_of_360_have_no_gaps(tmp_path):
+    fields = calendar_file(tmp_path, np.arange(800.0), "days since 2000-01-01", "360_day")
+    assert fields.breaks == () and len(np.unique(fields.times)) == 800
+
+
+def test_hourly_means_become_days(tmp_path, capsys):
+    hours = np.datetime64("2000-01-01T00:30", "ns") + np.arange(240) * np.timedelta64(1, "h")
+    field = values(240)
+    fields = written(tmp_path, dataset(field[:-3], hours[:-3]), "24 frames a day are averaged to 9 days", capsys)
+    assert (np.diff(fields.times).astype(int) == 1).all() and fields.breaks == ()
+    assert np.allclose(
+        fields.regions[0].values[:, :, 1:], field[:216].reshape(9, 24, 6, 8).mean(1)[:, :, 1:], atol=1e-4
+    )
+
+
+def test_a_regular_grid_with_two_dimensional_places_is_read(tmp_path):
+    lat, lon = np.meshgrid(np.linspace(50, -50, 6), np.arange(8.0) * 45 - 180, indexing="ij")
+    data = dataset().rename(lat="y", lon="x").drop_vars(["y", "x"])
+    (region,) = written(tmp_path, data.assign_coords(lat=(("y", "x"), lat), lon=(("y", "x"), lon))).regions
+    assert region.lat[0] == 50 and region.lon[0] == -180 and region.cyclic
+
+
+def test_what_an_npz_lacks_is_said(tmp_path, capsys):
+    np.savez(tmp_path / "b.npz", sst=values() + 273.15)
+    (region,) = D.load(str(tmp_path / "b.npz")).regions
+    said = capsys.readouterr().out
+    assert "no time" in said and "no lat" in said and "taken as kelvin" in said
+    assert np.allclose(region.values[:, :, 1:], values()[:, :, 1:], atol=1e-4)
 
 
 def test_a_folder_without_boxes(tmp_path):
