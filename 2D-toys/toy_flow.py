@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from common.cli.configs import check_bridge
+from common.cli.configs import among, check_bridge
 from common.cli.ranges import Count, NotNegative, Positive, Seed
 from common.runtime import generator, write_json
 
@@ -38,7 +38,7 @@ class Options:
     """Distribution at t = 0"""
     target: Distribution = "8gaussians"
     """Distribution at t = 1"""
-    method: Literal["cfm", "otcfm", "fm", "sbcfm", "rf", "idff", "reflow"] = "otcfm"
+    method: Annotated[str, among("cfm", "otcfm", "fm", "sbcfm", "rf", "idff", "reflow")] = "otcfm"
     """cfm, otcfm, fm (Lipman), sbcfm, rf (rectified flow), idff, or reflow: rf again, on the pairs that rf makes"""
     sigma: NotNegative = 0.2
     """idff, sbcfm: the sigma of their bridge; idff's sampler takes twice as much"""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from timeseries_examples.systems import System
 
 from common.cli import validate
-from common.cli.configs import check_bridge
+from common.cli.configs import among, check_bridge
 from common.cli.ranges import AtLeast, AtMost, Count, NoneFor, NotNegative, Positive, Seed
 
 HERE = Path(__file__).resolve().parent
@@ -35,7 +35,7 @@ class Options:
     """Frames of each"""
 
     # ---- flow
-    method: Literal["cfm", "idff"] = "cfm"
+    method: Annotated[str, among("cfm", "idff")] = "cfm"
     """cfm: a velocity; idff: data and score heads"""
     source: Literal["frame", "noise"] = "frame"
     """Where the flow to the next frame starts: in the present frame, or in Gaussian noise"""

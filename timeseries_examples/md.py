@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from timeseries_examples.propagator import Propagator
 
 from common.cli import validate
-from common.cli.configs import check_bridge
+from common.cli.configs import among, check_bridge
 from common.cli.ranges import AtLeast, Count, NoneFor, NotNegative, Positive, Seed
 
 HERE = Path(__file__).resolve().parent
@@ -40,7 +40,7 @@ class Options:
     """Held-out trajectories (the last ones), or of ten blocks of each trajectory so many"""
 
     # ---- flow
-    method: Literal["cfm", "idff"] = "cfm"
+    method: Annotated[str, among("cfm", "idff")] = "cfm"
     """cfm: a velocity; idff: data and score heads"""
     source: Literal["noise", "frame"] = "noise"
     """Where the flow to the next frame starts: in Gaussian noise, or in the present frame (idff: followed as an SDE)"""

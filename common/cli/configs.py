@@ -26,7 +26,13 @@ from common.cli.ranges import (
 )
 from common.methods import METHODS, NAMES
 
-MethodName = Annotated[str, OneOf((*METHODS,), others=(*NAMES.items(),))]
+
+def among(*names: str) -> OneOf:
+    """Some methods, by any of their names."""
+    return OneOf(names, others=(*NAMES.items(),))
+
+
+MethodName = Annotated[str, among(*METHODS)]
 SolverName = Literal[
     "auto", "fitted",
     "euler", "midpoint", "heun", "rk4",

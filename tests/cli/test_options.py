@@ -106,3 +106,12 @@ def test_checks_return_nothing():
     heads = re.compile(r"^ *def ((?:_check|check|check_together)\([^)]*\)[^:]*):", re.MULTILINE)
     found = [head for file in CODE for head in heads.findall(file.read_text(encoding="utf-8"))]
     assert len(found) > 8 and all(head.endswith(") -> None") for head in found), found
+
+
+def test_methods_have_their_other_names_in_every_folder():
+    found = [cls for cls in classes() if "method" in cls.__dataclass_fields__]
+    assert {"sst", "timeseries_examples", "2D-toys"} <= {
+        Path(sys.modules[c.__module__].__file__ or "").parent.name for c in found
+    }
+    for cls in found:
+        assert parse(cls, argv=["--method", "icfm"]).method == "cfm"
