@@ -432,7 +432,7 @@ def test_requirements_name_every_package_that_the_library_imports():
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     named = {re.split(r"[<>=~!\[ #]", line)[0].lower() for line in lines if line and not line.startswith("#")}
     module_names = {"pillow": "PIL", "pyyaml": "yaml", "pot": "ot", "scikit-learn": "sklearn"}
-    module_names |= {"pytorch-fid": "pytorch_fid"}
+    module_names |= {"pytorch-fid": "pytorch_fid", "protobuf": "google"}
     known = {module_names.get(name, name) for name in named} | set(sys.stdlib_module_names) | {"common"}
     optional = {"wandb", "openmm", "PeptideBuilder", "mdtraj", "Bio"}  # asked for by one option, with a hint
     own = {path.stem for path in SCRIPTS} | {folder.name for folder in FOLDERS}

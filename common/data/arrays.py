@@ -30,7 +30,7 @@ def open_npy(path: Path) -> Source:
     Raises:
         ValueError: It is damaged, or holds no uint8 images.
     """
-    with _readable(str(path)):
+    with _readable(path):
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     return array_source(str(path), rows)
 
@@ -41,7 +41,7 @@ def open_npz(path: Path) -> Source:
     Raises:
         ValueError: It is damaged, or holds no uint8 images.
     """
-    with _readable(str(path)):
+    with _readable(path):
         archive = np.lib.npyio.NpzFile(path.open("rb"), own_fid=True, allow_pickle=False)
     with archive:
         images = next((key for key in ("images", "arr_0", "x") if key in archive.files), None)
@@ -54,19 +54,19 @@ def open_npz(path: Path) -> Source:
 
 
 @contextlib.contextmanager
-def _readable(what: str) -> Iterator[None]:
+def _readable(path: Path, key: str = "") -> Iterator[None]:
     """What numpy and zlib raise of a damaged file becomes one line that names it."""
     try:
         yield
     except (ValueError, EOFError, OverflowError, struct.error, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"--data {what}: not a readable array of numbers ({error}); {AGAIN}") from error
+        raise ValueError(f"--data {path}{key}: not a readable {path.suffix} array of numbers ({error}); {AGAIN}") from error
 
 
 def _member(path: Path, archive: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
     """One array of an .npz: mapped where it is stored uncompressed, else unpacked into memory."""
     assert archive.zip is not None
     member = archive.zip.getinfo(key + ".npy")
-    with _readable(f"{path} ({key})"), path.open("rb") as file:
+    with _readable(path, f" ({key})"), path.open("rb") as file:
         if member.compress_type != zipfile.ZIP_STORED:
             return archive[key]
         file.seek(member.header_offset + 26)  # the local header's two lengths (zip specification, 4.3.7)

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from common.data.opening import open_source
 from common.images import fit, from_uint8
@@ -128,6 +127,8 @@ class StreamingImages:
         limit: int | None = None,
         progress: bool = True,
     ):
+        from tqdm import tqdm
+
         if image_size < 1 or channels not in (1, 3):
             raise ValueError(
                 f"image_size {image_size}, channels {channels}: give a size >= 1 and 1 (grey) or 3 (colour)"
@@ -201,6 +202,8 @@ class StreamingImages:
 
     def _decode_all(self, pixels: np.ndarray) -> np.ndarray:
         """Decodes all images into ``pixels`` (N,C,S,S), unreadable ones left out; the positions that are there."""
+        from tqdm import tqdm
+
         first_size = self._decode(0, pixels[0])
         workers = 1 if first_size is not None and max(first_size) <= _SMALL else self._workers
 

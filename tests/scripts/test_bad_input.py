@@ -242,15 +242,15 @@ def test_a_full_disk_while_sampling_loses_nothing(place, tmp_path, monkeypatch, 
     flags = [*CPU, "--n_samples", "6", "--n_steps", "1", "--batch_size", "2", "--save_dir", str(tmp_path / target)]
     from common import images as module
 
-    write, written = module._write_at if target == "set.npz" else module._png, []
+    write, written = module.save_png, []
 
-    def full(*args):
+    def full(*args, **options):
         written.append(args)
         if len(written) > 4:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(*args)
+        return write(*args, **options)
 
-    monkeypatch.setattr(module, write.__name__, full)
+    monkeypatch.setattr(module, "save_png", full)
     with pytest.raises(OSError, match="full|No space left"):
         gen_main(place, "", flags)
     monkeypatch.undo()
