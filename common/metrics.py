@@ -17,6 +17,8 @@ BLOCK = 4_000_000  # pairs in memory at a time: 32 MB in float64
 EXACT = 120_000_000  # pairs of an exact transport that fit in memory: 5 GB
 STORED = 4 * BLOCK  # pairs of a kernel that is kept
 SWEEPS = 40  # of a stored kernel before it is made anew
+ROUNDS = 100  # of sweeps at the final blur, at most
+FALL = 0.7  # of the blur, from the samples' diameter, from one sweep of the warm-up to the next
 OVER = 1.8  # over-relaxation of Sinkhorn's updates; 1 is the plain update, 2 the limit of stability
 
 
@@ -40,7 +42,7 @@ def _pair_of_samples(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a - centre, b.to(a.device) - centre
 
 
-def _blocks(n: int, m: int) -> Iterator[slice]:
+def blocks(n: int, m: int) -> Iterator[slice]:
     """Slices of n rows such that each has at most BLOCK pairs with m others."""
     size = max(1, BLOCK // m)
     return (slice(i, i + size) for i in range(0, n, size))
@@ -53,23 +55,60 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------- Frechet distance
+class Moments:
+    """Mean and covariance of rows that come in batches: D^2 numbers in memory, however many rows there are.
+
+    Each batch is centred on its own mean and then moved to the common one, so nothing cancels, as it would in
+    E[x^2] - E[x]^2.
+
+    Source: Chan, Golub and LeVeque 1983, eq. 2.1.
+    """
+
+    def __init__(self, dimension: int) -> None:
+        self.count = 0
+        self.mean = torch.zeros(dimension, dtype=torch.float64)
+        self._scatter = torch.zeros(dimension, dimension, dtype=torch.float64)
+
+    def add(self, rows: Tensor) -> None:
+        """Take in rows (B, D).
+
+        Raises:
+            ValueError: NaN or infinity.
+        """
+        x = rows.detach().cpu().double()
+        finite = torch.isfinite(x).all(1)
+        if not finite.all():
+            raise ValueError(f"the features of {int((~finite).sum())} of {len(x)} images hold NaN or infinity")
+        n, m = self.count, len(x)
+        mean = x.mean(0)
+        shift = mean - self.mean
+        centred = torch.cat([x - mean, math.sqrt(n * m / (n + m)) * shift[None]])  # the last row: between the batches
+        self._scatter.addmm_(centred.T, centred)
+        self.mean += shift * m / (n + m)
+        self.count += m
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean (D,) and unbiased covariance (D, D).
+
+        Raises:
+            ValueError: fewer than 2 rows.
+        """
+        if self.count < 2:
+            raise ValueError(f"statistics of {self.count} image(s): a covariance needs at least 2")
+        return self.mean, self._scatter / (self.count - 1)
+
+
 def gaussian_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (D,) and unbiased covariance (D, D) of features (N, D), float64, as pytorch-fid takes them.
 
     Raises:
         ValueError: fewer than 2 rows, NaN or infinity.
     """
-    features = torch.as_tensor(features)
-    n = features.shape[0] if features.ndim else 0
-    if n < 2:
-        raise ValueError(f"statistics of {n} sample(s): a covariance needs at least 2")
-    parts = [slice(i, i + 4096) for i in range(0, n, 4096)]
-    mu = torch.stack([_rows(features[part], "features").sum(0) for part in parts]).sum(0) / n
-    cov = mu.new_zeros(len(mu), len(mu))
-    for part in parts:  # centred before the product: no cancellation, one block in float64 at a time
-        centred = _rows(features[part], "features") - mu
-        cov.addmm_(centred.T, centred)
-    return mu, cov / (n - 1)
+    rows = torch.as_tensor(features).flatten(1)
+    moments = Moments(rows.shape[1])
+    for part in rows.split(4096):  # one block in float64 at a time
+        moments.add(part)
+    return moments.statistics()
 
 
 def frechet_distance(mu_a: Tensor, cov_a: Tensor, mu_b: Tensor, cov_b: Tensor) -> float:
@@ -94,13 +133,13 @@ def frechet_distance(mu_a: Tensor, cov_a: Tensor, mu_b: Tensor, cov_b: Tensor) -
     if not (mu_b.shape == (d,) and cov_a.shape == cov_b.shape == (d, d)):
         shapes = ", ".join(str(tuple(v.shape)) for v in (mu_a, cov_a, mu_b, cov_b))
         raise ValueError(f"mean, covariance, mean, covariance have shapes {shapes}: they must be (D,) and (D, D)")
-    root_a, root_b = _root(cov_a), _root(cov_b)
+    root_a, root_b = matrix_root(cov_a), matrix_root(cov_b)
     cross = torch.linalg.svdvals(root_a @ root_b).sum()
     distance = (mu_a - mu_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross
     return distance.clamp(min=0).item()
 
 
-def _root(cov: Tensor) -> Tensor:
+def matrix_root(cov: Tensor) -> Tensor:
     """The symmetric square root of a positive semidefinite matrix."""
     values, vectors = torch.linalg.eigh((cov + cov.T) / 2)
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
@@ -131,9 +170,7 @@ def _exact(a: Tensor, b: Tensor) -> tuple[float, dict[str, Any]]:
     return float(squared), log
 
 
-def sinkhorn_divergence(
-    a: Tensor, b: Tensor, blur: float = 0.05, scaling: float = 0.7, tol: float = 1e-2, iterations: int = 100
-) -> float:
+def sinkhorn_divergence(a: Tensor, b: Tensor, blur: float = 0.05, tol: float = 1e-2) -> float:
     """Debiased entropic transport S = OT(a, b) - OT(a, a) / 2 - OT(b, b) / 2 for the cost |x - y|^2 / 2.
 
     GeomLoss' convention (p = 2): the regularisation is blur^2 and S tends to W2^2 / 2 as blur goes to 0. S >= 0, and 0
@@ -147,26 +184,24 @@ def sinkhorn_divergence(
     Args:
         a, b: Samples, shapes (N, D) and (M, D).
         blur: Length below which differences are smoothed away, in units of the samples.
-        scaling: Factor by which the blur falls, from the samples' diameter, in the sweeps that warm up.
-        tol: Relative error of the marginals at which to stop; the error of S is of the order blur^2 tol^2.
-        iterations: Rounds of about 40 sweeps at the final blur, at most. Where they do not suffice the result is a
-            lower bound.
+        tol: Relative error of the marginals at which to stop; the error of S is of the order blur^2 tol^2. Where 100
+            rounds of about 40 sweeps do not suffice the result is a lower bound.
 
     Raises:
-        ValueError: shapes that do not fit, NaN or infinity, or blur or scaling out of range.
+        ValueError: shapes that do not fit, NaN or infinity, or a blur that is not above 0.
 
     Source: Feydy et al. 1810.08278, eq. 3 and section 3.1; Thibault et al. 1711.01851 for the over-relaxation.
     """
-    if not blur > 0 or not 0 < scaling < 1:
-        raise ValueError(f"blur is {blur:g}, scaling {scaling:g}: need blur > 0 and 0 < scaling < 1; try 0.05 and 0.7")
+    if not blur > 0:
+        raise ValueError(f"blur is {blur:g}: need blur > 0; try 0.05")
     a, b = _pair_of_samples(a, b)
     extent = torch.cat([a, b]).amax(0) - torch.cat([a, b]).amin(0)
-    n_blurs = max(0, math.ceil(math.log(max(extent.norm().item(), blur) / blur) / -math.log(scaling)))
-    warm_up = [(blur / scaling**k) ** 2 for k in range(n_blurs, 0, -1)]
-    within = sum(_transport_within(x, blur**2, tol, iterations) for x in (a, b))
+    n_blurs = max(0, math.ceil(math.log(max(extent.norm().item(), blur) / blur) / -math.log(FALL)))
+    warm_up = [(blur / FALL**k) ** 2 for k in range(n_blurs, 0, -1)]
+    within = sum(_transport_within(x, blur**2, tol) for x in (a, b))
     exact = len(warm_up) > 10 and len(a) * len(b) <= EXACT
     start = _exact_potentials(a, b) if exact else _annealed_potentials(a, b, warm_up)
-    divergence = _transport_between(a, b, *start, blur**2, tol, iterations) - within / 2
+    divergence = _transport_between(a, b, *start, blur**2, tol) - within / 2
     return 0.0 if divergence < 0 else divergence  # rounding; NaN stays NaN
 
 
@@ -185,9 +220,9 @@ def _annealed_potentials(a: Tensor, b: Tensor, warm_up: list[float]) -> tuple[Te
     return f, g
 
 
-def _transport_between(a: Tensor, b: Tensor, f: Tensor, g: Tensor, eps: float, tol: float, iterations: int) -> float:
+def _transport_between(a: Tensor, b: Tensor, f: Tensor, g: Tensor, eps: float, tol: float) -> float:
     """Entropic transport cost of a and b, as the value of the dual, whose potentials begin with f and g."""
-    for _ in range(iterations):
+    for _ in range(ROUNDS):
         f, g = _relax(a, b, f, g, eps)
         f_last, f = f, _soft_minimum(a, b, g, eps)
         g = _soft_minimum(b, a, f, eps)
@@ -217,10 +252,10 @@ def _relax(a: Tensor, b: Tensor, f: Tensor, g: Tensor, eps: float) -> tuple[Tens
     return relaxed if all(torch.isfinite(p).all() for p in relaxed) else (f, g)  # a tiny blur may overflow
 
 
-def _transport_within(a: Tensor, eps: float, tol: float, iterations: int) -> float:
+def _transport_within(a: Tensor, eps: float, tol: float) -> float:
     """Entropic transport cost of a to itself: one potential, averaged with its update, which converges fast."""
     f = a.new_zeros(len(a))
-    for _ in range(iterations):
+    for _ in range(ROUNDS):
         f_last, f = f, _soft_minimum(a, a, f, eps)
         if (f - f_last).abs().mean() < tol * eps:
             break
@@ -232,7 +267,7 @@ def _soft_minimum(a: Tensor, b: Tensor, g: Tensor, eps: float) -> Tensor:
     """-eps log mean_j exp((g_j - |a_i - b_j|^2 / 2) / eps) for each row i of a, in blocks; shape (N,)."""
     weight = g / eps - math.log(len(b)) - b.square().sum(1) / (2 * eps)
     sums = []
-    for rows in _blocks(len(a), len(b)):
+    for rows in blocks(len(a), len(b)):
         scores = torch.addmm(weight, a[rows], b.T, alpha=1 / eps)
         top = scores.amax(1, keepdim=True)
         sums.append(_exp_(scores.sub_(top)).sum(1).log_().add_(top[:, 0]))
@@ -245,21 +280,20 @@ def _exp_(x: Tensor) -> Tensor:
 
 
 # --------------------------------------------------------------------------------------------------------------- MMD
-def mmd(a: Tensor, b: Tensor, sigmas: Sequence[float] = (0.01, 0.1, 1.0, 10.0, 100.0), unbiased: bool = True) -> float:
+def mmd(a: Tensor, b: Tensor, sigmas: Sequence[float] = (0.01, 0.1, 1.0, 10.0, 100.0)) -> float:
     """Squared maximum mean discrepancy with the kernel sum_s exp(-|x - y|^2 / (2 s^2)).
 
     The unbiased estimator (pairs of a sample with itself are left out) has mean 0 for equal distributions and so may be
-    negative; ``unbiased=False`` gives the non-negative one with them, which published tables often use.
+    negative.
 
     Args:
         a, b: Samples, shapes (N, D) and (M, D); at least 2 each.
         sigmas: Bandwidths.
-        unbiased: See above.
 
     Raises:
         ValueError: shapes that do not fit, fewer than 2 rows, NaN or infinity.
 
-    Source: Gretton et al. 2012 (JMLR 13), eq. 3 and 5.
+    Source: Gretton et al. 2012 (JMLR 13), eq. 3.
     """
     a, b = _pair_of_samples(a, b)
     n, m = len(a), len(b)
@@ -270,15 +304,14 @@ def mmd(a: Tensor, b: Tensor, sigmas: Sequence[float] = (0.01, 0.1, 1.0, 10.0, 1
         return sum((torch.exp(squared / (-2 * s**2)) for s in sigmas), start=torch.zeros_like(squared))
 
     def within(x: Tensor) -> float:
-        total, k = _total(x, x, kernel), len(x)
-        return (total - k * len(sigmas)) / (k * (k - 1)) if unbiased else total / k**2
+        return (_total(x, x, kernel) - len(x) * len(sigmas)) / (len(x) * (len(x) - 1))
 
     return within(a) + within(b) - 2 * _total(a, b, kernel) / (n * m)
 
 
 def _total(a: Tensor, b: Tensor, kernel: Callable[[Tensor], Tensor]) -> float:
     """Sum of kernel(squared distance) over all pairs, in blocks."""
-    return sum(kernel(_squared_distances(a[rows], b)).sum().item() for rows in _blocks(len(a), len(b)))
+    return sum(kernel(_squared_distances(a[rows], b)).sum().item() for rows in blocks(len(a), len(b)))
 
 
 def kernel_distance(

@@ -6,7 +6,6 @@ notebooks; :func:`panels` makes them without pyplot.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -115,13 +114,12 @@ def curves(
 # ---- flows in the plane
 
 
-def panels(titles: Sequence[str], limit: float = 7.0, columns: int = 0, scale: float = 2.2) -> tuple[Any, list[Any]]:
-    """A figure with one square axis a title, each showing [-limit, limit]^2 without ticks.
+def panels(titles: Sequence[str], limit: float = 7.0, scale: float = 2.2) -> tuple[Any, list[Any]]:
+    """A row of square axes, one a title, each showing [-limit, limit]^2 without ticks.
 
     Args:
-        titles: Titles of the axes; their number is the number of axes.
+        titles: Titles of the axes.
         limit: Half the side of what is seen.
-        columns: Axes in a row; 0: all in one row.
         scale: Inches of an axis.
 
     Returns:
@@ -129,16 +127,12 @@ def panels(titles: Sequence[str], limit: float = 7.0, columns: int = 0, scale: f
     """
     from matplotlib.figure import Figure
 
-    columns = columns or len(titles)
-    rows = math.ceil(len(titles) / columns)
-    figure = Figure(figsize=(scale * columns, (scale + 0.25) * rows), dpi=85, layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axis, title in zip(grid, titles):
+    figure = Figure(figsize=(scale * len(titles), scale + 0.25), dpi=85, layout="constrained")
+    axes = list(figure.subplots(1, len(titles), squeeze=False)[0])
+    for axis, title in zip(axes, titles):
         axis.set(xlim=(-limit, limit), ylim=(-limit, limit), xticks=[], yticks=[], aspect="equal")
         axis.set_title(title, fontsize=9)
-    for axis in grid[len(titles) :]:
-        axis.set_visible(False)
-    return figure, list(grid[: len(titles)])
+    return figure, axes
 
 
 def limit_of(*samples: Tensor) -> float:
@@ -152,11 +146,11 @@ def points(axis: Any, x: Tensor, colour: str = MADE, size: float = 3.0, alpha: f
     axis.scatter(*x.detach().cpu().T.numpy(), s=size, c=colour, alpha=alpha, linewidths=0, rasterized=True)
 
 
-def paths(axis: Any, trajectory: Tensor, n_paths: int = 128, alpha: float = 0.35) -> None:
-    """Lines from the start (red) to the end (blue) of the first paths of a trajectory, (n + 1, B, 2)."""
+def paths(axis: Any, trajectory: Tensor, alpha: float = 0.35) -> None:
+    """Lines from the start (red) to the end (blue) of the first 128 paths of a trajectory, (n + 1, B, 2)."""
     from matplotlib.collections import LineCollection
 
-    shown = trajectory[:, :n_paths].detach().cpu()
+    shown = trajectory[:, :128].detach().cpu()
     lines = LineCollection(list(shown.transpose(0, 1).numpy()), colors=PATH, linewidths=0.6, alpha=alpha)
     axis.add_collection(lines)
     points(axis, shown[0], SOURCE, size=5.0, alpha=0.9)

@@ -14,14 +14,13 @@ Step = Callable[[Tensor, int], Tensor]
 
 
 # ------------------------------------------------------------------------------------------------------------- windows
-def windows(series: Sequence[Tensor], past: int, horizon: int, stride: int = 1) -> Tensor:
+def windows(series: Sequence[Tensor], past: int, horizon: int) -> Tensor:
     """Where each stretch of ``past + horizon`` frames begins; none reaches from one trajectory into another.
 
     Args:
         series: Trajectories, each (T, ...); those too short for a window are passed over.
         past: Frames that are given.
         horizon: Frames that follow and are to be predicted; 0: none.
-        stride: Frames between the beginnings of neighbouring windows.
 
     Returns:
         (trajectory, first frame) of each window, int64, shape (N, 2); see ``frames_at``.
@@ -29,12 +28,10 @@ def windows(series: Sequence[Tensor], past: int, horizon: int, stride: int = 1) 
     Raises:
         ValueError: numbers out of range, or every trajectory is too short.
     """
-    if past < 1 or horizon < 0 or stride < 1:
-        raise ValueError(
-            f"windows of {past} + {horizon} frames, stride {stride}: need past >= 1, horizon >= 0, stride >= 1"
-        )
+    if past < 1 or horizon < 0:
+        raise ValueError(f"windows of {past} + {horizon} frames: need past >= 1, horizon >= 0")
     length = past + horizon
-    starts = [(k, start) for k, x in enumerate(series) for start in range(0, len(x) - length + 1, stride)]
+    starts = [(k, start) for k, x in enumerate(series) for start in range(len(x) - length + 1)]
     if not starts:
         longest = max(map(len, series), default=0)
         raise ValueError(
@@ -61,41 +58,34 @@ def frames_at(series: Sequence[Tensor], index: Tensor, past: int, horizon: int) 
 
 # ------------------------------------------------------------------------------------------------------------ roll-out
 @torch.no_grad()
-def roll_out(
-    step: Step, start: Tensor, n_steps: int, every: int = 1, chunk: int = 0, progress: str = "", shown: int = 1
-) -> Tensor:
+def roll_out(step: Step, start: Tensor, n_steps: int, progress: str = "", shown: int = 1) -> Tensor:
     """Applies a one-step map again and again.
 
-    Memory: the result, on the device of ``start``, and what ``step`` takes for ``chunk`` rows.
+    Memory: the result, on the device of ``start``.
 
     Args:
-        step: step(state, k) -> the next state; k = 0, 1, ... counts the steps. With ``chunk`` it is called for each
-            part of the rows in turn, in their order.
+        step: step(state, k) -> the next state; k = 0, 1, ... counts the steps.
         start: States, shape (B, ...).
         n_steps: Number of steps.
-        every: Keep every so many states only.
-        chunk: Rows that are given to ``step`` at a time; 0: all.
         progress: Text before a progress bar on stderr; empty: no bar.
         shown: What a step counts for in the bar, for example its rows.
 
     Returns:
-        The states after steps every, 2 every, ...; shape (n_steps // every, B, ...). ``start`` is not among them.
+        The states after each step, shape (n_steps, B, ...). ``start`` is not among them.
 
     Raises:
-        ValueError: a state is not finite (the line names the step), changes its shape, or a number is out of range.
+        ValueError: a state is not finite (the line names the step) or changes its shape, or n_steps < 1.
     """
-    if n_steps < 1 or not 1 <= every <= n_steps or chunk < 0:
-        raise ValueError(f"{n_steps} steps, every {every}, chunk {chunk}: need 1 <= every <= n_steps and chunk >= 0")
+    if n_steps < 1:
+        raise ValueError(f"a roll-out of {n_steps} steps: ask for at least 1")
     from tqdm import tqdm
 
-    state, states = start, start.new_empty(n_steps // every, *start.shape)
+    state, states = start, start.new_empty(n_steps, *start.shape)
     with tqdm(total=n_steps * shown, desc=progress, disable=not progress, dynamic_ncols=True, mininterval=0.5) as bar:
         for k in range(n_steps):  # x_{k+1} = step(x_k, k): errors of a step are what the next one starts from
-            parts = state.split(chunk) if chunk else (state,)
-            state = torch.cat([step(part, k) for part in parts])
+            state = step(state, k)
             _check_state(state, start, k, n_steps)  # nan spreads silently: better to stop where it begins
-            if (k + 1) % every == 0:
-                states[(k + 1) // every - 1] = state
+            states[k] = state
             bar.update(shown)
     return states
 

@@ -160,7 +160,7 @@ def fresh_pairs(
 
 
 def flow_loss(net: nn.Module, pairs: Pairs, method: str, sigma: float, seed: int) -> Callable[[int], Tensor]:
-    """The loss of a method as a function of the step, for ``small_training.fit``: fresh times and noise."""
+    """The loss of a method as a function of the step, for ``common.training.small.fit``: fresh times and noise."""
     loss = make_loss(method, sigma)
 
     def at(step: int) -> Tensor:
@@ -181,9 +181,7 @@ def train(
     n_steps: int = 5000,
     batch_size: int = 256,
     width: int = 64,
-    depth: int = 3,
     seed: int = 0,
-    coupling: str = "auto",
     reg: float | None = None,
     **options: Any,
 ) -> MLP:
@@ -193,14 +191,12 @@ def train(
 
     Args:
         source, target: names of DISTRIBUTIONS or functions draw(n, generator) -> (n, 2).
-        coupling: "auto": that of the method's paper.
         reg: of a sinkhorn coupling.
         options: of ``common.training.small.fit``.
     """
     torch.manual_seed(seed)
     heads = METHODS[method].heads
-    net = MLP(2 * heads, width, depth, out_dim=2 * heads)
-    joint = METHODS[method].coupling if coupling == "auto" else coupling
-    pairs = fresh_pairs(source, target, joint, batch_size, seed, reg)
+    net = MLP(2 * heads, width, out_dim=2 * heads)
+    pairs = fresh_pairs(source, target, METHODS[method].coupling, batch_size, seed, reg)
     fit(net, flow_loss(net, pairs, method, sigma, seed), n_steps, **options)
     return net.eval()

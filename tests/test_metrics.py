@@ -124,8 +124,6 @@ def test_mmd_is_unbiased_on_equal_distributions():
     values = torch.tensor([mmd(randn(30, 2, seed=2 * k), randn(40, 2, seed=2 * k + 1)) for k in range(300)])
     error = values.std() / math.sqrt(300)
     assert values.mean().abs() < 4 * error and (values < 0).any()
-    biased = torch.tensor([mmd(randn(30, 2, seed=k), randn(40, 2, seed=k + 500), unbiased=False) for k in range(20)])
-    assert (biased > 0).all() and biased.mean() > 10 * error
 
 
 def test_mmd_against_closed_forms():
@@ -133,7 +131,6 @@ def test_mmd_against_closed_forms():
     k = [math.exp(-(d**2) / 2) for d in range(5)]
     cross = (k[2] + k[4] + k[1] + k[3]) / 4
     assert mmd(a, b, sigmas=(1.0,)) == pytest.approx(k[1] + k[2] - 2 * cross)
-    assert mmd(a, b, sigmas=(1.0,), unbiased=False) == pytest.approx((1 + k[1]) / 2 + (1 + k[2]) / 2 - 2 * cross)
     # N(0, 1) and N(m, 1) with bandwidth 1: 2 / sqrt(3) (1 - exp(-m^2 / 6))
     value = mmd(randn(4000, 1), randn(4000, 1, seed=1) + 2, sigmas=(1.0,))
     assert value == pytest.approx(2 / math.sqrt(3) * (1 - math.exp(-4 / 6)), rel=0.06)
@@ -191,7 +188,7 @@ def test_straightness():
     ("call", "message"),
     [
         (lambda: gaussian_statistics(torch.zeros(1, 4)), "at least 2"),
-        (lambda: gaussian_statistics(torch.full((5, 2), float("nan"))), "features holds NaN"),
+        (lambda: gaussian_statistics(torch.full((5, 2), float("nan"))), "features of 5 of 5 images hold NaN"),
         (lambda: frechet_distance(torch.zeros(3), torch.eye(3), torch.zeros(2), torch.eye(2)), "must be"),
         (lambda: frechet_distance(torch.zeros(2), torch.eye(2) / 0, torch.zeros(2), torch.eye(2)), "NaN or infinity"),
         (lambda: wasserstein2(torch.zeros(3, 2), torch.zeros(3, 4)), "2 features and b 4"),

@@ -1,4 +1,4 @@
-"""Scores of images and densities: streaming statistics, Inception score, precision and recall, spread, likelihood.
+"""Scores of images and densities: samples of streams, Inception score, precision and recall, spread, likelihood.
 
 All sums are float64. What reads many images keeps a bounded number of numbers about them, so that memory does not grow
 with their number, and the result does not depend on their order or on the batches that they came in.
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from common.metrics import BLOCK, _root
+from common.metrics import blocks, matrix_root
 from common.solvers import integrate
 from common.solvers.grids import Times, nodes_of
 
@@ -25,49 +25,6 @@ EQUAL = 1e-12  # squared distances below this share of the squared norms are rou
 
 
 # ---------------------------------------------------------------------------------------------------------- streaming
-class Moments:
-    """Mean and covariance of rows that come in batches: D^2 numbers in memory, however many rows there are.
-
-    Each batch is centred on its own mean and then moved to the common one, so nothing cancels, as it would in
-    E[x^2] - E[x]^2.
-
-    Source: Chan, Golub and LeVeque 1983, eq. 2.1.
-    """
-
-    def __init__(self, dimension: int) -> None:
-        self.count = 0
-        self.mean = torch.zeros(dimension, dtype=torch.float64)
-        self._scatter = torch.zeros(dimension, dimension, dtype=torch.float64)
-
-    def add(self, rows: Tensor) -> None:
-        """Take in rows (B, D).
-
-        Raises:
-            ValueError: NaN or infinity.
-        """
-        x = rows.detach().cpu().double()
-        finite = torch.isfinite(x).all(1)
-        if not finite.all():
-            raise ValueError(f"the features of {int((~finite).sum())} of {len(x)} images hold NaN or infinity")
-        n, m = self.count, len(x)
-        mean = x.mean(0)
-        shift = mean - self.mean
-        centred = torch.cat([x - mean, math.sqrt(n * m / (n + m)) * shift[None]])  # the last row: between the batches
-        self._scatter.addmm_(centred.T, centred)
-        self.mean += shift * m / (n + m)
-        self.count += m
-
-    def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean (D,) and unbiased covariance (D, D).
-
-        Raises:
-            ValueError: fewer than 2 rows.
-        """
-        if self.count < 2:
-            raise ValueError(f"statistics of {self.count} image(s): a covariance needs at least 2")
-        return self.mean, self._scatter / (self.count - 1)
-
-
 class Kept:
     """The rows with the smallest keys: a random sample that depends on the rows alone, where keys are hashes of them.
 
@@ -166,16 +123,11 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, flo
     radius_a, radius_b = _radii(a, k), _radii(b, k)
     covered = torch.zeros(len(a), dtype=torch.bool)
     inside = 0
-    for rows in _blocks(b, a):
+    for rows in blocks(len(b), len(a)):
         squared = _squared(b[rows], a)
         inside += int((squared <= radius_a).any(1).sum())
         covered |= (squared <= radius_b[rows][:, None]).any(0)
     return inside / len(b), covered.double().mean().item()
-
-
-def _blocks(a: Tensor, b: Tensor) -> list[slice]:
-    size = max(1, BLOCK // len(b))
-    return [slice(i, min(i + size, len(a))) for i in range(0, len(a), size)]
 
 
 def _squared(a: Tensor, b: Tensor) -> Tensor:
@@ -188,9 +140,9 @@ def _squared(a: Tensor, b: Tensor) -> Tensor:
 def _radii(x: Tensor, k: int) -> Tensor:
     """Squared distance of each row to its k-th nearest neighbour, itself left out; (N,)."""
     radii = []
-    for rows in _blocks(x, x):
+    for rows in blocks(len(x), len(x)):
         squared = _squared(x[rows], x)
-        squared[torch.arange(len(squared)), torch.arange(rows.start, rows.stop)] = math.inf
+        squared.diagonal(rows.start).fill_(math.inf)
         radii.append(squared.kthvalue(k, 1).values)
     return torch.cat(radii)
 
@@ -218,7 +170,7 @@ def frechet_of_halves(
     """
     if len(rows) < 4 or resamples < 2:
         raise ValueError(f"{resamples} halves of {len(rows)} images: give at least 2 of at least 4")
-    root, values = _root(cov), []
+    root, values = matrix_root(cov), []
     for _ in range(resamples):
         half = rows[torch.randperm(len(rows), generator=draw)[: len(rows) // 2]].double()
         mu = half.mean(0)
@@ -260,8 +212,6 @@ def log_likelihood(
     method: str = "heun",
     probes: int | None = None,
     draw: Draw = None,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
 ) -> Likelihood:
     """Log density of samples x at t = 1 under the flow dx/dt = velocity(x, t) of standard normal noise at t = 0.
 
@@ -278,7 +228,7 @@ def log_likelihood(
         x: Samples, shape (B, ...).
         times: Nodes from 0 to 1, ascending; see ``common.solvers.time_grid``. Where a velocity has no value at 1 they
             may end just before it.
-        method, rtol, atol: As in ``common.solvers.integrate``.
+        method: As in ``common.solvers.integrate``.
         probes: Of the estimate; 0: exact. None: exact up to 64 coordinates, else 1.
         draw: Generator of the signs, on the CPU; with one for each row a row does not depend on the others.
 
@@ -305,7 +255,7 @@ def log_likelihood(
 
     start = torch.cat([flat, flat.new_zeros(len(flat), 1)], 1)
     with torch.no_grad():
-        end = integrate(slope, start, nodes[::-1], method, rtol=rtol, atol=atol)
+        end = integrate(slope, start, nodes[::-1], method)
     noise, change = end[:, :d], end[:, d]  # change: the integral of the divergence from 1 to 0
     log_density = change - (noise.square().sum(1) + d * math.log(2 * math.pi)) / 2
     return Likelihood(log_density.cpu().double(), noise.reshape(x.shape).to(x.dtype), count, count * (probes or d))

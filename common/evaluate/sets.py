@@ -23,8 +23,9 @@ from torch import Tensor
 
 from common.data.opening import open_source
 from common.data.sources import Source
-from common.evaluate.scores import ClassSums, Kept, Moments
+from common.evaluate.scores import ClassSums, Kept
 from common.images import fit
+from common.metrics import Moments
 from common.runtime import atomic_write, file_hash, silent
 
 if TYPE_CHECKING:

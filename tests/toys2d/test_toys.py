@@ -151,16 +151,16 @@ def test_histogram_and_mesh_describe_the_same_cells():
 
 
 def test_a_figure_has_an_axis_a_title_and_is_a_picture(tmp_path):
-    figure, axes = plots.panels(["one", "two", "three"], limit=3.0, columns=2)
+    figure, axes = plots.panels(["one", "two", "three"], limit=3.0)
     assert [axis.get_title() for axis in axes] == ["one", "two", "three"] and axes[0].get_xlim() == (-3, 3)
     x = torch.randn(5, 40, 2, generator=generator(0))
     plots.points(axes[0], x[0])
-    plots.paths(axes[1], x, n_paths=7)
+    plots.paths(axes[1], x)
     plane.image(axes[2], plane.histogram(x[0], 3.0, 10), 3.0)
     (lines,) = [c for c in axes[1].collections if hasattr(c, "get_segments")]
-    assert len(lines.get_segments()) == 7 and lines.get_segments()[3].shape == (5, 2)
+    assert len(lines.get_segments()) == 40 and lines.get_segments()[3].shape == (5, 2)
     plots.save(figure, tmp_path / "figure.png", dpi=50, crop=False)
-    assert Image.open(tmp_path / "figure.png").size == (220, 245)
+    assert Image.open(tmp_path / "figure.png").size == (330, 122)
     assert plots.limit_of(x[0], torch.tensor([[0.0, -10.0]])) == pytest.approx(10.8)
 
 
