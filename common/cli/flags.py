@@ -95,7 +95,8 @@ def read_flags(argv: Sequence[str] | None, names: Names, words: Sequence[str] = 
     Args:
         argv: The arguments without the program; None: those of this process.
         names: The flags, and their spellings.
-        words: Flags that may be left out: a word where a flag should be is the value of the next of them.
+        words: Flags that may be left out: a word where a flag should be is the value of the next of them. A list
+            adds up, wherever it stands: ``a --runs b --out x c`` are three runs.
 
     Raises:
         ValueError: an unknown flag, or a value that does not fit.
@@ -104,7 +105,8 @@ def read_flags(argv: Sequence[str] | None, names: Names, words: Sequence[str] = 
     flags: dict[str, Any] = {}
     while tokens:
         if not _is_flag(tokens[0]) and unnamed:
-            tokens.insert(0, f"--{unnamed.pop(0)}")
+            is_list = kind_of(names.flags[unnamed[0]]).element
+            tokens.insert(0, f"--{unnamed[0] if is_list else unnamed.pop(0)}")
         token = tokens.pop(0)
         if not _is_flag(token):
             raise ValueError(f"unexpected argument {token!r}: options begin with --, and --help lists them")
@@ -115,7 +117,8 @@ def read_flags(argv: Sequence[str] | None, names: Names, words: Sequence[str] = 
             value = attached if equals else _take_bool(tokens)
             flags[name] = convert(flag, hint, value) is not negated
         elif kind_of(hint).element:
-            flags[name] = convert(flag, hint, attached if equals else _take_all(tokens))
+            values = convert(flag, hint, attached if equals else _take_all(tokens))
+            flags[name] = (*flags.get(name, ()), *values) if name in words else values
         elif equals or (tokens and not _is_flag(tokens[0])):
             flags[name] = convert(flag, hint, attached if equals else tokens.pop(0))
         else:

@@ -56,31 +56,17 @@ def main(argv: Sequence[str] | None = None) -> Any:
     command = without_folders(["python", "-m", "common.evaluate", *words])
     match words[:1]:
         case ["compare"]:
-            return compare_main(words[1:])
+            options = cli.parse(CompareConfig, description=compare.__doc__ or "", argv=words[1:], words=("cards",))
+            return compare.write_table(compare.table(options.cards), options.out)
         case ["page"]:
-            return page_main(words[1:])
+            options = cli.parse(PageConfig, description=page.__doc__ or "", argv=words[1:], words=("run",))
+            if not options.run:
+                raise ValueError("give a run folder: python -m common.evaluate page RUN_FOLDER")
+            return page.write_page(Path(options.run).expanduser(), options.out, options.grids)
         case ["bits"]:
-            description = likelihood.__doc__ or ""
-            return likelihood.bits(cli.parse(likelihood.BitsConfig, description=description, argv=words[1:]), command)
-    config = cli.parse(EvaluateConfig, description=__doc__ or "", argv=words, words=("a", "b"))
-    return evaluate(config, command)
-
-
-def compare_main(words: Sequence[str]) -> str:
-    """Read the cards, check that they can be compared, print or write the table; returns it as Markdown."""
-    config = cli.parse(CompareConfig, description=compare.__doc__ or "", argv=words, words=("cards",))
-    rows = compare.table({path: compare.read_card(Path(path).expanduser()) for path in config.cards})
-    return compare.write_table(rows, config.out)
-
-
-def page_main(words: Sequence[str]) -> Path:
-    """Read the options and write the page."""
-    config = cli.parse(PageConfig, description=page.__doc__ or "", argv=words, words=("run",))
-    if not config.run:
-        raise ValueError("give a run folder: python -m common.evaluate page RUN_FOLDER")
-    return page.write_page(
-        Path(config.run).expanduser(), Path(config.out).expanduser() if config.out else None, config.grids
-    )
+            options = cli.parse(likelihood.BitsConfig, description=likelihood.__doc__ or "", argv=words[1:])
+            return likelihood.bits(options, command)
+    return evaluate(cli.parse(EvaluateConfig, description=__doc__ or "", argv=words, words=("a", "b")), command)
 
 
 if __name__ == "__main__":

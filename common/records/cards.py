@@ -38,16 +38,9 @@ def card_path(weights: Path) -> Path:
     return weights.with_suffix(".json")
 
 
-def read_card(weights: Path) -> dict[str, Any]:
-    """The card of a weights file; empty when there is none."""
-    path = card_path(weights)
-    return read_json(path) if path.exists() else {}
-
-
 def write_card(weights: Path, facts: dict[str, Any]) -> None:
     """Write a new card: the facts, and the hash of the weights that they belong to."""
-    card = {"weights": weights.name, "sha256": file_hash(weights), **facts}
-    write_json(card_path(weights), card)
+    write_json(card_path(weights), {"weights": weights.name, "sha256": file_hash(weights), **facts})
 
 
 def add_measurement(weights: Path, result: dict[str, Any]) -> Path:
@@ -56,11 +49,12 @@ def add_measurement(weights: Path, result: dict[str, Any]) -> Path:
     Raises:
         ValueError: the card belongs to other weights.
     """
-    card = read_card(weights) or {"weights": weights.name, "sha256": file_hash(weights)}
-    if card["sha256"] != file_hash(weights):
-        raise ValueError(f"{card_path(weights)} is the card of other weights than {weights.name}: remove it first")
+    path, sha256 = card_path(weights), file_hash(weights)
+    card: dict[str, Any] = read_json(path) if path.exists() else {"sha256": sha256}
+    if card["sha256"] != sha256:
+        raise ValueError(f"{path} is the card of other weights than {weights.name}: remove it first")
     settings = ("solver", "n_steps", "grid", "landing", "cfg", "seed", "generated")
     others = [m for m in card.get("measured", []) if any(m.get(key) != result.get(key) for key in settings)]
     facts = {k: v for k, v in card.items() if k not in ("weights", "sha256", "measured")}
     write_card(weights, facts | {"measured": [*others, result]})
-    return card_path(weights)
+    return path

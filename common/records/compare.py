@@ -8,7 +8,6 @@ Writes Markdown, and with ``--out`` a .csv of the same name beside it.
 from __future__ import annotations
 
 import csv
-import io
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -16,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from common.records.cards import commit
-from common.records.page import refresh
-from common.runtime import atomic_write
+from common.records.page import in_words, refresh
+from common.runtime import atomic_write, read_json, write_json
 
 
 def circumstances(device: str, command: str, started: float) -> dict[str, Any]:
@@ -32,12 +31,10 @@ def circumstances(device: str, command: str, started: float) -> dict[str, Any]:
 
 def write(card: dict[str, Any], out: str) -> dict[str, Any]:
     """Print a card, or write it whole; the page of a run folder that it lies in is written again."""
-    text = json.dumps(card, indent=2)
     if not out:
-        print(text)
+        print(json.dumps(card, indent=2))
         return card
-    with atomic_write(out) as temporary:
-        temporary.write_text(text + "\n")
+    write_json(out, card)
     short = {key: value for key, value in card["metrics"].items() if isinstance(value, float)}
     print(f"{', '.join(f'{key} {value:.5g}' for key, value in short.items())}; card: {out}")
     refresh(Path(out).parent)
@@ -82,31 +79,27 @@ def read_card(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no card at {path}: python -m common.evaluate A B --out {path} writes one")
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no card ({type(error).__name__}): measure again with --out {path}") from error
+    card = read_json(path)
     if not isinstance(card, dict) or card.get("kind") not in _ALIKE or not isinstance(card.get("metrics"), dict):
         raise ValueError(f"{path} is no card of an evaluation: python -m common.evaluate A B --out {path} writes one")
     return card
 
 
-def table(cards: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of figures and of the settings in which the samples differ.
-
-    Args:
-        cards: Path or label -> card.
+def table(paths: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of figures and of the settings in which the samples differ, one for each card.
 
     Raises:
-        ValueError: no cards, or cards whose numbers were not measured alike.
+        FileNotFoundError, ValueError: no cards, what is no card, or cards whose numbers were not measured alike.
     """
-    if not cards:
+    if not paths:
         raise ValueError("give cards to compare: python -m common.evaluate compare CARD...")
-    (first, reference), *others = cards.items()
-    for label, card in others:
-        _check_alike(first, reference, label, card)
+    cards = [read_card(Path(path).expanduser()) for path in paths]
+    for path, card in zip(paths, cards):
+        _check_alike(paths[0], cards[0], path, card)
+    names = [Path(path).stem for path in paths]
+    labels = names if len(set(names)) == len(names) else paths  # with their folders where names alone are the same
     rows = []
-    for label, card in zip(_labels(list(cards)), cards.values()):
+    for label, card in zip(labels, cards):
         made = card if card["kind"] == "bits" else _at(card, "a.made", {})
         name = str(card["weights"])[:12] if card["kind"] == "bits" else _at(card, "a.name", "")
         settings = {key: made[key] for key in _SETTINGS if key in made}
@@ -122,9 +115,7 @@ def _check_alike(first: str, a: Mapping[str, Any], label: str, b: Mapping[str, A
         x, y = _at(a, place), _at(b, place)
         if x != y:
             difference = f"{name} {_short(x)} in {first}, {_short(y)} in {label}"
-            raise ValueError(
-                f"numbers that cannot be compared: {difference}; measure them alike, or compare separately"
-            )
+            raise ValueError(f"numbers that cannot be compared: {difference}; measure alike, or compare separately")
 
 
 def _at(card: Mapping[str, Any], place: str, default: Any = None) -> Any:
@@ -140,47 +131,33 @@ def _short(value: Any) -> str:
     return text if len(text) < 50 else f"{text[:12]}..."
 
 
-def _labels(paths: Sequence[str]) -> list[str]:
-    """Names of files; with their folders where names alone would be the same."""
-    names = [Path(path).stem for path in paths]
-    return names if len(set(names)) == len(names) else list(paths)
-
-
 def write_table(rows: Sequence[Mapping[str, Any]], out: str) -> str:
-    """Print rows as Markdown, or write them to ``out`` with a .csv beside it; returns the Markdown.
+    """Print rows of the same keys as Markdown, or write them to ``out``, with a .csv of all digits beside it.
+
+    Returns:
+        The Markdown.
 
     Raises:
         ValueError: the name does not end in .md.
     """
-    text = markdown(rows)
+    head = list(rows[0])
+    lines = [head, ["---"] * len(head), *([_cell(value) for value in row.values()] for row in rows)]
+    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     if not out:
         print(text, end="")
         return text
     file = Path(out)
     if file.suffix != ".md":
         raise ValueError(f"--out {out}: give a name that ends in .md; the .csv goes beside it")
-    for path, content in ((file, text), (file.with_suffix(".csv"), as_csv(rows))):
-        with atomic_write(path) as temporary:
-            temporary.write_text(content)
+    with atomic_write(file) as temporary:
+        temporary.write_text(text)
+    with atomic_write(file.with_suffix(".csv")) as temporary, open(temporary, "w", newline="") as stream:
+        writer = csv.DictWriter(stream, head, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
     print(f"{len(rows)} rows: {file}, {file.with_suffix('.csv')}")
     return text
 
 
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of the same keys as a Markdown table."""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
 def _cell(value: Any) -> str:
-    text = "" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of the same keys as CSV, numbers in full."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
+    return in_words(value).replace("|", "\\|").replace("\n", " ")

@@ -18,7 +18,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from common.runtime import JsonLines, atomic_write
+from common.runtime import JsonLines, atomic_write, read_json
 
 NAME = "page.html"
 SHOWN_BYTES, SHOWN_SIDE = 200_000, 720  # pictures larger than this are shown as JPEG, no wider than this
@@ -40,18 +40,13 @@ figure{display:inline-block;margin:0 1rem 1rem 0}
 img{image-rendering:pixelated;max-width:18rem;width:100%}figcaption{font-size:13px;color:#555}.wide{overflow-x:auto}"""
 
 
-def write_page(folder: Path, out: Path | None = None, grids: int = 6) -> Path:
-    """Write the page of a run folder, by default as page.html in it.
-
-    Raises:
-        FileNotFoundError, ValueError: see :func:`page`.
-    """
-    out = out or folder / NAME
-    text = page(folder, grids)
-    with atomic_write(out) as temporary:
+def write_page(folder: Path, out: str = "", grids: int = 6) -> Path:
+    """Write the page of a run folder, by default as page.html in it; see :func:`page`."""
+    file, text = Path(out).expanduser() if out else folder / NAME, page(folder, grids)
+    with atomic_write(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    print(f"page: {out}")
-    return out
+    print(f"page: {file}")
+    return file
 
 
 def refresh(folder: Path) -> None:
@@ -79,9 +74,9 @@ def page(folder: Path, grids: int = 6) -> str:
         ("Speed", _speed(rows, cards)),
         ("Quality that was measured", _quality(results)),
         ("Quality against network evaluations", _against_nfe(results)),
-        ("Not measured", _list(_missing(results, rows, pictures))),
+        ("Not measured", _missing(results, rows, pictures)),
         ("Commands and configuration", _commands(folder, cards)),
-        ("Cards", "".join(f"<details><summary>{escape(n)}</summary>{_json(c)}</details>" for n, c in cards.items())),
+        ("Cards", "".join(map(_folded, cards, cards.values()))),
     ]
     body = "".join(f"<h2>{escape(title)}</h2>\n{text}\n" for title, text in parts if text)
     name = escape(folder.resolve().name)
@@ -94,15 +89,9 @@ def page(folder: Path, grids: int = 6) -> str:
 
 def _cards(folder: Path) -> dict[str, dict[str, Any]]:
     """The JSON cards of a folder, by name; other JSON files are left out."""
-    cards = {}
-    for file in sorted(folder.glob("*.json")):
-        try:
-            card = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{file} is damaged ({type(error).__name__}): remove it, or write it again") from error
-        if isinstance(card, dict) and ({"sha256", "measured"} & card.keys() or {"kind", "metrics"} <= card.keys()):
-            cards[file.name] = card
-    return cards
+    files = {file.name: read_json(file) for file in sorted(folder.glob("*.json"))}
+    kinds = ({"sha256"}, {"measured"}, {"kind", "metrics"})  # of weights, and of evaluations
+    return {n: c for n, c in files.items() if isinstance(c, dict) and any(kind <= c.keys() for kind in kinds)}
 
 
 def _results(card: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -123,14 +112,14 @@ def _spread(items: Sequence[Path], count: int) -> list[Path]:
     return [items[k] for k in places]
 
 
-def _missing(results: Sequence[Mapping[str, Any]], rows: Sequence[Any], pictures: Sequence[Path]) -> list[str]:
-    """What the files of the run say nothing about."""
+def _missing(results: Sequence[Mapping[str, Any]], rows: Sequence[Any], pictures: Sequence[Path]) -> str:
+    """A list of what the files of the run say nothing about."""
     known = {key for result in results for key, value in result.items() if value is not None}
     missing = [name for name, keys in MEASURES.items() if not known & set(keys)]
-    missing += [] if any("val_loss" in row for row in rows) else ["validation loss"]
-    missing += [] if any("images_per_s" in row for row in rows) else ["training speed"]
-    missing += [] if pictures else ["samples over time"]
-    return missing
+    logged = {key for row in rows for key in row} | ({"pictures"} if pictures else set())
+    others = {"val_loss": "validation loss", "images_per_s": "training speed", "pictures": "samples over time"}
+    missing += [name for key, name in others.items() if key not in logged]
+    return f"<ul>{''.join(f'<li>{escape(name)}</li>' for name in missing)}</ul>" if missing else ""
 
 
 # ---- parts of the page
@@ -214,12 +203,13 @@ def _commands(folder: Path, cards: Mapping[str, Mapping[str, Any]]) -> str:
     return "".join(parts)
 
 
-def _json(card: Mapping[str, Any]) -> str:
-    return f"<pre>{escape(json.dumps(card, indent=2))}</pre>"
+def _folded(name: str, card: Mapping[str, Any]) -> str:
+    return f"<details><summary>{escape(name)}</summary><pre>{escape(json.dumps(card, indent=2))}</pre></details>"
 
 
-def _list(items: Sequence[str]) -> str:
-    return f"<ul>{''.join(f'<li>{escape(item)}</li>' for item in items)}</ul>" if items else ""
+def in_words(value: Any) -> str:
+    """A value as tables show it: numbers to five digits, nothing for None."""
+    return "" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def html_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -227,13 +217,9 @@ def html_table(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return ""
     keys = list(dict.fromkeys([k for k in _COLUMNS if any(k in row for row in rows)] + [k for r in rows for k in r]))
-
-    def cell(value: Any) -> str:
-        text = "" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
-        return f"<td>{escape(text)}</td>"
-
     head = "".join(f"<th>{escape(key.replace('_', ' '))}</th>" for key in keys)
-    lines = "".join(f"<tr>{''.join(cell(row.get(key)) for key in keys)}</tr>\n" for row in rows)
+    cells = [[f"<td>{escape(in_words(row.get(key)))}</td>" for key in keys] for row in rows]
+    lines = "".join(f"<tr>{''.join(row)}</tr>\n" for row in cells)
     return f'<div class="wide"><table><tr>{head}</tr>\n{lines}</table></div>'
 
 

@@ -321,7 +321,7 @@ def test_files_that_are_no_cards(tmp_path, capsys):
     (tmp_path / "y.json").write_text("{")
     for words, match in [
         (["x.json"], "no card of an evaluation"),
-        (["y.json"], "is no card"),
+        (["y.json"], "is damaged"),
         (["gone.json"], "no card at"),
     ]:
         assert match in line_of(capsys, lambda: main(["compare", str(tmp_path / words[0])]))
