@@ -4,7 +4,7 @@
 
 Training writes it when it ends, and evaluations whose card lies beside it write it again. It shows config.yaml,
 metrics.jsonl, samples/*.png and the JSON cards of the run folder. It holds its pictures and asks for nothing from the
-network; all text from files is escaped.
+network; all values are escaped.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import base64
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +31,7 @@ MEASURES = {
     "share of samples recognised as their class": ("recognised",),
 }
 _COLUMNS = ("kind", "step", "solver", "grid", "landing", "n_steps", "nfe", "cfg", "generated", "real")
-_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse;font-size:13px;margin:.7rem 0}
-td,th{border:1px solid #ccc;padding:2px 7px;text-align:right}
-pre{background:#f5f5f5;padding:.7rem;white-space:pre-wrap;overflow-wrap:anywhere}
-figure{display:inline-block;margin:0 1rem 1rem 0}
-img{image-rendering:pixelated;max-width:18rem;width:100%}figcaption{font-size:13px;color:#555}.wide{overflow-x:auto}"""
+Chart = tuple[dict[str, Any], dict[str, list[tuple[float, float]]]]  # axes, and lines in pixels
 
 
 def write_page(folder: Path, out: str = "", grids: int = 6) -> Path:
@@ -56,35 +50,36 @@ def refresh(folder: Path) -> None:
 
 
 def page(folder: Path, grids: int = 6) -> str:
-    """The page of a run folder as HTML.
+    """The page of a run folder as HTML: page.html.in, which escapes all that is put into it.
 
     Raises:
         FileNotFoundError: no such folder, or nothing of a run in it.
         ValueError: a damaged card.
     """
+    from jinja2 import Environment, StrictUndefined
+
     rows = JsonLines(folder / "metrics.jsonl").read()
     cards = _cards(folder)
     pictures = sorted((folder / "samples").glob("*.png"))
     if not (rows or cards or pictures):
         raise FileNotFoundError(f"{folder} is no run folder: it needs metrics.jsonl, samples/*.png or JSON cards")
     results = [result for card in cards.values() for result in _results(card)]
-    parts = [
-        ("Samples from the same noise over time", _grids(_spread(pictures, grids))),
-        ("Loss", _loss(rows)),
-        ("Speed", _speed(rows, cards)),
-        ("Quality that was measured", _quality(results)),
-        ("Quality against network evaluations", _against_nfe(results)),
-        ("Not measured", _missing(results, rows, pictures)),
-        ("Commands and configuration", _commands(folder, cards)),
-        ("Cards", "".join(map(_folded, cards, cards.values()))),
-    ]
-    body = "".join(f"<h2>{escape(title)}</h2>\n{text}\n" for title, text in parts if text)
-    name = escape(folder.resolve().name)
-    head = f'<meta charset="utf-8"><title>{name}</title><style>{_STYLE}</style>'
-    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body><h1>Run {name}</h1>\n{body}</body></html>\n'
-
-
-# ---- what is there
+    config = folder / "config.yaml"
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    template = environment.from_string(Path(__file__).with_name("page.html.in").read_text(encoding="utf-8"))
+    return template.render(
+        name=folder.resolve().name,
+        pictures=[_picture(file) for file in _spread(pictures, grids)],
+        loss=_loss(rows),
+        speed=_speed(rows, cards),
+        tables=_tables(results),
+        against_nfe=_against_nfe(results),
+        missing=_missing(results, rows, pictures),
+        commands=dict.fromkeys(str(card["command"]) for card in cards.values() if card.get("command")),
+        config=config.read_text(encoding="utf-8") if config.is_file() else "",
+        cards=[(name, json.dumps(card, indent=2)) for name, card in cards.items()],
+        in_words=in_words,
+    )
 
 
 def _cards(folder: Path) -> dict[str, dict[str, Any]]:
@@ -112,70 +107,56 @@ def _spread(items: Sequence[Path], count: int) -> list[Path]:
     return [items[k] for k in places]
 
 
-def _missing(results: Sequence[Mapping[str, Any]], rows: Sequence[Any], pictures: Sequence[Path]) -> str:
-    """A list of what the files of the run say nothing about."""
-    known = {key for result in results for key, value in result.items() if value is not None}
-    missing = [name for name, keys in MEASURES.items() if not known & set(keys)]
-    logged = {key for row in rows for key in row} | ({"pictures"} if pictures else set())
-    others = {"val_loss": "validation loss", "images_per_s": "training speed", "pictures": "samples over time"}
-    missing += [name for key, name in others.items() if key not in logged]
-    return f"<ul>{''.join(f'<li>{escape(name)}</li>' for name in missing)}</ul>" if missing else ""
+def _picture(file: Path) -> tuple[str, str]:
+    """Title and content, as a data URL, of a picture: the file as it is when it is small, else a smaller JPEG."""
+    kind, content = "png", file.read_bytes()
+    if len(content) > SHOWN_BYTES:
+        from PIL import Image
+
+        with Image.open(io.BytesIO(content)) as image:
+            smaller, buffer = image.convert("RGB"), io.BytesIO()
+        smaller.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)
+        smaller.save(buffer, "JPEG", quality=88)
+        kind, content = "jpeg", buffer.getvalue()
+    step = re.search(r"step_0*(\d+)", file.stem)
+    title = f"step {int(step[1]):,}" if step else file.stem
+    return title, f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-# ---- parts of the page
-
-
-def _grids(files: Iterable[Path]) -> str:
-    figures = []
-    for file in files:
-        kind, content = _shown(file)
-        data = base64.b64encode(content).decode()
-        step = re.search(r"step_0*(\d+)", file.stem)
-        label = escape(f"step {int(step[1]):,}" if step else file.stem)
-        image = f'<img src="data:image/{kind};base64,{data}" alt="{label}">'
-        figures.append(f"<figure>{image}<figcaption>{label}</figcaption></figure>")
-    return "\n".join(figures)
-
-
-def _shown(file: Path) -> tuple[str, bytes]:
-    """Type and bytes of a picture for the page: the file as it is when it is small, else a smaller JPEG."""
-    content = file.read_bytes()
-    if len(content) <= SHOWN_BYTES:
-        return "png", content
-    from PIL import Image
-
-    with Image.open(io.BytesIO(content)) as image:
-        smaller, buffer = image.convert("RGB"), io.BytesIO()
-    smaller.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)
-    smaller.save(buffer, "JPEG", quality=88)
-    return "jpeg", buffer.getvalue()
-
-
-def _loss(rows: Sequence[Mapping[str, Any]]) -> str:
+def _loss(rows: Sequence[Mapping[str, Any]]) -> Chart | None:
     train = [(row["step"], row["loss"]) for row in rows if row.get("loss") is not None]
     held_out = [(row["step"], row["val_loss"]) for row in rows if row.get("val_loss") is not None]
     return chart({"training": train, "validation, averaged weights": held_out}, "step", "loss")
 
 
 def _speed(rows: Sequence[Mapping[str, Any]], cards: Mapping[str, Mapping[str, Any]]) -> str:
+    """Median speed, whole time and machines of the training; empty where nothing is known of it."""
     speeds = sorted(row["images_per_s"] for row in rows if row.get("images_per_s") is not None)
     if not speeds:
         return ""
     hours = max((row.get("seconds") or 0) for row in rows) / 3600
     where = {str(c["hardware"]): c.get("processes", 1) for c in cards.values() if "hours" in c and c.get("hardware")}
-    machines = "".join(f"; {escape(name)}, {count} process(es)" for name, count in where.items())
+    machines = "".join(f"; {name}, {count} process(es)" for name, count in where.items())
     windows = f"(median of {len(speeds)} windows)"
-    return f"<p>{speeds[len(speeds) // 2]:.4g} images/s {windows}, {hours:.3g} hours in all{machines}</p>"
+    return f"{speeds[len(speeds) // 2]:.4g} images/s {windows}, {hours:.3g} hours in all{machines}"
 
 
-def _quality(results: Sequence[Mapping[str, Any]]) -> str:
-    """A table for each kind of measurement."""
-    plain = [{key: value for key, value in r.items() if not isinstance(value, (dict, list))} for r in results]
-    kinds = dict.fromkeys(row.get("kind", "") for row in plain)
-    return "\n".join(html_table([row for row in plain if row.get("kind", "") == kind]) for kind in kinds)
+def _tables(results: Sequence[Mapping[str, Any]]) -> list[tuple[list[str], list[dict[str, Any]]]]:
+    """Columns and rows of a table for each kind of measurement."""
+    groups: dict[Any, list[dict[str, Any]]] = {}
+    for result in results:
+        plain = {key: value for key, value in result.items() if not isinstance(value, (dict, list))}
+        groups.setdefault(plain.get("kind", ""), []).append(plain)
+    tables = []
+    for rows in groups.values():
+        columns = list(
+            dict.fromkeys([k for k in _COLUMNS if any(k in row for row in rows)] + [k for r in rows for k in r])
+        )
+        tables.append((columns, [{key: row.get(key) for key in columns} for row in rows]))
+    return tables
 
 
-def _against_nfe(results: Sequence[Mapping[str, Any]]) -> str:
+def _against_nfe(results: Sequence[Mapping[str, Any]]) -> list[Chart]:
     """A chart for each measure that was taken at several numbers of evaluations, a line for each solver."""
     charts = []
     for key in dict.fromkeys(key for keys in MEASURES.values() for key in keys):
@@ -186,25 +167,18 @@ def _against_nfe(results: Sequence[Mapping[str, Any]]) -> str:
                 label += "".join(f", {name} {r[name]:g}" for name in ("landing", "cfg") if name in r)
                 lines.setdefault(label, []).append((r["nfe"], r[key]))
         if len({x for points in lines.values() for x, _ in points}) > 1:
-            charts.append(
-                chart({label: sorted(points) for label, points in lines.items()}, "NFE", key.replace("_", " "))
-            )
-    return "\n".join(charts)
+            lines = {label: sorted(points) for label, points in lines.items()}
+            charts.append(chart(lines, "NFE", key.replace("_", " ")))
+    return charts
 
 
-def _commands(folder: Path, cards: Mapping[str, Mapping[str, Any]]) -> str:
-    """The commands that cards tell, and all options of the run."""
-    commands = [str(card["command"]) for card in cards.values() if card.get("command")]
-    file = folder / "config.yaml"
-    parts = [f"<pre>{escape(line)}</pre>" for line in dict.fromkeys(commands)]
-    if file.is_file():
-        parts.append("<p>All options; the folder's training script with -c config.yaml does the run again:</p>")
-        parts.append(f"<pre>{escape(file.read_text(encoding='utf-8'))}</pre>")
-    return "".join(parts)
-
-
-def _folded(name: str, card: Mapping[str, Any]) -> str:
-    return f"<details><summary>{escape(name)}</summary><pre>{escape(json.dumps(card, indent=2))}</pre></details>"
+def _missing(results: Sequence[Mapping[str, Any]], rows: Sequence[Any], pictures: Sequence[Path]) -> list[str]:
+    """What the files of the run say nothing about."""
+    measured = {key for result in results for key, value in result.items() if value is not None}
+    logged = {key for row in rows for key in row} | ({"pictures"} if pictures else set())
+    others = {"val_loss": "validation loss", "images_per_s": "training speed", "pictures": "samples over time"}
+    missing = [name for name, keys in MEASURES.items() if not measured & set(keys)]
+    return missing + [name for key, name in others.items() if key not in logged]
 
 
 def in_words(value: Any) -> str:
@@ -212,52 +186,29 @@ def in_words(value: Any) -> str:
     return "" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
-def html_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as an HTML table with a column for each key; empty without rows."""
-    if not rows:
-        return ""
-    keys = list(dict.fromkeys([k for k in _COLUMNS if any(k in row for row in rows)] + [k for r in rows for k in r]))
-    head = "".join(f"<th>{escape(key.replace('_', ' '))}</th>" for key in keys)
-    cells = [[f"<td>{escape(in_words(row.get(key)))}</td>" for key in keys] for row in rows]
-    lines = "".join(f"<tr>{''.join(row)}</tr>\n" for row in cells)
-    return f'<div class="wide"><table><tr>{head}</tr>\n{lines}</table></div>'
-
-
-def chart(lines: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str) -> str:
-    """A line chart as SVG: linear axes over the range of the values, with five ticks each.
+def chart(lines: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str) -> Chart | None:
+    """A line chart over the range of the values, 560 by 220 pixels at (70, 28); None where there are no points.
 
     Args:
         lines: label -> points (x, y); empty lines are left out.
         x_label, y_label: what the axes are; the second stands above the chart.
+
+    Returns:
+        The axes with five ticks each as (pixel, pixel, words, words), and the lines in pixels.
     """
     shown = {label: points for label, points in lines.items() if points}
     if not shown:
-        return ""
-    xs, ys = (_range(values) for values in zip(*(point for points in shown.values() for point in points)))
-    left, top, width, height = 70, 28, 560, 220
-    bottom = top + height
+        return None
+    (low_x, high_x), (low_y, high_y) = map(_range, zip(*(point for points in shown.values() for point in points)))
 
     def place(x: float, y: float) -> tuple[float, float]:
-        return left + (x - xs[0]) / (xs[1] - xs[0]) * width, bottom - (y - ys[0]) / (ys[1] - ys[0]) * height
+        u, v = (x - low_x) / (high_x - low_x), (y - low_y) / (high_y - low_y)
+        return round(70 + 560 * u, 1), round(248 - 220 * v, 1)
 
-    def text(x: float, y: float, words: str, anchor: str) -> str:
-        return f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}">{escape(words)}</text>'
-
-    drawn = [text(left, top - 10, y_label, "start"), text(left + width / 2, bottom + 32, x_label, "middle")]
-    for k in range(5):
-        x, y = (low + k / 4 * (high - low) for low, high in (xs, ys))
-        (u, v), colour = place(x, y), "#bbb" if k in (0, 4) else "#eee"
-        drawn.append(f'<path d="M{left},{v:.1f}h{width}M{u:.1f},{top}v{height}" stroke="{colour}"/>')
-        drawn += [text(left - 6, v + 4, f"{y:.4g}", "end"), text(u, bottom + 16, f"{x:.4g}", "middle")]
-    for k, (label, points) in enumerate(shown.items()):
-        colour = f"hsl({(210 + 67 * k) % 360},65%,42%)"
-        path = " ".join("{:.1f},{:.1f}".format(*place(*point)) for point in points)
-        dots = "".join('<circle cx="{:.1f}" cy="{:.1f}" r="2.5"/>'.format(*place(*p)) for p in points[:60])
-        drawn.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
-        drawn.append(f'<g fill="{colour}">{dots if len(points) <= 60 else ""}</g>')
-        drawn.append(f'<g fill="{colour}">{text(left + width - 8, top + 16 + 15 * k, label, "end")}</g>')
-    size = f'width="{left + width + 25}" height="{bottom + 40}"'
-    return f'<svg {size} font-size="12" font-family="sans-serif">{"".join(drawn)}</svg>'
+    marks = [(low_x + k / 4 * (high_x - low_x), low_y + k / 4 * (high_y - low_y)) for k in range(5)]
+    ticks = [(*place(x, y), f"{x:.4g}", f"{y:.4g}") for x, y in marks]
+    axes = {"x_label": x_label, "y_label": y_label, "ticks": ticks}
+    return axes, {label: [place(*point) for point in points] for label, points in shown.items()}
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
