@@ -65,7 +65,7 @@ def sample_paths(
     The last step lands on the prediction at t = 1 (of a velocity: an Euler step), where velocities are least accurate.
 
     Args:
-        sigma: idff: that of the training; its sampler runs at twice the value, with noise.
+        sigma: that of the training's path; idff's sampler runs at twice the value, with noise.
         seed: of the noise of the stochastic solvers.
     """
     net, method = generate.CountedNetwork(net), flow_of(method)
@@ -77,14 +77,18 @@ def sample_paths(
         velocity = generate.velocity_of(net, method)
         if solver == "idff":
             states = solvers.idff_sampler(generate.heads_of(net), x0, times, 2 * sigma, noise, trajectory=True)
-        elif solver == "euler_maruyama":
-            drift, diffusion = generate.sde_of(net, method, sigma)
-            states = solvers.euler_maruyama(drift, diffusion, x0, times, noise, trajectory=True)
-        elif method == "idff":  # the bridge's velocity is infinite at t = 1: land on the data head
+        elif method == "idff" or solver == "euler_maruyama":
+            # the bridge's velocity is infinite at t = 1, an SDE's last noise would stay: land on the prediction
             states = x0[None]
-            if len(times) > 2:
+            if len(times) > 2 and solver == "euler_maruyama":
+                sde = generate.sde_of(net, method, sigma)
+                states = solvers.euler_maruyama(*sde, x0, times[:-1], noise, trajectory=True)
+            elif len(times) > 2:
                 states = solvers.integrate(velocity, x0, times[:-1], solver, trajectory=True)
-            end = generate.heads_of(net)(states[-1], times[-2].expand(len(x0)))[0]
+            if method == "idff":
+                end = generate.heads_of(net)(states[-1], times[-2].expand(len(x0)))[0]
+            else:
+                end = solvers.integrate(velocity, states[-1], times[-2:])
             states = torch.cat([states, end[None]])
         else:
             states = solvers.integrate(velocity, x0, times, solver, trajectory=True, final_euler=True)

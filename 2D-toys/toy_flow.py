@@ -120,6 +120,11 @@ def check(options: Options) -> None:
         )
 
 
+def noise_of(options: Options) -> float:
+    """The sigma of the method's path: a bridge's, or the constant spread of the others."""
+    return options.sigma if options.method in ("idff", "sbcfm") else options.spread
+
+
 # ---- training
 
 
@@ -135,10 +140,9 @@ def learnt(options: Options) -> tuple[MLP, dict[str, Any]]:
     start = time.perf_counter()
     torch.manual_seed(options.seed)
     method = flow_of(options.method)
-    noise = options.sigma if method in ("idff", "sbcfm") else options.spread
     net = network(method, options.width, options.depth)
     pairs = toys.fresh_pairs(options.source, options.target, METHODS[method].coupling, options.batch_size, options.seed)
-    loss = toys.flow_loss(net, pairs, method, noise, options.seed)
+    loss = toys.flow_loss(net, pairs, method, noise_of(options), options.seed)
     losses = fit(net, loss, options.steps, options.lr, progress=method)
     if options.method == "reflow":
         x0, x1 = reflow_pairs(net, options.source, 500 if options.smoke else 20_000, options.seed)
@@ -167,7 +171,7 @@ def report(net: MLP, options: Options, picture: Path) -> dict[str, Any]:
     solver = {"auto": "idff" if options.method == "idff" else "midpoint"}.get(options.solver, options.solver)
     x0, target, other = fresh(options.source, "x0"), fresh(options.target, "x1"), fresh(options.target, "other")
     start = time.perf_counter()
-    how = (solver, options.sigma, options.seed)
+    how = (solver, noise_of(options), options.seed)
     states, nfe = sample_paths(net, options.method, x0, time_grid(options.n_steps, options.grid), *how)
     seconds = time.perf_counter() - start
     fine = time_grid(100)
@@ -226,7 +230,7 @@ def density(net: MLP, options: Options, solver: str, limit: float, bins: int = 1
         return "density of the ODE", exact.reshape(bins, bins)
     x0 = toys.sample(options.source, 50_000, generator(options.seed, "density"))
     times = time_grid(options.n_steps, options.grid)
-    end = sample_paths(net, options.method, x0, times, solver, options.sigma, options.seed)[0][-1]
+    end = sample_paths(net, options.method, x0, times, solver, noise_of(options), options.seed)[0][-1]
     return "density of 50,000 samples", histogram(end, limit, bins)
 
 

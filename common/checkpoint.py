@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from common import foreign
-from common.methods import NAMES, method_of
+from common.methods import NAMES, method_of, recorded_method
 from common.networks import build_network
 from common.runtime import atomic_write
 
@@ -220,7 +220,7 @@ def _own(state: dict[str, Any], ema: bool) -> tuple[dict[str, Any], dict[str, Te
         raise ValueError("it holds averaged weights only: leave out --no-ema")
     if missing := [entry for entry in ("network", "method", key) if entry not in state]:
         raise ValueError(f"it holds no network to sample from (missing: {', '.join(missing)})")
-    method = state["method"]
+    method = recorded_method(state)
     info = {"config": state.get("config") or {}, "network": state["network"], "method": method}
     info |= {"step": state.get("step"), "report": []}
     weights = "averaged" if key == "ema_model" else "raw"
@@ -233,6 +233,8 @@ def _foreign(
     """Description and weights of another project's file."""
     file = foreign.unpack(state, ema)
     network, method = foreign.describe(file, options, path.stem, NAMES)
+    if "coupling" in options:
+        method = recorded_method({"method": method, "config": options})
     info = {"config": options, "network": network, "method": method, "step": file.step, "report": file.notes}
     kind = f"foreign weights ({file.project}), {network['name']}, method {method['name']}"
     # a first head that is data stays data, whichever way time runs

@@ -70,17 +70,33 @@ def velocity_of(
 
 
 def sde_of(
-    net: Callable[..., Tensor], method: str, sigma: float, y: Tensor | None = None, cfg: float = 1.0, churn: float = 1.0
+    net: Callable[..., Tensor],
+    method: str,
+    sigma: float,
+    y: Tensor | None = None,
+    cfg: float = 1.0,
+    coupling: str = "auto",
 ) -> Drift:
     """Drift and diffusion g(t) of an SDE with the same marginals, guided; see ``common.methods``.
 
+    Args:
+        coupling: of the training; "auto": the usual one of the method.
+
     Raises:
-        ValueError: the network does not know the score of its marginals, as those of otcfm and sbcfm.
+        ValueError: the network does not know the score of its marginals; see :func:`check_sde`.
     """
-    sde = METHODS[method].sde
-    if sde is None:
-        raise ValueError(f"--solver euler_maruyama needs the score, which a {method} network does not give; use an ODE")
-    return sde(guided(net, y, cfg), sigma, churn)
+    check_sde(method, coupling)
+    return METHODS[method].sde(guided(net, y, cfg), METHODS[method].path(sigma))
+
+
+def check_sde(method: str, coupling: str = "auto") -> None:
+    """Raises ValueError where a velocity does not tell the score, since its noise and data were coupled."""
+    joint = METHODS[method].joint(coupling)
+    if joint != "independent" and not METHODS[method].any_coupling:
+        raise ValueError(
+            f"--solver euler_maruyama needs the score, which a {method} network does not give; use an ODE solver as "
+            f"heun (it was trained with {joint} coupling, the score needs independent noise and data)"
+        )
 
 
 def noise_for(indices: Sequence[int], shape: Sequence[int], seed: int, stream: str = "x0") -> Tensor:
@@ -101,11 +117,12 @@ class Sampler:
 
     Args:
         net: a network in eval mode, on its device.
-        method, sigma: what it was trained with (from its checkpoint).
+        method, sigma, coupling: what it was trained with (from its checkpoint); coupling "auto": the method's usual.
         shape: (C, H, W) of one image.
         solver, n_steps, grid, rtol, atol: the numerical method; see ``common.solvers``. For solver "fitted" give the
             sampler as ``fitted``, for grid "adaptive" the times as ``nodes``.
-        landing: time from which the last step goes straight to the predicted data; 1: no such rule.
+        landing: time from which the last step goes straight to the predicted data; 1: no such rule. A data head's and
+            euler_maruyama's last step always does: noise that is added there would stay in the image.
         cfg: guidance scale.
         seed: see ``noise_for``.
         precision: "no", "bf16" or "fp16": of the network only.
@@ -126,6 +143,7 @@ class Sampler:
     seed: int = 0
     precision: str = "no"
     landing: float = 1.0
+    coupling: str = "auto"
 
     def times_hash(self) -> str:
         """A mark of the times and weights that are not named by solver, grid and n_steps: fitted and adaptive ones."""
@@ -135,6 +153,20 @@ class Sampler:
     def __post_init__(self) -> None:
         if not 0 < self.landing <= 1:
             raise ValueError(f"--landing {self.landing:g} is out of range: give a time above 0, to 1 (none)")
+
+    def check(self) -> None:
+        """Raises ValueError for a solver that these weights cannot use; sampling does so, too."""
+        if self.solver == "euler_maruyama":
+            check_sde(self.method, self.coupling)
+        if self.solver == "idff" and METHODS[self.method].heads != 2:
+            raise ValueError(f"--solver idff needs weights trained with --method idff, these are {self.method}")
+        if self.solver == "flowmap" and METHODS[self.method].times is None:
+            raise ValueError(f"--solver flowmap needs weights of two times; {self.method} has one: use euler")
+
+    @property
+    def start(self) -> float:
+        """Standard deviation at t = 0, by which standard normal noise is multiplied."""
+        return METHODS[self.method].path(self.sigma).start
 
     def __call__(self, indices: Sequence[int], labels: Tensor | None = None) -> Tensor:
         return self.sample(indices, labels).images
@@ -146,8 +178,9 @@ class Sampler:
     @torch.no_grad()
     def from_noise(self, x0: Tensor, indices: Sequence[int], labels: Tensor | None = None) -> Samples:
         """The images that given noises, (B, C, H, W), become; ``indices`` name what else a stochastic solver draws."""
+        self.check()
         device = next(self.net.parameters()).device
-        x0 = x0.to(device).contiguous(memory_format=torch.channels_last)
+        x0 = (self.start * x0).to(device).contiguous(memory_format=torch.channels_last)
         y = None if labels is None else labels.to(device)
         counted = CountedNetwork(self.net, self.precision)
         x = self._solve(counted, x0, y, indices)
@@ -158,37 +191,36 @@ class Sampler:
             velocity = velocity_of(net, self.method, y, self.cfg, self.fitted.times[-2])
             return solvers.integrate(velocity, x0, self.fitted.times, self.fitted)
         times = self.times()
-        if self.solver in ("idff", "euler_maruyama"):
+        if self.solver == "idff":  # the paper samples with twice the spread that it trains with
+            return solvers.idff_sampler(heads_of(net, y, self.cfg), x0, times, 2 * self.sigma)
+        if self.solver == "flowmap":
+            return solvers.follow_map(guided(net, y, self.cfg), x0, times)
+        head_lands = METHODS[self.method].heads == 2 and self.solver not in ("dopri5", "torchdyn")
+        if self.landing == 1 and not head_lands and self.solver != "euler_maruyama":
+            return self._integrate(net, x0, times, y, indices)
+        # The last step is Euler's, and lands on the predicted data
+        x = self._integrate(net, x0, times[:-1], y, indices) if len(times) > 2 else x0
+        return solvers.integrate(velocity_of(net, self.method, y, self.cfg, float(times[-2])), x, times[-2:])
+
+    def _integrate(
+        self, net: CountedNetwork, x: Tensor, times: Tensor, y: Tensor | None, indices: Sequence[int]
+    ) -> Tensor:
+        """The SDE or the ODE over times, as far as no step lands."""
+        if self.solver == "euler_maruyama":
             streams = [generator(self.seed, "path", k) for k in indices]
 
             def noise(i: int, x: Tensor) -> Tensor:
                 return torch.stack([torch.randn(*self.shape, generator=s) for s in streams]).to(x)
 
-            if self.solver == "euler_maruyama":
-                drift, diffusion = sde_of(net, self.method, self.sigma, y, self.cfg)
-                return solvers.euler_maruyama(drift, diffusion, x0, times, noise)
-            if METHODS[self.method].heads != 2:
-                raise ValueError(f"--solver idff needs weights trained with --method idff, these are {self.method}")
-            # The paper samples with twice the spread that it trains with (methods: IDFF's released scripts).
-            return solvers.idff_sampler(heads_of(net, y, self.cfg), x0, times, 2 * self.sigma)
-        if self.solver == "flowmap":
-            if METHODS[self.method].times is None:
-                raise ValueError(f"--solver flowmap needs weights of two times; {self.method} has one: use euler")
-            return solvers.follow_map(guided(net, y, self.cfg), x0, times)
+            drift, diffusion = sde_of(net, self.method, self.sigma, y, self.cfg, self.coupling)
+            return solvers.euler_maruyama(drift, diffusion, x, times, noise)
         velocity = velocity_of(net, self.method, y, self.cfg)
-        lands = METHODS[self.method].heads == 2 and self.solver not in ("dopri5", "torchdyn")
-        if self.landing == 1 and not lands:
-            return self._integrate(velocity, x0, times)
-        # The last step is Euler's, and lands on the predicted data
-        x = self._integrate(velocity, x0, times[:-1]) if len(times) > 2 else x0
-        return solvers.integrate(velocity_of(net, self.method, y, self.cfg, float(times[-2])), x, times[-2:])
-
-    def _integrate(self, velocity: Velocity, x: Tensor, times: Tensor) -> Tensor:
-        ends = times[[0, -1]] if self.solver == "dopri5" else times
-        return solvers.integrate(velocity, x, ends, self.solver, final_euler=True, rtol=self.rtol, atol=self.atol)
+        return solvers.integrate(velocity, x, times, self.solver, final_euler=True, rtol=self.rtol, atol=self.atol)
 
     def times(self) -> Tensor:
         """The nodes; on the CPU, since solvers read them as numbers and must not wait for a GPU to get them."""
+        if self.solver == "dopri5":  # chooses its own steps
+            return torch.tensor([0.0, 1.0] if self.landing == 1 else [0.0, self.landing, 1.0])
         if self.nodes is not None:
             return self.nodes.float()
         if self.landing == 1 or self.n_steps == 1:
@@ -358,7 +390,7 @@ def invert(sampler: Sampler, images: Tensor, labels: Tensor | None = None) -> In
     net = CountedNetwork(sampler.net, sampler.precision)
     flow = velocity_of(net, sampler.method, None if labels is None else labels.to(device), sampler.cfg)
     latest = METHODS[sampler.method].latest
-    times = sampler.times()[[0, -1]] if sampler.solver == "dopri5" else sampler.times()
+    times = sampler.times()
 
     def stopped(x: Tensor, t: Tensor) -> Tensor:
         return flow(x, t.clamp(max=latest))
@@ -368,4 +400,4 @@ def invert(sampler: Sampler, images: Tensor, labels: Tensor | None = None) -> In
 
     noise = integrate(x1, times.flip(0))
     again = integrate(noise, times)
-    return Inversion(noise.cpu(), again.cpu(), net.nfe)
+    return Inversion(noise.cpu() / sampler.start, again.cpu(), net.nfe)

@@ -7,7 +7,7 @@ and a row in the README's table. Torch is not needed to import this module: ``--
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -69,28 +69,33 @@ def velocity_of_heads(out: Output, last: float) -> Velocity:
     return velocity
 
 
-def sde_of_velocity(out: Output, sigma: float, churn: float) -> Drift:
-    """drift = u + g^2/2 score for an independent Gaussian source: score = -(x - t u) / (1 - t).
+def sde_of_velocity(out: Output, path: Path) -> Drift:
+    """drift = u + g^2/2 score, which has the marginals of the ODE dx = u dt for any g (Song et al. 2011.13456).
 
-    g^2 = 2 churn (1 - t) keeps the drift u - churn (x - t u) bounded.
+    For an independent Gaussian source score = -(x - t u) / d(t), d = ``path.score_divisor``: 1 - t + sigma^2 for cfm,
+    1 - (1 - sigma) t for fm, 1 - t for rf; derived in ``common.paths``. g^2 = 2 d(t) gives the bounded drift
+    u - (x - t u), without a division.
     """
 
     def drift(x: Tensor, t: Tensor) -> Tensor:
         u = out(x, t)
-        return u - churn * (x - expand(t, x) * u)
+        return u - (x - expand(t, x) * u)
 
-    return drift, lambda t: math.sqrt(2 * churn * (1 - t))
+    return drift, lambda t: math.sqrt(2 * path.score_divisor(t))
 
 
-def sde_of_heads(out: Output, sigma: float, churn: float) -> Drift:
-    """IDFF's bridge itself: with score = 2 st / sigma^2 and g = sigma the drift is u + st = (x1_hat - x) / (1 - t)."""
+def sde_of_heads(out: Output, path: Path) -> Drift:
+    """IDFF's bridge itself: with score = 2 st / sigma^2 and g = sigma the drift is u + st = (x1_hat - x) / (1 - t).
+
+    The score is that of the path's own noise, so it holds for any coupling.
+    """
     heads = data_heads(out)
 
     def drift(x: Tensor, t: Tensor) -> Tensor:
         # Euler-Maruyama divides by no less than its step, and a larger divisor would leave its noise in the image.
         return (heads(x, t)[0] - x) / expand(1 - t, x).clamp(min=1e-6)
 
-    return drift, lambda t: sigma
+    return drift, lambda t: path.sigma
 
 
 def flow_map_times(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,8 +133,9 @@ class Method:
         heads: outputs per channel of the data: 1 a velocity; 2 data and score, and the input is doubled, too.
         times: of a network with two times: (t, r) of two uniform numbers, (B,) each. None: one time.
         velocity: from the network's output to the velocity of its ODE; the number is where a last step starts.
-        sde: drift and diffusion g(t) of an SDE with the same marginals, of output, sigma and churn; None: the network
-            does not know the score of its marginals.
+        sde: drift and diffusion g(t) of an SDE with the same marginals, of output and path.
+        any_coupling: whether ``sde`` holds for every coupling; False: only for independent noise and data, since
+            elsewhere a velocity does not tell the score of its marginals.
         aliases: what other projects' checkpoints and command lines call it.
     """
 
@@ -142,7 +148,8 @@ class Method:
     heads: int = 1
     times: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     velocity: Callable[[Output, float], Velocity] = own_velocity
-    sde: Callable[[Output, float, float], Drift] | None = None
+    sde: Callable[[Output, Path], Drift] = sde_of_velocity
+    any_coupling: bool = False
     aliases: tuple[str, ...] = ()
 
     @property
@@ -150,19 +157,27 @@ class Method:
         """Until when the velocity has a value: a data head divides by 1 - t."""
         return 1 - SMALLEST_REMAINDER if self.heads == 2 else 1.0
 
+    def joint(self, coupling: str = "auto") -> str:
+        """The coupling that ``--coupling`` means: "auto" is that of the method's paper."""
+        return self.coupling if coupling == "auto" else coupling
+
+    def regularisation(self, coupling: str, sigma: float) -> float | None:
+        """Of a coupling, in squared distance; None: it has none, or ``common.couplings`` chooses it."""
+        return self.entropy(sigma) if self.entropy and coupling == "sinkhorn" else None
+
 
 METHODS: dict[str, Method] = {
     # Tong et al. 2024 (2302.00482): section 3.2.2 with independent pairs, 3.2.4 with those of optimal transport
-    "cfm": Method(losses.velocity, LinearPath, sde=sde_of_velocity, aliases=("icfm",)),
+    "cfm": Method(losses.velocity, LinearPath, aliases=("icfm",)),
     "otcfm": Method(losses.velocity, LinearPath, coupling="ot"),
     # Lipman et al. 2023 (2210.02747), equation 23
-    "fm": Method(losses.velocity, LipmanPath, sde=sde_of_velocity),
+    "fm": Method(losses.velocity, LipmanPath),
     # Tong et al. 2024, section 3.2.5; a Schrodinger bridge of spread sigma has the entropic plan of 2 sigma^2
     "sbcfm": Method(
         losses.velocity, BridgePath, coupling="sinkhorn", entropy=lambda sigma: 2 * sigma**2, needs_sigma=True
     ),
     # Liu et al. 2023 (2209.03003), equation 1: the line itself, whatever sigma is
-    "rf": Method(losses.velocity, lambda sigma: LinearPath(0.0), sde=sde_of_velocity),
+    "rf": Method(losses.velocity, lambda sigma: LinearPath(0.0)),
     # Rezaei et al. 2024 (2409.14599), section 3
     "idff": Method(
         losses.idff,
@@ -173,6 +188,7 @@ METHODS: dict[str, Method] = {
         heads=2,
         velocity=velocity_of_heads,
         sde=sde_of_heads,
+        any_coupling=True,
     ),
     # Luo et al. 2025 (2512.15657); F(x, t, t) is the velocity
     "flowmap": Method(losses.flow_map, lambda sigma: LinearPath(0.0), times=flow_map_times),
@@ -189,6 +205,12 @@ def method_of(name: str) -> Method:
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}: choose one of {', '.join(METHODS)}")
     return METHODS[name]
+
+
+def recorded_method(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Name, constants and coupling of a checkpoint's method; a file without the coupling has that of its options."""
+    method = state["method"]
+    return {"coupling": method_of(method["name"]).joint((state.get("config") or {}).get("coupling", "auto")), **method}
 
 
 def make_loss(name: str, sigma: float = 0.0, **constants: float) -> Callable[..., Tensor]:

@@ -3,10 +3,17 @@
 A path gives ``xt``, a sample, and ``ut``, the velocity of the conditional flow through that sample:
 u_t(x) = spread'(t) / spread(t) * (x - mean(t)) + mean'(t) (Lipman et al. 2023, theorem 3).
 All functions take t of shape (B,) and points of shape (B, ...).
+
+For standard normal x0, independent of x1, p_t(x | x1) = N(t x1, S(t) I), where S holds x0's share and the spread's.
+Two numbers follow: ``start``, sqrt(S(0)), the standard deviation of p_0, from which samples start; and
+``score_divisor(t)`` = S - t S' / 2 with score(x) = -(x - t u) / score_divisor, where u is the velocity of p_t. For the
+noise x - t x1 has the posterior mean -S score, and u = E[x1 | x] + S' / (2 S) E[x - t x1 | x] = E[x1 | x] - S' score / 2,
+so x - t u = -S score + t S' score / 2.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,6 +35,13 @@ class LinearPath:
     """
 
     sigma: float = 0.0
+
+    @property
+    def start(self) -> float:
+        return math.hypot(1, self.sigma)  # S = (1 - t)^2 + sigma^2
+
+    def score_divisor(self, t: float) -> float:
+        return 1 - t + self.sigma**2
 
     def mean(self, x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
         t = expand(t, x1)
@@ -53,6 +67,10 @@ class LipmanPath:
     """
 
     sigma: float = 0.0
+    start = 1.0  # S = (1 - (1 - sigma) t)^2: x0 is all the noise there is
+
+    def score_divisor(self, t: float) -> float:
+        return 1 - (1 - self.sigma) * t
 
     def mean(self, x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
         return expand(t, x1) * x1
@@ -77,6 +95,10 @@ class BridgePath:
     """
 
     sigma: float = 0.2
+    start = 1.0  # S = (1 - t)^2 + sigma^2 t (1 - t)
+
+    def score_divisor(self, t: float) -> float:
+        return 1 - t + self.sigma**2 * t / 2
 
     def mean(self, x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
         t = expand(t, x1)

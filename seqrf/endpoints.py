@@ -149,7 +149,7 @@ def starts(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """x_a of pairs of a segment, the samples in it (None in segment 0) and the labels (None without), on the CPU."""
     noise = noise_of(manifest, pairs)
-    if segment and manifest.teacher.coupling != "independent":
+    if segment and manifest.teacher.joint != "independent":
         data, y = _coupled(manifest, segment, pairs, pool)
     else:
         data, y = pool.draw(pairs, manifest.options.seed, samples=segment > 0)
@@ -163,7 +163,7 @@ def _coupled(manifest: Manifest, segment: int, pairs: Sequence[int], pool: Pool)
     from common.couplings import couple
     from common.images import to_uint8
 
-    k, seed, coupling, reg = manifest.k, manifest.options.seed, manifest.teacher.coupling, manifest.teacher.reg
+    k, seed, coupling, reg = manifest.k, manifest.options.seed, manifest.teacher.joint, manifest.teacher.reg
     samples, labels = {}, {}
     for number in {p // k // COUPLED for p in pairs}:
         block = [segment + k * j for j in range(number * COUPLED, (number + 1) * COUPLED)]

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from common.methods import METHODS
 from common.runtime import write_json
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ class Teacher:
         hash: Of its weights; training asks for it again.
         shape: Of one sample, (3, 32, 32) or (2,).
         source: Where the flow starts: "gaussian", or a distribution of ``common.toys``.
-        method, sigma: What it was trained with, as its checkpoint has it; they say what a start is a mixture of.
+        method, sigma, coupling: What it was trained with, as its checkpoint has it; they say what a start is a mixture
+            of. Coupling "auto": the method's usual one.
         cfg: Guidance scale in its velocity; only noted.
         landing: Time from which the way to the data is one straight step, see ``endpoints.follow``; 1: no such step.
     """
@@ -45,18 +47,17 @@ class Teacher:
     sigma: float = 0.0
     cfg: float = 1.0
     landing: float = 1.0
+    coupling: str = "auto"
 
     @property
-    def coupling(self) -> str:
+    def joint(self) -> str:
         """How noise and data were paired in its training."""
-        from common.methods import METHODS
-
-        return METHODS[self.method].coupling
+        return METHODS[self.method].joint(self.coupling)
 
     @property
     def reg(self) -> float | None:
         """Regularisation of an entropic coupling."""
-        return 2 * self.sigma**2 if self.coupling == "sinkhorn" else None
+        return METHODS[self.method].regularisation(self.joint, self.sigma)
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,8 @@ class Manifest:
     def facts(self) -> dict[str, Any]:
         """All of it on one level, as the file has it."""
         teacher = asdict(self.teacher)
+        if self.teacher.joint == METHODS[self.teacher.method].coupling:
+            del teacher["coupling"]  # the usual one goes without saying, as in folders from before it was recorded
         facts = {"teacher": teacher.pop("hash"), **teacher, **asdict(self.options), **asdict(self.pool)}
         return facts | {"noise": self.noise}
 
@@ -130,6 +133,7 @@ class Manifest:
         """The manifest of :meth:`facts`; KeyError or ValueError where one is missing or unknown."""
         values = {key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()}
         values["hash"] = values.pop("teacher")
+        values.setdefault("coupling", "auto")
 
         def take(record: type[T]) -> T:
             return record(**{field.name: values.pop(field.name) for field in fields(record)})  # type: ignore[arg-type]
@@ -225,10 +229,11 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     free |= {"batch_size"} if fixed.n_steps and 0 not in fixed.n_steps else set()  # dopri5's steps are a batch's
     free |= {"n_steps"} if manifest.options.solver == "auto" else set()  # chosen once
     facts = manifest.facts()
-    for key, value in fixed.facts().items():
-        if value != facts[key] and key not in free:
+    for key, value in {"coupling": "auto", **fixed.facts()}.items():
+        if value != facts.get(key, "auto") and key not in free:
+            ours = _short(facts.get(key, "auto"))
             raise ValueError(
-                f"{folder} holds pairs with {key} {_short(value)}, not {_short(facts[key])}: go on with the same "
+                f"{folder} holds pairs with {key} {_short(value)}, not {ours}: go on with the same "
                 "options or choose another folder"
             )
     return fixed

@@ -87,8 +87,8 @@ class Model:
 
     def as_teacher(self, cfg: float = 1.0, landing: float = 1.0) -> Teacher:
         """What pairs of :meth:`flow` need to know of it."""
-        sigma = self.method.get("sigma", 0.0)
-        return Teacher(self.hash, self.shape, self.source, self.method["name"], sigma, cfg, landing)
+        sigma, coupling = self.method.get("sigma", 0.0), self.method.get("coupling", "auto")
+        return Teacher(self.hash, self.shape, self.source, self.method["name"], sigma, cfg, landing, coupling)
 
 
 def load(path: str | Path, device: torch.device | str = "cpu", name: str = "", image_size: int = 0) -> Model:

@@ -15,6 +15,7 @@ Source: Tong et al. 2302.00482; Rezaei et al. 2409.14599 for IDFF; Chen et al. 2
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -154,7 +155,7 @@ def draw_innovation(
     """
     times = time_grid(n_steps)
     if method.name == "cfm":
-        start = noise(0) * (1.0 if method.source == "noise" else method.sigma)
+        start = noise(0) * (math.hypot(1, method.sigma) if method.source == "noise" else method.sigma)
         return integrate(network, start, times, solver)
 
     def rate(t: Tensor) -> Tensor:
@@ -315,5 +316,8 @@ def train_config(options: Options) -> TrainConfig:
     )
     shared += " log_step logger seed device mixed_precision resume"
     return TrainConfig(
-        **{key: getattr(options, key) for key in shared.split()}, lr_decay="cosine", image_size=options.box
+        **{key: getattr(options, key) for key in shared.split()},
+        coupling="independent",
+        lr_decay="cosine",
+        image_size=options.box,
     )

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from common import checkpoint, runtime
+from common import checkpoint, runtime, solvers
 from common.cli.configs import GridConfig, SolverName
 from common.generate import (
     CountedNetwork,
@@ -35,6 +35,7 @@ from common.runtime import Processes, generator
 from common.scripts.gen import gen_main
 from common.scripts.grid import grid_main
 from common.scripts.sampling import make_sampler
+from common.solvers import time_grid
 from problems import slope_of
 from tiny import TINY, folder, network, options, weights
 
@@ -159,9 +160,12 @@ def test_solvers_agree_on_a_smooth_velocity():
 def test_solvers_that_do_not_fit_the_method_say_so():
     with pytest.raises(ValueError, match="--solver idff needs weights trained with --method idff, these are rf"):
         sampler(solver="idff")([0])
-    for method in ("otcfm", "sbcfm"):
+    for method, coupling in (("otcfm", "auto"), ("sbcfm", "auto"), ("rf", "ot"), ("cfm", "sinkhorn"), ("fm", "ot")):
+        config = replace(CONDITIONAL, method=method, sigma=0.1)
         with pytest.raises(ValueError, match=f"needs the score, which a {method} network does not give; use an ODE"):
-            sampler(replace(CONDITIONAL, method=method, sigma=0.1), solver="euler_maruyama")([0])
+            sampler(config, solver="euler_maruyama", coupling=coupling)([0])
+        with pytest.raises(ValueError, match="needs independent noise and data"):
+            sde_of(network(config), method, 0.1, coupling=coupling)
     with pytest.raises(ValueError, match="unknown solver 'gauss'"):
         sampler(solver="gauss")([0])
     with pytest.raises(ValueError, match="--batch_size 0"):
@@ -174,31 +178,115 @@ MEAN, SPREAD, SIGMA = 0.1, 0.2, 0.2
 
 
 class Exact(nn.Module):
-    """The network that training would find: a velocity, or IDFF's heads on a bridge of spread SIGMA."""
+    """The network that training would find: the velocity of a path of spread sigma, or IDFF's heads on its bridge."""
 
     num_classes, null_class = 0, False
 
-    def __init__(self, idff: bool):
+    def __init__(self, method: str, sigma: float = SIGMA, spread: float = SPREAD):
         super().__init__()
-        self.idff, self.dummy = idff, nn.Parameter(torch.zeros(1))
+        self.method, self.sigma, self.spread = method, sigma, spread
+        self.dummy = nn.Parameter(torch.zeros(1))
 
-    def forward(self, x, t, y=None):
+    def noise(self, t):
+        """The variance of x_t given x1, and its derivative."""
+        s = self.sigma
+        if self.method in ("rf", "flowmap"):
+            return (1 - t) ** 2, -2 * (1 - t)
+        if self.method in ("cfm", "otcfm"):
+            return (1 - t) ** 2 + s**2, -2 * (1 - t)
+        if self.method == "fm":
+            return (1 - (1 - s) * t) ** 2, -2 * (1 - s) * (1 - (1 - s) * t)
+        return (1 - t) ** 2 + s**2 * t * (1 - t), -2 * (1 - t) + s**2 * (1 - 2 * t)
+
+    def forward(self, x, t, y=None, r=None):
         t = t.view(-1, 1, 1, 1)
         x = x[:, :1]
-        noise = SIGMA**2 * t * (1 - t) if self.idff else 0
-        variance, off = t**2 * SPREAD**2 + (1 - t) ** 2 + noise, x - t * MEAN
-        if not self.idff:
-            return MEAN + (t * SPREAD**2 - (1 - t)) / variance * off
-        return torch.cat([MEAN + t * SPREAD**2 / variance * off, -(SIGMA**2) / 2 * off / variance], 1)
+        noise, slope = self.noise(t)
+        variance, off = t**2 * self.spread**2 + noise, x - t * MEAN
+        if self.method != "idff":
+            return MEAN + (t * self.spread**2 + slope / 2) / variance * off
+        return torch.cat([MEAN + t * self.spread**2 / variance * off, -(self.sigma**2) / 2 * off / variance], 1)
 
 
 @pytest.mark.parametrize("method", ["rf", "cfm", "idff"])
 @pytest.mark.parametrize(("solver", "n"), [("heun", 50), ("dpmpp2m", 100), ("euler_maruyama", 300)])
 def test_samples_have_the_distribution_of_the_data(method, solver, n):
-    exact = Sampler(Exact(method == "idff"), method, (1, 32, 32), SIGMA, solver=solver, n_steps=n)
+    exact = Sampler(Exact(method), method, (1, 32, 32), SIGMA, solver=solver, n_steps=n)
     x = exact(range(40))
     assert x.mean().item() == pytest.approx(MEAN, abs=0.005)  # standard error 0.001
-    assert x.std().item() == pytest.approx(SPREAD, rel=0.03)
+    end = math.hypot(SPREAD, SIGMA) if method == "cfm" else SPREAD  # its path ends with a noise of sigma
+    assert x.std().item() == pytest.approx(end, rel=0.03)
+
+
+def moments(made: Sampler, monkeypatch, n: int) -> tuple[float, float]:
+    """Mean and standard deviation of what a sampler makes of one pixel by an exact, linear network, exactly.
+
+    Image = mean + a x0 + sum_i b_i noise_i: the rows are the image of nothing, of x0 = 1, and of one noise of 1 each.
+    """
+    rows, real = n + 2, solvers.euler_maruyama
+
+    def impulses(drift, diffusion, x, times, noise):
+        return real(drift, diffusion, x, times, lambda i, x: torch.eye(rows)[:, i + 2].view(-1, 1, 1, 1))
+
+    monkeypatch.setattr(solvers, "euler_maruyama", impulses)
+    x = made.from_noise(torch.eye(rows)[:, 1].view(-1, 1, 1, 1), range(rows)).images.double().flatten()
+    return x[0].item(), (x[1:] - x[0]).norm().item()
+
+
+@pytest.mark.parametrize(
+    ("method", "coupling", "sigma"),
+    [
+        *[("rf", "auto", 0.0), ("cfm", "auto", 0.0), ("cfm", "auto", 0.1), ("cfm", "auto", 0.5), ("fm", "auto", 0.1)],
+        *[("fm", "auto", 0.5), ("otcfm", "independent", 0.5), ("sbcfm", "independent", 0.5), ("idff", "auto", 0.3)],
+        *[("idff", "independent", 0.5), ("flowmap", "auto", 0.0)],
+    ],
+)
+def test_the_sde_keeps_the_marginals_at_every_sigma(method, coupling, sigma, monkeypatch):
+    n, spread = 1000, 0.5
+    net = Exact(method, sigma, spread)
+    made = Sampler(net, method, (1, 1, 1), sigma, "euler_maruyama", n, coupling=coupling)
+    mean, deviation = moments(made, monkeypatch, n)
+    end = math.sqrt(spread**2 + float(net.noise(torch.ones(()))[0]))
+    print(method, sigma, deviation / end - 1)
+    assert deviation == pytest.approx(end, rel=0.005) and mean == pytest.approx(MEAN, abs=5e-4)
+    ode = Sampler(net, method, (1, 1, 1), sigma, "heun", 200, coupling=coupling)  # which starts from the same p_0
+    assert moments(ode, monkeypatch, n)[1] == pytest.approx(end, rel=0.005)
+
+
+def test_the_sde_lands_without_noise(monkeypatch):
+    """Data of a small spread: the noise of a last step would be several times as large as what is to be seen."""
+    for landing, n in ((1.0, 10), (0.8, 10), (1.0, 1)):
+        net = Exact("rf", 0.0, 0.02)
+        made = Sampler(net, "rf", (1, 1, 1), solver="euler_maruyama", n_steps=n, landing=landing)
+        assert moments(made, monkeypatch, n)[1] < 0.02 and made.sample([0]).nfe == n
+    last = []
+    net.register_forward_hook(lambda module, args, out: last.append((args[0].clone(), args[1][0].item(), out)))
+    image = replace(made, n_steps=10, landing=0.8)([0])
+    x, t, velocity = last[-1]
+    assert t == pytest.approx(0.8) and torch.allclose(image, x + (1 - t) * velocity, atol=1e-6)
+
+
+def test_a_data_head_is_where_every_solver_lands():
+    for solver in ("euler", "heun", "dpmpp2m", "unipc2", "euler_maruyama"):
+        net, heads = Exact("idff"), []
+        net.register_forward_hook(lambda module, args, out, heads=heads: heads.append((args[1][0].item(), out[:, :1])))
+        image = Sampler(net, "idff", SHAPE, SIGMA, solver, 5)([0])
+        assert heads[-1][0] == pytest.approx(0.8) and torch.allclose(image, heads[-1][1].clamp(-1, 1), atol=1e-6)
+    plain = Sampler(Exact("rf"), "rf", SHAPE, solver="ab2", n_steps=5)  # a velocity has no such step
+    whole = solvers.integrate(velocity_of(plain.net, "rf"), noise_for([0], SHAPE, 0), time_grid(5), "ab2")
+    assert torch.equal(plain([0]), whole.clamp(-1, 1))
+
+
+def test_landing_places_the_last_node_and_adaptive_steps_end_there():
+    make = sampler(options(method="rf"), solver="heun", n_steps=5, landing=0.8)
+    assert make.times().tolist() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
+    assert replace(make, n_steps=1).times().tolist() == [0, 1]
+    for n in (1, 5):  # the number of steps is not dopri5's
+        seen = []
+        net = Exact("rf")
+        net.register_forward_hook(lambda module, args, out, seen=seen: seen.append(args[1][0].item()))
+        Sampler(net, "rf", SHAPE, solver="dopri5", n_steps=n, landing=0.8)([0])
+        assert len(seen) > 10 and max(seen) == seen[-1] == pytest.approx(0.8)
 
 
 def test_idffs_sampler_takes_twice_the_sigma_of_training():
@@ -209,13 +297,13 @@ def test_idffs_sampler_takes_twice_the_sigma_of_training():
         x1_hat, st = MEAN + t * SPREAD**2 / variance * (x - t * MEAN), -(SIGMA**2) / 2 * (x - t * MEAN) / variance
         spread = twice * math.sqrt(t * (1 - t))
         x = x + (math.sqrt(1 - spread**2) * (x1_hat - x) / (1 - t) + spread * st) / n
-    made = Sampler(Exact(True), "idff", (1, 8, 8), SIGMA, solver="idff", n_steps=n)(range(4))
+    made = Sampler(Exact("idff"), "idff", (1, 8, 8), SIGMA, solver="idff", n_steps=n)(range(4))
     assert torch.allclose(made.double(), x, atol=1e-5) and x.abs().max() < 1
 
 
 def test_idff_velocity_is_the_velocity_of_its_marginals():
     """Along the flow of a Gaussian, (x - mean) / spread does not change."""
-    velocity = velocity_of(Exact(True), "idff")
+    velocity = velocity_of(Exact("idff"), "idff")
     x = torch.linspace(-2, 2, 9, dtype=torch.float64).view(9, 1, 1, 1)
 
     def spread(t):
@@ -236,7 +324,9 @@ def test_idff_velocity_is_finite_at_the_end():
 
 def test_diffusions_are_numbers():
     assert sde_of(network(), "rf", 0.0)[1](0.5) == pytest.approx(1.0)
-    assert sde_of(Exact(True), "idff", 0.3)[1](0.5) == 0.3
+    assert sde_of(network(), "cfm", 0.5)[1](0.5) == pytest.approx(math.sqrt(2 * (0.5 + 0.25)))
+    assert sde_of(network(), "fm", 0.2)[1](0.5) == pytest.approx(math.sqrt(2 * (1 - 0.8 * 0.5)))
+    assert sde_of(Exact("idff"), "idff", 0.3)[1](0.5) == 0.3
 
 
 # ---- many images on disk
@@ -423,7 +513,7 @@ def test_inversion_finds_the_noise_to_the_order_of_the_solver(solver, order):
     images, counts = gaussian_images(), (8, 16, 32) if order < 4 else (4, 8, 16)
     missed, again = [], []
     for n in counts:
-        noise, back, _ = invert(Sampler(Exact(False), "rf", SHAPE, solver=solver, n_steps=n), images)
+        noise, back, _ = invert(Sampler(Exact("rf"), "rf", SHAPE, solver=solver, n_steps=n), images)
         missed.append((noise - (images - MEAN) / SPREAD).abs().max().item())
         again.append((back - images).abs().max().item())
     assert order - 0.35 < slope_of(counts, missed) < order + 0.9, missed
@@ -432,7 +522,7 @@ def test_inversion_finds_the_noise_to_the_order_of_the_solver(solver, order):
 
 def test_inversion_of_idff_keeps_away_from_the_end():
     images, seen = gaussian_images(), []
-    net = Exact(True)
+    net = Exact("idff")
     net.register_forward_hook(lambda module, args, out: seen.append(args[1].max().item()))
     made = Sampler(net, "idff", SHAPE, SIGMA, solver="rk4", n_steps=40, grid="power")
     noise, back, evaluations = invert(made, images)

@@ -141,6 +141,8 @@ def test_times_are_ordered_logit_normal_and_reach_everywhere():
     inner = torch.logit(t[(t > 1e-3) & (t < 1 - 1e-3)].double())
     assert inner.mean().item() == pytest.approx(0.9, abs=0.05) and inner.std().item() == pytest.approx(1.6, rel=0.05)
     assert (r > 0.97).float().mean() > 0.35, "half of the intervals end near the data"
+    ends = torch.logit(r[(v < 0.5) & (t < 0.5)].double())  # 2 v is uniform: the whole normal, not its lower half
+    assert ends.median().item() == pytest.approx(4.0, abs=0.1) and ends.quantile(0.9).item() > 4 + 1.5
     place = ((r - t) / (1 - t))[v >= 0.5]
     assert place.mean().item() == pytest.approx(0.5, abs=0.02), "the others anywhere"
 

@@ -63,6 +63,7 @@ def make_sampler(folder: Folder, config: SampleConfig, extra: dict[str, Any]) ->
         method["name"],
         (channels, size, size),
         method.get("sigma", 0.0),
+        coupling=method.get("coupling", "auto"),
         n_steps=config.n_steps,
         rtol=config.rtol,
         atol=config.atol,
@@ -76,6 +77,7 @@ def make_sampler(folder: Folder, config: SampleConfig, extra: dict[str, Any]) ->
     if config.cfg != 1 and not net.null_class:
         raise ValueError(f"--cfg {config.cfg} needs weights trained with --label_dropout > 0; {path.name} was not")
     sampler = resolved(sampler, config, checkpoint.find(path) if path.exists() else None)
+    sampler.check()
     return sampler, info | {"path": str(path)}
 
 
@@ -151,7 +153,7 @@ def teacher_of(
     from common.solvers.fitted import teach
 
     device = next(sampler.net.parameters()).device
-    x0 = generate.noise_for(range(n_noises), sampler.shape, seed, stream).to(device)
+    x0 = sampler.start * generate.noise_for(range(n_noises), sampler.shape, seed, stream).to(device)
     y = generate.labels_for(range(n_noises), generate.real_classes(sampler.net))
     y = None if y is None else y.to(device)
     net = generate.CountedNetwork(sampler.net, sampler.precision)

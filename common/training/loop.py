@@ -77,17 +77,18 @@ def train(
         images, config.batch_size, config.seed, config.flip, processes.device, drop=drop, subset=train_rows
     )
     method = method_of(config.method)
-    coupling = method.coupling if config.coupling == "auto" else config.coupling
-    reg = method.entropy(config.sigma) if method.entropy and coupling == "sinkhorn" else None
+    coupling = method.joint(config.coupling)
+    reg = method.regularisation(coupling, config.sigma)
     source = CoupledBatches(batches, coupling, config.seed, processes, config.coupling_ahead, reg, method.times)
 
     held_out = None
     if len(val_rows):
         size = min(config.batch_size, len(val_rows))
         val_batches = Batches(images, size, 0, False, processes.device, subset=val_rows)
-        # The first process validates alone, on whole batches, with the same noise and times whenever it does.
+        # The first process validates alone, on whole batches, with the same noise, times and pairs whenever it does.
+        # They are coupled as in training: the loss of other pairs has another minimum.
         alone = Processes(0, 1, processes.device)
-        val_source = CoupledBatches(val_batches, "independent", config.seed + 1, alone, ahead=False, times=method.times)
+        val_source = CoupledBatches(val_batches, coupling, config.seed + 1, alone, False, reg, method.times)
         held_out = HeldOut(val_source, max(1, min(val_batches.n, 1024) // size))
 
     facts = {"data": Path(data.source).name, "training_images": len(train_rows)}

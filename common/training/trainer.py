@@ -218,6 +218,9 @@ class Trainer:
             )
         for key, ours in (("network", self.description), ("method", self.weights_method())):
             theirs = state.get(key, {})
+            if key == "method" and "coupling" not in theirs:  # older files: their options tell, or it is not known
+                asked = (state.get("config") or {}).get("coupling", self.config.coupling)
+                theirs = {"coupling": method_of(self.config.method).joint(asked), **theirs}
             names = [name for name in ours if theirs.get(name) != ours[name] and name != "checkpointing"]
             if names:
                 differences = "; ".join(f"{name}: {theirs.get(name)} there, {ours[name]} here" for name in names)
@@ -232,8 +235,10 @@ class Trainer:
         self.seconds = state["seconds"]
 
     def weights_method(self) -> dict[str, Any]:
-        """Name and constants of the method, as a checkpoint holds them."""
-        return {"name": self.config.method, "sigma": self.config.sigma, "flow_weight": self.config.flow_weight}
+        """Name, constants and coupling of the method, as a checkpoint holds them."""
+        c = self.config
+        coupling = method_of(c.method).joint(c.coupling)
+        return {"name": c.method, "sigma": c.sigma, "flow_weight": c.flow_weight, "coupling": coupling}
 
     def options(self) -> dict[str, Any]:
         """The options as primitives, without this machine's paths, which are nobody's business but the run folder's."""

@@ -18,7 +18,7 @@ from common.runtime import JsonLines, generator
 from seqrf import all_stages, endpoints, flags, models, pictures, pipeline, segments, shards, stages, train
 from seqrf import pairs as P
 from seqrf.evaluate import Sampler, draw
-from seqrf.manifest import PairOptions, Teacher
+from seqrf.manifest import PairOptions, Teacher, read_manifest, write_manifest
 from seqrf.plan import plan
 from seqrf.segments import uniform_edges
 from tiny import ALONE, ROOT, difference, images, options
@@ -233,6 +233,33 @@ def test_a_reader_draws_the_starts_of_a_coupled_teacher_again(tmp_path):
     batch = P.Pairs.open(tmp_path).batch(range(1, 20, 2))
     assert torch.equal(batch.x_a, endpoints.starts(manifest, 1, range(1, 20, 2), pool)[0])
     assert torch.allclose(batch.x_b, batch.x_a, atol=1e-6)  # the teacher does not move them
+
+
+def test_pairs_follow_the_coupling_that_the_teachers_file_records(tmp_path):
+    """An rf trained with OT starts from coupled data; one from before couplings were recorded from its options'."""
+    data, chosen = images(80, size=4), PairOptions(64, uniform_edges(2), solver="rk4", n_steps=1, ends="float32")
+    pool = endpoints.Pool(data.images)
+    usual, coupled = Teacher("a", (1, 4, 4)), Teacher("a", (1, 4, 4), coupling="ot")
+    manifests = [plan(pool, teacher, chosen) for teacher in (usual, coupled)]
+    drawn = [endpoints.starts(m, 1, range(1, 65, 2), pool)[1] for m in manifests]
+    assert torch.equal(drawn[0], pool.draw(range(1, 65, 2), 0, samples=True)[0]) and not torch.equal(*drawn)
+    assert "coupling" not in manifests[0].facts() and manifests[1].facts()["coupling"] == "ot"
+    assert manifests[0].mark == plan(pool, Teacher("a", (1, 4, 4), coupling="independent"), chosen).mark
+    for k, manifest in enumerate(manifests):
+        (tmp_path / str(k)).mkdir()
+        write_manifest(tmp_path / str(k), manifest)
+        assert read_manifest(tmp_path / str(k)).teacher.joint == manifest.teacher.joint
+        assert read_manifest(tmp_path / str(k)).mark == manifest.mark
+        with pytest.raises(ValueError, match="holds pairs with coupling .*, not "):
+            write_manifest(tmp_path / str(k), manifests[1 - k])
+
+    tiny = options(method="rf", coupling="ot")
+    for recorded in (True, False):
+        method = {"name": "rf", "sigma": 0.0} | ({"coupling": "ot"} if recorded else {})
+        state = {"format": "flow-checkpoint", "version": 1, "step": 1, "config": {"image_size": 8, "coupling": "ot"}}
+        state |= {"network": network_description(tiny), "method": method}
+        checkpoint.save(tmp_path / "a.pt", state | {"ema_model": build_network(state["network"]).state_dict()})
+        assert models.load(tmp_path / "a.pt").as_teacher().joint == "ot"
 
 
 def test_a_landing_goes_straight_to_the_predicted_data():

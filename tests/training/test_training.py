@@ -16,11 +16,13 @@ from common import checkpoint
 from common.cli.configs import TrainConfig
 from common.data.loading import Batches, StreamingImages
 from common.images import save_png
-from common.runtime import JsonLines, Processes
+from common.couplings import couple
+from common.runtime import JsonLines, Processes, generator
 from common.scripts.folder import smoke_preset
 from common.scripts.train import train_main
 from common.training import trainer as trainer_module
 from common.training.batches import CoupledBatches
+from common.training.loop import train
 from common.training.trainer import Trainer, learning_rate
 from tiny import ALONE, NAME, difference, folder, images, last, options, run, states_differ, weights
 
@@ -396,6 +398,43 @@ def test_validation_changes_neither_weights_nor_mode_and_repeats():
     assert trainer.validation_loss(held_out, 2) == trainer.validation_loss(held_out, 2)
     assert torch.equal(trainer.sample_grid(3, 2), trainer.sample_grid(3, 2))
     assert trainer.net.training and difference(before, trainer.net.state_dict()) == ""
+
+
+@pytest.mark.parametrize(
+    ("method", "coupling", "joint"),
+    [("otcfm", "auto", "ot"), ("idff", "auto", "ot"), ("sbcfm", "auto", "sinkhorn"), ("rf", "ot", "ot")]
+    + [("rf", "auto", "independent"), ("otcfm", "independent", "independent")],
+)
+def test_held_out_batches_are_coupled_as_those_of_the_training(tmp_path, method, coupling, joint):
+    """Else the validation loss, which chooses the best weights, is that of other pairs and has another minimum."""
+    seen = []
+
+    def events(report, held_out, count):
+        seen.append(held_out)
+        return []
+
+    config = options(method=method, coupling=coupling, sigma=0.5, val_fraction=0.5, batch_size=16, total_steps=1)
+    weights_file = train(config, images(40), tmp_path, NAME, ALONE, events)
+    batch = seen[0].batches.make(0)
+    draw = generator(config.seed + 1, "step", 0)
+    x0 = torch.randn(batch.x1.shape, generator=draw)
+    reg = 2 * 0.5**2 if joint == "sinkhorn" else None
+    assert torch.equal(batch.x0, couple(x0, batch.x1, joint, generator(config.seed + 1, "couple", 0), reg=reg)[0])
+    assert torch.equal(batch.x0, x0) == (joint == "independent") and len(x0) == 16
+    # and the checkpoint says how they were coupled
+    assert checkpoint.load(weights_file)["method"]["coupling"] == joint
+    assert checkpoint.load_network(tmp_path)[1]["method"]["coupling"] == joint
+
+
+def test_a_run_from_before_couplings_were_recorded_goes_on(tmp_path):
+    run(tmp_path, method="rf", coupling="ot", total_steps=2)
+    state = checkpoint.load(tmp_path / "checkpoint_last.pt")
+    del state["method"]["coupling"]
+    checkpoint.save(tmp_path / "checkpoint_last.pt", state)
+    with pytest.raises(ValueError, match="coupling: ot there, independent here"):
+        run(tmp_path, method="rf", total_steps=3, resume="auto")
+    run(tmp_path, method="rf", coupling="ot", total_steps=3, resume="auto")
+    assert last(tmp_path)["step"] == 3 and last(tmp_path)["method"]["coupling"] == "ot"
 
 
 def test_streamed_images_train_like_resident_ones(tmp_path):
