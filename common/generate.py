@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from common import solvers
 from common.methods import METHODS, Drift, Output, Velocity, data_heads
-from common.runtime import generator
+from common.runtime import autocast, generator
 from common.solvers.fitted import FittedSampler
 
 
@@ -27,11 +27,11 @@ class CountedNetwork(solvers.CountNFE):
 
     def __init__(self, net: nn.Module, precision: str = "no"):
         super().__init__(net)
-        self.dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        self.precision = precision
 
     def __call__(self, x: Tensor, t: Tensor, *conditions: Tensor | None) -> Tensor:
         """``conditions``: labels, and the second time of a network of two."""
-        with torch.autocast(x.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+        with autocast(x.device, self.precision):
             return super().__call__(x, t, *conditions).float()
 
 

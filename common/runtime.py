@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import math
@@ -141,6 +142,33 @@ def hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which networks compute: ``precision`` "no" is float32, "bf16" and "fp16" are halves.
+
+    A CPU without instructions for a half emulates it, ten to fifty times slower than float32: there float32 it is, and
+    the first time says so.
+    """
+    import torch
+
+    dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    if device.type == "cpu" and dtype and not computes(precision):
+        dtype = None
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+@functools.cache
+def computes(precision: str) -> bool:
+    """Whether this machine's CPU has instructions for a half; where not, one line says what that means."""
+    import torch
+
+    can = bool(getattr(torch.ops.mkldnn, f"_is_mkldnn_{precision}_supported")())
+    if not can:
+        print(
+            f"-mp {precision}: this CPU has no {precision} arithmetic; float32, which is faster here", file=sys.stderr
+        )
+    return can
 
 
 def derive_seed(seed: int, *keys: int | str) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from common import checkpoint
-from common.runtime import generator, keep_freed_memory
+from common.runtime import autocast, generator, keep_freed_memory
 from common.series import roll_out
 from common.solvers import CountNFE
 from sst import climate as C
@@ -212,8 +212,7 @@ class _Step:
         return self.damping[box][:, lead : lead + 1] * frames[:, -1:] + self.residual[box][:, lead : lead + 1] * d
 
     def _network(self, x: Tensor, *conditions: Any) -> Tensor:
-        dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.model.options.mixed_precision]
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+        with autocast(self.device, self.model.options.mixed_precision):
             return self.count(x.contiguous(memory_format=torch.channels_last), *conditions)
 
     def _draw(self, row: int, k: int, i: int) -> torch.Generator:

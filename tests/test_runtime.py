@@ -433,3 +433,17 @@ def test_json_lines_appends_after_a_torn_line(tmp_path):
     log.append({"step": 2})
     log.append({"step": 3})
     assert log.read() == [{"step": 1}, {"step": 2}, {"step": 3}]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_cpu_without_half_precision_computes_in_float32_and_says_so_once(precision, monkeypatch, capsys):
+    monkeypatch.setattr(torch.ops.mkldnn, f"_is_mkldnn_{precision}_supported", lambda: False, raising=False)
+    runtime.computes.cache_clear()
+    x = torch.eye(2)
+    for _ in range(2):
+        with runtime.autocast(torch.device("cpu"), precision):
+            assert (x @ x).dtype == torch.float32
+    assert capsys.readouterr().err.count("float32") == 1
+    monkeypatch.setattr(runtime, "computes", lambda precision: True)
+    with runtime.autocast(torch.device("cpu"), precision):
+        assert (x @ x).dtype == {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from common import checkpoint
 from common.data.loading import Batches, ImageData
 from common.metrics import frechet_distance, gaussian_statistics
-from common.runtime import generator
+from common.runtime import autocast, generator
 
 
 def _convolution(before: int, after: int, stride: int = 1) -> list[nn.Module]:
@@ -122,7 +122,7 @@ def train_classifier(
         x, y = batches.at(step)
         assert y is not None
         x = shifted(x, side // 8, generator(seed, "shift", step)).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        with autocast(x.device, precision):
             logits = net(x)
         loss = F.cross_entropy(logits.float(), y, label_smoothing=0.05)
         optimizer.zero_grad()

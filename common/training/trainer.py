@@ -18,7 +18,7 @@ from common.ema import EMA
 from common.generate import Sampler, sample_many
 from common.methods import make_loss, method_of
 from common.networks import build_network, network_description
-from common.runtime import Processes, derive_seed, keep_freed_memory
+from common.runtime import Processes, autocast, derive_seed, keep_freed_memory
 from common.training.batches import Ahead, part
 
 FATAL_AFTER = 20  # non-finite steps in a row
@@ -71,7 +71,6 @@ class Trainer:
             self.net.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=fused
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.mixed_precision == "fp16")
-        self.dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.mixed_precision]
         self.call: Callable[..., Tensor] = torch.compile(self.net) if config.compile else self.net
         if processes.world > 1:
             ids = [self.device.index or 0] if self.device.type == "cuda" else None
@@ -96,7 +95,7 @@ class Trainer:
     def run_network(self, call: Callable[..., Tensor], x: Tensor, *conditions: Any) -> Tensor:
         """A network under the run's precision and memory layout; ``conditions`` are its time, labels and so on."""
         layout = self.layout if x.ndim == 4 else torch.contiguous_format
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+        with autocast(self.device, self.config.mixed_precision):
             return call(x.contiguous(memory_format=layout), *conditions)
 
     def update(self, batch: Any) -> tuple[Tensor, Tensor]:
@@ -162,12 +161,12 @@ class Trainer:
         """Images of the averaged weights from fixed noise, (count, C, H, W) in [-1, 1].
 
         Args:
-            count: 0: 64, or 16 of more than 64 pixels a side. They are made no more at a time than a training step
-                takes, so that memory which is enough for training is enough here.
+            count: 0: 64, or 16 of more than 64 pixels a side, and no more than two batches. They are made no more at a
+                time than a training step takes, so that memory which is enough for training is enough here.
             n_steps: intervals of the uniform time grid.
         """
         c = self.config
-        count = count or (64 if c.image_size <= 64 else 16)
+        count = count or min(64 if c.image_size <= 64 else 16, 2 * c.batch_size)
         at_once = max(1, c.batch_size // (c.grad_accum * self.processes.world))
         shape = (c.in_channels, c.image_size, c.image_size)
         was_training = self.net.training

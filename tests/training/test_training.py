@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from common import checkpoint
+from common import checkpoint, runtime
 from common.cli.configs import TrainConfig
 from common.data.loading import Batches, StreamingImages
 from common.images import save_png
@@ -206,6 +206,7 @@ def test_weight_decay_takes_its_share_of_the_weights_beside_the_step():
 def test_half_precision_is_close_to_float32_and_keeps_float32_weights(tmp_path, precision, monkeypatch):
     # a picture of 8 images: fp16 is emulated on a CPU, and slow
     monkeypatch.setattr(Trainer, "sample_grid", partialmethod(Trainer.sample_grid, 8, 2))
+    monkeypatch.setattr(runtime, "computes", lambda precision: True)
     run(tmp_path / "full", num_classes=3)
     run(tmp_path / "half", num_classes=3, mixed_precision=precision, val_step=4, sample_step=4)
     logs = [JsonLines(tmp_path / name / "metrics.jsonl").read() for name in ("full", "half")]
