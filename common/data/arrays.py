@@ -59,7 +59,9 @@ def _readable(path: Path, key: str = "") -> Iterator[None]:
     try:
         yield
     except (ValueError, EOFError, OverflowError, struct.error, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"--data {path}{key}: not a readable {path.suffix} array of numbers ({error}); {AGAIN}") from error
+        raise ValueError(
+            f"--data {path}{key}: not a readable {path.suffix} array of numbers ({error}); {AGAIN}"
+        ) from error
 
 
 def _member(path: Path, archive: np.lib.npyio.NpzFile, key: str) -> np.ndarray:

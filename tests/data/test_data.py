@@ -308,7 +308,9 @@ def test_object_arrays_are_refused_and_do_not_run(tmp_path):
     np.savez(tmp_path / "evil.npz", images=np.array([Payload()], object))
     np.savez(tmp_path / "labels.npz", images=np.zeros((1, S, S), np.uint8), labels=np.array([Payload()], object))
     for name in ("evil.npy", "evil.npz", "labels.npz"):
-        with pytest.raises(ValueError, match="not a readable .np[yz] array of numbers .*(Python objects|Object arrays)"):
+        with pytest.raises(
+            ValueError, match="not a readable .np[yz] array of numbers .*(Python objects|Object arrays)"
+        ):
             load(tmp_path / name)
     assert not Payload.target.exists()
 
