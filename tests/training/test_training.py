@@ -14,9 +14,9 @@ import yaml
 
 from common import checkpoint, runtime
 from common.cli.configs import TrainConfig
+from common.couplings import couple
 from common.data.loading import Batches, StreamingImages
 from common.images import save_png
-from common.couplings import couple
 from common.runtime import JsonLines, Processes, generator
 from common.scripts.folder import smoke_preset
 from common.scripts.train import train_main
