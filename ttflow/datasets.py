@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ttflow import tables
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
@@ -22,6 +24,16 @@ if TYPE_CHECKING:
 NOISE = 5e-3  # of scikit-learn's curves, before they are scaled
 HELD_OUT = 0.1  # part of a table for validation, for the test, and for its floor
 FEW = 2000
+FAR = 10  # times the deviation: an offset is removed; times another column's deviation, or 1: both are standardised
+
+
+@dataclass(frozen=True)
+class Units:
+    """What a table's numbers are: offset + scale * (a point here), of columns with these names."""
+
+    names: list[str]
+    offset: list[float]
+    scale: list[float]
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,7 @@ class Data:
     again: Tensor
     few: Tensor
     few_again: Tensor
+    units: Units | None = None
 
     @property
     def dim(self) -> int:
@@ -138,7 +151,7 @@ EXAMPLES = ("digits-16", "digits-64", "breast-cancer-8")
 def describe() -> str:
     """The names that :func:`load` knows, for --help."""
     tables = f"a table of scikit-learn by its first principal components, {', '.join(EXAMPLES)}"
-    return f"{', '.join(TWELVE)}; {tables}; or FILE.csv"
+    return f"{', '.join(TWELVE)}; {tables}; or FILE.csv (.tsv, .txt)"
 
 
 def load(name: str, n_train: int = 50_000, n_test: int = 10_000, seed: int = 0, draws: int = 1) -> Data:
@@ -152,7 +165,7 @@ def load(name: str, n_train: int = 50_000, n_test: int = 10_000, seed: int = 0, 
         draws: Samples of 2,000, of the twelve.
 
     Raises:
-        ValueError: unknown name, a table with text, NaN, a constant column, or too few rows.
+        ValueError: unknown name, what ``tables`` refuses, NaN, a constant column, or too few rows.
         FileNotFoundError: no such CSV file.
     """
     import numpy as np
@@ -162,17 +175,19 @@ def load(name: str, n_train: int = 50_000, n_test: int = 10_000, seed: int = 0, 
         raise ValueError(f"{n_train} training and {n_test} test points: give at least 2 of each")
     sampler = TWELVE.get(name)
     if sampler is None:
-        return _split(name, _table(name), n_train, n_test, seed)
+        return _table(name, n_train, n_test, seed)
     g = np.random.default_rng([seed, 1])
     sizes = (n_train, max(2, n_train // 10), n_test, n_test, *[FEW] * (2 * draws))
     parts = [torch.as_tensor(sampler(n, g))[torch.from_numpy(g.permutation(n))].float() for n in sizes]
     return Data(name, *parts[:4], torch.stack(parts[4::2]), torch.stack(parts[5::2]))
 
 
-def _table(name: str) -> np.ndarray:
-    """The rows of a table in float64: a CSV file, or scikit-learn's by principal components."""
-    if name.lower().endswith(".csv"):
-        return _csv(Path(name))
+def _table(name: str, n_train: int, n_test: int, seed: int) -> Data:
+    """The parts of a table: a text file's, or scikit-learn's by principal components."""
+    if name.lower().endswith(tables.SUFFIXES):
+        table = tables.read(Path(name))
+        _check(name, table.rows)
+        return _split(name, *_levelled(name, table.rows, table.names), n_train, n_test, seed)
     table, _, columns = name.rpartition("-")
     if table not in TABLES or not columns.isdecimal():
         import difflib
@@ -180,7 +195,7 @@ def _table(name: str) -> np.ndarray:
         near = difflib.get_close_matches(name, [*TWELVE, *EXAMPLES], 1)
         hint = f"; did you mean {near[0]}?" if near else "."
         raise ValueError(f"unknown data set {name!r}{hint} Choose one of {describe()}")
-    return _components(table, int(columns))
+    return _split(name, _components(table, int(columns)), None, n_train, n_test, seed)
 
 
 def _components(table: str, n: int) -> np.ndarray:
@@ -203,30 +218,28 @@ def _components(table: str, n: int) -> np.ndarray:
     return scores / scores[:, 0].std()
 
 
-def _csv(path: Path) -> np.ndarray:
-    """Numbers of a CSV file, with or without a line of names."""
+def _levelled(name: str, rows: np.ndarray, names: list[str]) -> tuple[np.ndarray, Units]:
+    """Columns without large offsets, and with the deviation 1 where theirs differ much: a flow starts at N(0, I).
+
+    Done in float64, since in float32 a column of 1e9 + 1 is 1e9. Said aloud, as distances are then in other units.
+    """
     import numpy as np
 
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}: give the path of a CSV file of numbers, one point a line")
-    with path.open(encoding="utf-8", errors="replace") as file:
-        first = file.readline().strip().split(",")
-    try:
-        [float(cell) for cell in first]
-    except ValueError:
-        header = 1
-    else:
-        header = 0
-    try:
-        return np.loadtxt(path, delimiter=",", ndmin=2, skiprows=header)
-    except ValueError as error:
-        raise ValueError(f"{path} is not a table of numbers ({error}): drop or encode the columns of text") from None
+    mean, std = rows.mean(0), rows.std(0)
+    offset = mean if (np.abs(mean) > FAR * std).any() else np.zeros_like(mean)
+    ends = np.append(std, 1.0)
+    scale = np.ones_like(std)
+    if ends.max() > FAR * ends.min():
+        offset, scale = mean, std
+        print(f"{name}: deviations from {std.min():.3g} to {std.max():.3g}: the columns are standardised")
+    elif offset.any():
+        print(f"{name}: a column is far from 0: the means are removed")
+    return (rows - offset) / scale, Units(names, offset.tolist(), scale.tolist())
 
 
-def _split(name: str, rows: np.ndarray, n_train: int, n_test: int, seed: int) -> Data:
-    """Rows in random order: a tenth for validation, two tenths for the test, the others to fit."""
+def _check(name: str, rows: np.ndarray) -> None:
+    """Raise ValueError for rows that nothing can be fitted to."""
     import numpy as np
-    import torch
 
     if not np.isfinite(rows).all():
         bad = int((~np.isfinite(rows).all(1)).nonzero()[0][0])
@@ -236,7 +249,15 @@ def _split(name: str, rows: np.ndarray, n_train: int, n_test: int, seed: int) ->
     constant = np.ptp(rows, axis=0) == 0
     if constant.any():
         raise ValueError(f"{name}: column {int(constant.nonzero()[0][0]) + 1} is constant: drop it")
+
+
+def _split(name: str, rows: np.ndarray, units: Units | None, n_train: int, n_test: int, seed: int) -> Data:
+    """Rows in random order: a tenth for validation, two tenths for the test, the others to fit."""
+    import numpy as np
+    import torch
+
     mixed = torch.from_numpy(rows[np.random.default_rng([seed, 1]).permutation(len(rows))]).float()
     n = max(2, int(HELD_OUT * len(rows)))
     validation, test, again, train = mixed.split([n, n, n, len(rows) - 3 * n])
-    return Data(name, train[:n_train], validation, test[:n_test], again[:n_test], test[None, :FEW], again[None, :FEW])
+    parts = (train[:n_train], validation, test[:n_test], again[:n_test], test[None, :FEW], again[None, :FEW])
+    return Data(name, *parts, units)

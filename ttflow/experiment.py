@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import time
@@ -73,6 +74,7 @@ def _report(options: Options, data: Data, flows: dict[str, Any], facts: dict[str
         "dataset": data.name,
         "floor": _distances(data.again, data.few_again, data, options),
         **facts,
+        **({"columns": asdict(data.units)} if data.units else {}),
         "sinkhorn": {"p": 2, "blur": score.BLUR, "points": data.few.shape[1], "draws": len(data.few)},
         "w2": {"points": len(data.test)},
         "options": asdict(options),
@@ -215,7 +217,8 @@ def _measure(name: str, flow: torch.nn.Module, facts: dict[str, Any], options: O
     facts |= {"sampling_seconds": seconds, "nfe": nfe, "solver": solver, "n_steps": options.n_steps}
     if data.name not in TWELVE:
         rows = data.test[:500].to(device=options.device, dtype=dtype)
-        facts["nll"] = score.negative_log_likelihood(flow, rows, min(options.n_steps, 50))
+        scales = data.units.scale if data.units else ()  # the density is that of the table's own units
+        facts["nll"] = score.negative_log_likelihood(flow, rows, min(options.n_steps, 50)) + sum(map(math.log, scales))
     return points
 
 

@@ -17,10 +17,10 @@ import torch
 
 from started import start
 from tiny import ROOT
-from ttflow import datasets, hopt, network, score
+from ttflow import datasets, experiment, hopt, network, score, tables
 from ttflow import recflow as rf
 from ttflow.experiment import Fitting, plan
-from ttflow.options import Options
+from ttflow.options import SMOKE, Options
 
 FOLDER = ROOT / "ttflow"
 
@@ -106,6 +106,85 @@ def test_csv_files_with_and_without_names(tmp_path):
         assert torch.allclose(parts.sort(0).values, torch.from_numpy(rows).float().sort(0).values)
 
 
+ROWS = np.random.default_rng(5).normal(size=(40, 3)).round(3)
+
+
+def _lines(form, rows=ROWS):
+    return "".join(form.format(k, *row) + "\n" for k, row in enumerate(rows.tolist()))
+
+
+SPELLINGS = {  # text of a file, encoding, what is said
+    "plain": (_lines("{1},{2},{3}"), "utf-8", ""),
+    "byte order mark": (_lines("{1},{2},{3}"), "utf-8-sig", ""),
+    "unicode text of Excel": ("a\tb\tc\n" + _lines("{1}\t{2}\t{3}"), "utf-16", ""),
+    "cp1252": ("grün,b,c\n" + _lines("{1},{2},{3}"), "cp1252", ""),
+    "spaces": ("# x y z\n" + _lines("  {1} {2}  {3}"), "utf-8", ""),
+    "quoted": ('"a","b","c, too"\n' + _lines('"{1}","{2}","{3}"'), "utf-8", "c, too"),
+    "decimal comma": (("a;b;c\n" + _lines("{1};{2};{3}")).replace(".", ","), "utf-8", "decimal comma"),
+    "windows lines, a delimiter at the end": (_lines("{1},{2},{3},\r"), "utf-8", ""),
+    "index of pandas": (",a,b,c\n" + _lines("{0},{1},{2},{3}"), "utf-8", "column 1 counts the rows: left out"),
+    "index by name": ("index,a,b,c\n" + _lines("{0}7,{1},{2},{3}"), "utf-8", "(index) counts the rows: left out"),
+    "read back": ("Unnamed: 0,a,b,c\n" + _lines("{0},{1},{2},{3}"), "utf-8", "left out"),
+    "names are numbers": ("0,1,2\n" + _lines("{1},{2},{3}"), "utf-8", "first line (0, 1, 2) is taken as the names"),
+    "both": (",0,1,2\n" + _lines("{0},{1},{2},{3}"), "utf-8", "left out"),
+    "years": ("1990,1995,2000\n" + _lines("{1},{2},{3}"), "utf-8", "is taken as the names"),
+    "R's row names": ('"a","b","c"\n' + _lines('"{0}",{1},{2},{3}'), "utf-8", "left out"),
+    "dates": ("date,a,b,c\n" + _lines("2020-01-01 00:{0:02d},{1},{2},{3}"), "utf-8", "(date) holds dates"),
+    "dates without names": (_lines("{1},2020-02-01 00:{0:02d},{2},{3}"), "utf-8", "column 2 holds dates"),
+    "dates as numbers": ("a,b,c,d\n" + _lines("{1},{2},{3},20200131"), "utf-8", "(d) holds dates"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_a_table_is_read_however_it_is_spelled(name, tmp_path, capsys):
+    text, encoding, said = SPELLINGS[name]
+    path = tmp_path / "t.csv"
+    path.write_bytes(text.encode(encoding))
+    rows = tables.read(path).rows
+    assert np.array_equal(rows, ROWS[: len(rows)]) and len(rows) >= 10
+    assert said in capsys.readouterr().out
+
+
+def test_marks_between_thousands(tmp_path, capsys):
+    rows = np.array([[1234567.5, -2.25], [12.0, 1000.0], [0.5, 999.125]])
+    for text in ('"1,234,567.5","-2.25"\n12,"1,000"\n.5,999.125\n', "1.234.567,5;-2,25\n12;1.000\n,5;999,125\n",
+                 "1 234 567,5\t-2,25\n12\t1 000\n0,5\t999,125\n"):  # fmt: skip
+        (tmp_path / "t.tsv").write_text(text)
+        assert np.array_equal(tables.read(tmp_path / "t.tsv").rows, rows), text
+    assert "decimal comma" in capsys.readouterr().out
+
+
+def test_counts_that_are_data_stay(tmp_path):
+    (tmp_path / "t.csv").write_text("3,1\n1,2\n4,3\n1,4\n5,5\n")
+    assert tables.read(tmp_path / "t.csv").rows.shape == (5, 2)
+    (tmp_path / "t.csv").write_text("id,b\n7,1\n7,2\n9,3\n")
+    assert tables.read(tmp_path / "t.csv").rows.shape == (3, 2)
+
+
+def test_columns_of_other_scales_and_far_from_zero_are_levelled(tmp_path, capsys):
+    """In float32 a deviation of 1 at 1e9 is lost; a flow of N(0, I) does not see a column of 1e-6."""
+    rows = np.random.default_rng(0).normal(size=(400, 3))
+    for factor, shift, said in ((1, [1e9, 0, 0], "means are removed"), ([1e6, 1, 1e-6], [3, 0, 1e-5], "standardised")):
+        np.savetxt(tmp_path / "x.csv", rows * factor + shift, fmt="%.18e", delimiter=",")
+        data = datasets.load(str(tmp_path / "x.csv"))
+        assert said in capsys.readouterr().out and data.units is not None
+        parts = torch.cat([data.train, data.validation, data.test, data.again])
+        assert parts.mean(0).abs().max() < 1e-3 and parts.std(0).sub(1).abs().max() < 0.1
+        back = parts.double() * torch.tensor(data.units.scale) + torch.tensor(data.units.offset, dtype=torch.float64)
+        want = torch.from_numpy(rows * factor + shift).sort(0).values
+        assert ((back.sort(0).values - want) / torch.tensor(data.units.scale)).abs().max() < 1e-5
+
+
+def test_the_likelihood_of_a_table_is_in_its_own_units(tmp_path):
+    """Stretched by 1000, a column has 1 / 1000 of the density: log 1000 nats more, whatever is fitted to it."""
+    rows, nats = np.random.default_rng(0).normal(size=(300, 2)), []
+    for factor in (1e3, 1e6):
+        np.savetxt(tmp_path / "x.csv", rows * [factor, 1.0], delimiter=",")
+        options = Options(**{**SMOKE, "dataset_name": str(tmp_path / "x.csv"), "tt_only": True, "verbose": 0})
+        nats.append(experiment.run(options, tmp_path / "out")["tt"]["nll"])
+    assert nats[1] - nats[0] == pytest.approx(math.log(1000), abs=1e-3)
+
+
 def _csv(path, text):
     path.write_text(text)
     return str(path)
@@ -120,7 +199,16 @@ def _csv(path, text):
         (lambda p: _csv(p / "a.csv", "1,2\n" * 30), "column 1 is constant"),
         (lambda p: _csv(p / "b.csv", "1,nan\n2,3\n" * 30), "row 1 holds NaN"),
         (lambda p: _csv(p / "c.csv", "1,2\n3,4\n"), "has 2 rows"),
-        (lambda p: _csv(p / "d.csv", "x,y\n1,two\n"), "not a table of numbers"),
+        (lambda p: _csv(p / "d.csv", "x,y\n1,two\n"), r"column 2 \(y\) holds text \('two' in row 1\)"),
+        (lambda p: _csv(p / "e.csv", "1.5,setosa\n2,virginica\n"), "holds text"),
+        (lambda p: _csv(p / "f.csv", "1,2\n3,4\n5\n"), "row 1 has 2 cells, the last has 1"),
+        (lambda p: _csv(p / "g.csv", ""), "holds no rows"),
+        (lambda p: _csv(p / "h.csv", '"1,234","2,345"\n'), "1,234 may have a decimal comma or thousands"),
+        (lambda p: _csv(p / "i.csv", "1,5;2.5\n"), "1,5 beside 1,5"),
+        (lambda p: _csv(p / "j.csv", "a,b\n1,\n2,\n"), r"column 2 \(b\) is empty"),
+        (lambda p: _csv(p / "k.csv", "2020-01-01\n2021-01-01\n"), "no column of numbers"),
+        (lambda p: _csv(p / "l.csv", "1,inf\n2,3\n" * 30), "row 1 holds NaN or inf"),
+        (lambda p: _csv(p / "m.csv", "a\0b"), "is not text"),
     ],
 )
 def test_bad_data_gets_one_line(make, message, tmp_path):
