@@ -81,16 +81,19 @@ def _raise_interrupt(signum: int, frame: object) -> None:
 def _one_line(error: Exception) -> str | None:
     """The line to print for a user's mistake; None when the error is not one."""
     if _is_out_of_memory(error):
-        what = _join_lines(error).split(". ")[0]
+        what = in_one_line(error).split(". ")[0]
         return f"{what}: try a smaller --batch_size (in training also --grad_accum 2, --checkpointing or -mp bf16)"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else " ".join(error.strerror.split())
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"the package {error.name} is not installed: pip install -r requirements.txt"
     if isinstance(error, (ValueError, OSError, ModuleNotFoundError)):
-        return _join_lines(error)
+        return in_one_line(error)
     return None
 
 
-def _join_lines(error: Exception) -> str:
+def in_one_line(error: BaseException) -> str:
+    """What an error says, or else its type."""
     return " ".join(str(error).split()) or type(error).__name__
 
 

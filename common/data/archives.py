@@ -2,7 +2,8 @@
 
 What an archive says about paths is never followed: members are read by their offset or key and nothing is extracted.
 Members that point outside of the archive are refused, links and devices are left out with a line.
-Every ``load`` may be called by several threads.
+Every ``load`` may be called by several threads. What is damaged or is not what its name says, holds no images or asks
+for a password is a ValueError.
 """
 
 from __future__ import annotations
@@ -47,11 +48,7 @@ def _tell_ignored(path: Path, names: list[str], say: Callable[[str], None]) -> N
 
 
 def open_zip(path: Path, split: str, say: Callable[[str], None]) -> Source:
-    """A source from the images in a zip file; class folders give labels.
-
-    Raises:
-        ValueError: Not a zip, damaged, encrypted, a member that points outside, or no images.
-    """
+    """A source from the images in a zip file; class folders give labels."""
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
@@ -73,11 +70,7 @@ def open_zip(path: Path, split: str, say: Callable[[str], None]) -> Source:
 
 
 def open_tar(path: Path, split: str, say: Callable[[str], None]) -> Source:
-    """A source from the images in an uncompressed tar file; class folders give labels. Cost: one pass over headers.
-
-    Raises:
-        ValueError: Not a tar, compressed, damaged, a member that points outside, or no images.
-    """
+    """A source from the images in an uncompressed tar file; class folders give labels. Cost: one pass over headers."""
     places: dict[str, tuple[int, int]] = {}
     ignored = []
     try:
@@ -115,22 +108,15 @@ def read_range(path: Path, start: int, size: int) -> bytes:
 _ENVIRONMENTS: weakref.WeakValueDictionary[tuple[int, int], Any] = weakref.WeakValueDictionary()
 
 
-def import_lmdb() -> Any:
-    """The lmdb package; ModuleNotFoundError with what to type when it is not there."""
-    try:
-        import lmdb
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("LMDB files need the package lmdb: pip install lmdb") from error
-    return lmdb
-
-
 def environment(path: Path) -> Any:
     """The read-only LMDB environment of a data file, shared by all readers of this process.
 
     Raises:
         ValueError: Not an LMDB, or shorter than it says (reading beyond the end would kill the process).
     """
-    lmdb, status = import_lmdb(), os.stat(path)
+    import lmdb
+
+    status = os.stat(path)
     opened = _ENVIRONMENTS.get((status.st_dev, status.st_ino))
     if opened is not None:
         return opened
@@ -149,9 +135,6 @@ def open_lmdb(path: Path) -> Source:
     """A source from an LMDB whose values are image files, or square pixels of three channels.
 
     Keys such as cat/0.png give labels. Cost: one pass over the keys, 1.3 s a million.
-
-    Raises:
-        ValueError: Not an LMDB, cut off, or without images.
     """
     opened = environment(path)
     keys = walk_keys(path)

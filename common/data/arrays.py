@@ -25,22 +25,14 @@ MAX_CLASSES = 100_000
 
 
 def open_npy(path: Path) -> Source:
-    """A source from an array in a .npy file.
-
-    Raises:
-        ValueError: It is damaged, or holds no uint8 images.
-    """
+    """A source from an array in a .npy file."""
     with _readable(path):
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     return array_source(str(path), rows)
 
 
 def open_npz(path: Path) -> Source:
-    """A source from the arrays ``images`` and, if it is there, ``labels`` of an .npz file (or ``arr_0``, ``arr_1``).
-
-    Raises:
-        ValueError: It is damaged, or holds no uint8 images.
-    """
+    """A source from the arrays ``images`` and, if it is there, ``labels`` of an .npz file (or ``arr_0``, ``arr_1``)."""
     with _readable(path):
         archive = np.lib.npyio.NpzFile(path.open("rb"), own_fid=True, allow_pickle=False)
     with archive:

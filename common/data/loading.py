@@ -19,7 +19,7 @@ from torch import Tensor
 
 from common.data.opening import open_source
 from common.images import fit, from_uint8
-from common.runtime import generator, silent
+from common.runtime import generator, in_one_line, silent
 
 CORRUPT_LIMIT = 10  # more unreadable images than this are an error
 _CHUNK = 256  # images that a thread takes at a time
@@ -73,8 +73,7 @@ class Unreadable:
         """Notes an image, and says so once."""
         if position in self.reasons:
             return
-        reason = " ".join(str(error).split()) or type(error).__name__
-        self.reasons[position] = f"{name} ({reason[:80]})"
+        self.reasons[position] = f"{name} ({in_one_line(error)[:80]})"
         if len(self.reasons) > self.limit:
             listed = "; ".join(self.reasons[key] for key in sorted(self.reasons)[:20])
             raise ValueError(f"more than {self.limit} images cannot be read: {listed}")

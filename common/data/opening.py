@@ -15,6 +15,7 @@ import numpy as np
 from common.data.archives import open_lmdb, open_tar, open_zip
 from common.data.arrays import array_source, open_npy, open_npz
 from common.data.sources import Source, open_folder
+from common.runtime import in_one_line
 
 ALLOWED = "torchvision:NAME, a folder, .zip or .tar of images, an LMDB, or a .npy/.npz file"
 PREPARE = "python -m common.prepare images --size SIZE --to FILE.zip --from"
@@ -96,13 +97,13 @@ def _torchvision_set(name: str, root: str | Path | None, split: str, say) -> Any
         return cls(root=str(root), download=False, **options)
     except Exception as error:  # torchvision raises RuntimeError when absent, anything when damaged
         if "not found" not in str(error).lower():
-            raise ValueError(f"--data torchvision:{name} in {root}: {_one_line(error)}") from error
+            raise ValueError(f"--data torchvision:{name} in {root}: {in_one_line(error)[:200]}") from error
     say(f"{name} is not (whole) in {root}: downloading {_download_size(cls)}; --data-root takes a folder that has it")
     try:
         return cls(root=str(root), download=True, **options)
     except Exception as error:
         raise DownloadError(
-            f"could not download {name} ({_one_line(error)}); copy its files into {root} by hand, "
+            f"could not download {name} ({in_one_line(error)[:200]}); copy its files into {root} by hand, "
             f"or give --data with {ALLOWED.removeprefix('torchvision:NAME, ')}"
         ) from error
 
@@ -122,7 +123,3 @@ def _download_size(cls) -> str:
         return f"{total / 1e6:.0f} MB"
     except (OSError, ValueError, TypeError, http.client.HTTPException):  # the download itself reports what is wrong
         return "an unknown amount"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

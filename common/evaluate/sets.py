@@ -26,7 +26,7 @@ from common.data.sources import Source
 from common.evaluate.scores import ClassSums, Kept
 from common.images import fit
 from common.metrics import Moments
-from common.runtime import atomic_write, file_hash, silent
+from common.runtime import atomic_write, file_hash, in_one_line, silent
 
 if TYPE_CHECKING:
     from common.evaluate.features import FeatureNetwork
@@ -126,7 +126,7 @@ def _pixels(source: Source, index: int, side: int, expected: int) -> np.ndarray:
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001  decoders raise anything on damaged bytes
-        reason = " ".join(str(error).split())[:80] or type(error).__name__
+        reason = in_one_line(error)[:80]
         raise ValueError(
             f"{source.name(index)} cannot be read ({reason}): write the set again, or remove it"
         ) from error

@@ -7,6 +7,7 @@ cannot say comes from ``extra`` (the training options) or is assumed, and then r
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Mapping
@@ -55,14 +56,13 @@ def unpack(state: dict[str, Any], ema: bool = True) -> Foreign:
         return Foreign(BARE, strip_prefixes(state))
     step = next((state[key] for key in ("step", "epoch") if isinstance(state.get(key), int)), None)
     for project, averaged, raw in _CONTAINERS:
-        has_ema, has_raw = is_state_dict(state.get(averaged)), is_state_dict(state.get(raw))
-        if not (has_ema or has_raw):
-            continue
-        if not ema and not has_raw:
+        keys = [key for key in (averaged, raw) if is_state_dict(state.get(key))]
+        if keys and not ema and raw not in keys:
             raise ValueError(f"there are only averaged weights ({averaged}) in the file: leave out --no-ema")
-        key = averaged if ema and has_ema else raw
-        notes = [f"no averaged weights in the file, {raw} is used"] if ema and averaged and not has_ema else []
-        return Foreign(project, strip_prefixes(state[key]), step, [f"weights: {key}", *notes])
+        if keys:
+            key = keys[0] if ema else raw
+            notes = [f"no averaged weights in the file, {raw} is used"] if ema and averaged and key == raw else []
+            return Foreign(project, strip_prefixes(state[key]), step, [f"weights: {key}", *notes])
     raise ValueError(
         f"no weights found among its entries {', '.join(map(str, list(state)[:6]))}; known are net_model/ema_model, "
         "model_state/ema_state, model, or the tensors themselves"
@@ -70,6 +70,12 @@ def unpack(state: dict[str, Any], ema: bool = True) -> Foreign:
 
 
 # ---- the network that fits the tensors
+
+# Of the networks that are trained here: the layers that embed time and label, the first layer and the last two.
+_LAYERS = {
+    "UNet": ("time_embed", "label_emb", "input_blocks.0.0", "out"),
+    "ConditionalUNet": ("time_mlp", "class_embedding", "stem", "head"),
+}
 
 
 def infer(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -82,41 +88,42 @@ def infer(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         ValueError: the names or shapes are not those of a network that this repository knows.
     """
     shapes = {key: tuple(value.shape) for key, value in tensors.items()}
-    if "time_embed.0.weight" in shapes and "input_blocks.0.0.weight" in shapes:
-        names = {"name": "UNet", "time": "time_embed", "label": "label_emb", "first": "input_blocks.0.0", "out": "out"}
-        levels = _unet_levels(shapes)
-    elif "time_emb.mlp.0.weight" in shapes and {"enc1.weight", "final_conv.weight"} <= shapes.keys():
-        stem, last, time = (shapes[f"{n}.weight"] for n in ("enc1", "final_conv", "time_emb.mlp.0"))
-        if (len(stem), len(last), len(time)) != (4, 4, 2):
+    if {"time_emb.mlp.0.weight", "enc1.weight", "final_conv.weight"} <= shapes.keys():
+        first, last, time = (shapes[f"{name}.weight"] for name in ("enc1", "final_conv", "time_emb.mlp.0"))
+        if (len(first), len(last), len(time)) != (4, 4, 2):
             raise ValueError("its network has the names of the Flow Image Generator's, but not its shapes")
-        known = {"name": "GeneratorUNet", "in_channels": stem[1], "out_channels": last[0], "channels": stem[0]}
+        known = {"name": "GeneratorUNet", "in_channels": first[1], "out_channels": last[0], "channels": first[0]}
         return known | {"time_channels": time[1]}
-    elif "time_mlp.0.weight" in shapes and "stem.weight" in shapes:
-        names = {"name": "ConditionalUNet", "time": "time_mlp", "label": "class_embedding", "first": "stem"}
-        names["out"] = "head"
-        levels = _conditional_levels(shapes)
-    else:
-        raise ValueError(
-            f"its tensors ({', '.join(list(shapes)[:3])}, ...) are not those of a network known here: UNet "
-            "(input_blocks.*, as in torchcfm, IDFF, flow-matching-pytorch), ConditionalUNet (encoder.*) or that of the "
-            "Flow Image Generator (enc1, time_emb.*)"
-        )
-    channels = shapes[f"{names['time']}.0.weight"][1]
-    widths = [width for width, _, _ in levels]
+    name = _name_of(shapes)
+    time, label, first, last = _LAYERS[name]
+    channels = shapes[f"{time}.0.weight"][1]
+    levels = _unet_levels(shapes) if name == "UNet" else _conditional_levels(shapes)
     counts = {count for _, count, _ in levels}
-    out = shapes.get(f"{names['out']}.2.weight", ())
-    if len(out) != 4 or len(counts) != 1 or 0 in widths or any(width % channels for width in widths):
-        raise ValueError(f"its {names['name']} is of a variant that is not supported here (levels {levels})")
+    out = shapes.get(f"{last}.2.weight", ())
+    if len(out) != 4 or len(counts) != 1 or any(width == 0 or width % channels for width, _, _ in levels):
+        raise ValueError(f"its {name} is of a variant that is not supported here (levels {levels})")
     return {
-        "name": names["name"],
-        "in_channels": shapes[f"{names['first']}.weight"][1],
+        "name": name,
+        "in_channels": shapes[f"{first}.weight"][1],
         "out_channels": out[0],
         "channels": channels,
-        "channel_mult": [w // channels for w in widths],
+        "channel_mult": [width // channels for width, _, _ in levels],
         "num_res_blocks": counts.pop(),
-        "num_classes": shapes.get(f"{names['label']}.weight", (0,))[0],
-        "attention_levels": [level for level, (_, _, has) in enumerate(levels) if has],
+        "num_classes": shapes.get(f"{label}.weight", (0,))[0],
+        "attention_levels": [level for level, (_, _, attends) in enumerate(levels) if attends],
     }
+
+
+def _name_of(tensors: Mapping[str, Any]) -> str:
+    """The network of ``common.unet`` that has these tensors."""
+    for name, (time, _, first, _) in _LAYERS.items():
+        if {f"{time}.0.weight", f"{first}.weight"} <= tensors.keys():
+            return name
+    raise ValueError(
+        f"its tensors ({', '.join(list(tensors)[:3])}, ...) are not those of a network known here: UNet "
+        "(input_blocks.*, as in torchcfm, IDFF, flow-matching-pytorch), ConditionalUNet (encoder.*) or that of the "
+        "Flow Image Generator (enc1, time_emb.*)"
+    )
 
 
 Level = tuple[int, int, bool]  # channels, residual blocks, self-attention
@@ -124,33 +131,30 @@ Level = tuple[int, int, bool]  # channels, residual blocks, self-attention
 
 def _unet_levels(shapes: dict[str, tuple[int, ...]]) -> list[Level]:
     """Levels of an ADM encoder: its stages in order, a strided convolution ends a level."""
-    levels: list[list[int]] = [[]]
+    widths: list[list[int]] = [[]]
     attention = [False]
-    for i in range(1, 1000):
+    for i in itertools.count(1):
         block = f"input_blocks.{i}.0"
         if f"{block}.op.weight" in shapes:
-            levels.append([])
+            widths.append([])
             attention.append(False)
         elif f"{block}.in_layers.2.weight" in shapes:
             width = shapes[f"{block}.in_layers.2.weight"][0]
             if shapes.get(f"{block}.emb_layers.1.weight", (0,))[0] != width:
                 raise ValueError("its UNet was built with use_scale_shift_norm, which is not supported here")
-            levels[-1].append(width)
+            widths[-1].append(width)
             attention[-1] |= f"input_blocks.{i}.1.qkv.weight" in shapes
         else:
             break
-    if not all(levels) or any(len(set(level)) > 1 for level in levels):
-        raise ValueError(f"its UNet is of a variant (resblock_updown?) that is not supported here (widths {levels})")
-    return [(level[0], len(level), has) for level, has in zip(levels, attention, strict=True)]
+    if any(len(set(level)) != 1 for level in widths):
+        raise ValueError(f"its UNet is of a variant (resblock_updown?) that is not supported here (widths {widths})")
+    return [(level[0], len(level), attends) for level, attends in zip(widths, attention, strict=True)]
 
 
 def _conditional_levels(shapes: dict[str, tuple[int, ...]]) -> list[Level]:
     """Levels of a ConditionalUNet's encoder."""
     levels = []
-    for i in range(1000):
-        stage = [key for key in shapes if key.startswith(f"encoder.{i}.")]
-        if not stage:
-            break
+    while stage := [key for key in shapes if key.startswith(f"encoder.{len(levels)}.")]:
         blocks = [key for key in stage if key.endswith("in_layers.2.weight")]
         width = shapes[blocks[0]][0] if blocks else 0
         levels.append((width, len(blocks), any(key.endswith("qkv.weight") for key in stage)))
@@ -206,9 +210,8 @@ def _unet_details(file: Foreign, known: dict[str, Any], levels: list[int], extra
         assumptions = ", ".join(f"{key} {values[key]}" for key in missing)
         file.notes.append(f"assumed: {assumptions} (the tensors do not tell; give -c with the training options)")
     resolutions = [size // patch >> level for level in levels]
-    if "attention_resolutions" in extra and set(extra["attention_resolutions"]) & _sizes(size // patch, known) != set(
-        resolutions
-    ):
+    wanted = set(extra.get("attention_resolutions", resolutions))
+    if wanted & {size // patch >> level for level in range(len(known["channel_mult"]))} != set(resolutions):
         file.notes.append(f"self-attention is at {resolutions or 'the middle only'}, as the tensors have it")
     return {
         "image_size": size,
@@ -218,10 +221,6 @@ def _unet_details(file: Foreign, known: dict[str, Any], levels: list[int], extra
         "head_channels": heads,
         "patch_size": patch,
     }
-
-
-def _sizes(size: int, known: dict[str, Any]) -> set[int]:
-    return {size >> level for level in range(len(known["channel_mult"]))}
 
 
 def _method(
@@ -236,10 +235,9 @@ def _method(
             "second one to x0: sample with --solver idff as they do)"
         )
     if name is None:
-        match = re.match(r"[a-z]+", stem.lower())
-        name = names.get(match.group()) if match else None
+        name = names.get(re.split(r"[^a-z]", stem.lower())[0])
     if name is None:
-        name = "rf" if file.project in (PYTORCH, GENERATOR) else "cfm"
+        name = "rf" if runs_backwards(file.project) else "cfm"
         file.notes.append(f"assumed: method {name}")
     sigma = extra.get("sigma", 0.2 if name == "idff" else 0.0)
     return {"name": name, "sigma": sigma, "flow_weight": extra.get("flow_weight", 2.0)}
@@ -278,9 +276,10 @@ def _time_layers(tensors: Mapping[str, Tensor]) -> tuple[str, str, Tensor, bool]
 
         first = "time_emb.mlp.0.weight"
         return first, "final_conv", time_frequencies(tensors[first].shape[1] // 2), True
-    unet = "time_embed.0.weight" in tensors
-    first, last, scale = ("time_embed.0.weight", "out.2", 1.0) if unet else ("time_mlp.0.weight", "head.2", 1000.0)
+    name = _name_of(tensors)
+    time, _, _, last = _LAYERS[name]
+    first, scale = f"{time}.0.weight", 1.0 if name == "UNet" else 1000.0
     half = tensors[first].shape[1] // 2
     # In float32 as the networks have them, and scaled in double: scale * f is exact there
     frequencies = torch.exp(-math.log(10_000.0) / half * torch.arange(half, dtype=torch.float32))
-    return first, last, scale * frequencies.double(), False
+    return first, f"{last}.2", scale * frequencies.double(), False

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from common import cli
 from common.cli.files import load_config, read_values
 from common.cli.ranges import AtLeast, AtMost, Count, OneOf, Whole
-from common.runtime import JsonLines, check_same, read_json, run_lock, silent, write_json
+from common.runtime import JsonLines, check_same, in_one_line, read_json, run_lock, silent, write_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -325,4 +325,4 @@ def cropped(image: Image, crop: int = 0, box: tuple[int, ...] = ()) -> Image:
 
 def _reason(error: Exception) -> str:
     """One line, the same in every run: without addresses of objects."""
-    return re.sub(r" <\S+ object at \w+>", "", " ".join(str(error).split()))[:80] or type(error).__name__
+    return re.sub(r" <\S+ object at \w+>", "", in_one_line(error))[:80]

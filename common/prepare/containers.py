@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.data.archives import HEADER, environment, import_lmdb, walk_keys
+from common.data.archives import HEADER, environment, walk_keys
 from common.data.sources import AGAIN
 
 MAX_KEY_BYTES = 511  # of an LMDB
@@ -88,7 +88,8 @@ class LmdbWriter:
     """An LMDB in one file (``subdir=False``) that can be continued; a chunk is a transaction."""
 
     def __init__(self, path: Path, entries: Sequence[Sequence[Any]]):
-        lmdb = import_lmdb()
+        import lmdb
+
         self._full, self._size = lmdb.MapFullError, _MAP_BYTES
         self._environment = lmdb.open(str(path), subdir=False, lock=False, map_size=self._size, meminit=False)
         with self._environment.begin() as transaction:

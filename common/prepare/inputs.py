@@ -1,6 +1,7 @@
 """What can be prepared but not trained on directly: compressed tar, parquet, TFRecord, folders with a partition file.
 
-``open_input`` adds these to ``common.data.opening.open_source``.
+``open_input`` adds these to ``common.data.opening.open_source``. What is damaged, is not what its name says or holds no
+images is a ValueError.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import re
 import shutil
 import threading
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,17 +101,23 @@ def _largest(files: list[Path]) -> list[Path]:
 
 def concatenated(parts: list[Source], where: str) -> Source:
     """The images of several sources, one after the other; labels when all have the same classes."""
-    starts = [0, *itertools.accumulate(part.count for part in parts)]
-
-    def load(index: int) -> Image:
-        k = bisect.bisect_right(starts, index) - 1
-        return parts[k].load(index - starts[k])
-
-    classes = parts[0].class_names
+    counts, classes = [part.count for part in parts], parts[0].class_names
     all_labels = [part.labels for part in parts if part.labels is not None and part.class_names == classes]
     labels = np.concatenate(all_labels) if len(all_labels) == len(parts) else None
     kind = f"{parts[0].kind} files" if len(parts) > 1 else parts[0].kind
-    return Source(where, load, starts[-1], None, labels, classes if labels is not None else (), kind=kind)
+    load = _by_parts(counts, lambda k, index: parts[k].load(index))
+    return Source(where, load, sum(counts), None, labels, classes if labels is not None else (), kind=kind)
+
+
+def _by_parts(counts: Iterable[int], load: Callable[[int, int], Image]) -> Callable[[int], Image]:
+    """Loads images by their number over all parts; ``load(part, number)`` does by that within a part."""
+    starts = [0, *itertools.accumulate(counts)]
+
+    def load_any(index: int) -> Image:
+        part = bisect.bisect_right(starts, index) - 1
+        return load(part, index - starts[part])
+
+    return load_any
 
 
 def _unpacked(path: Path, work: Path, say: Callable[[str], None]) -> Path:
@@ -197,39 +204,31 @@ def _attribute(path: Path, attribute: str, names: Sequence[str]) -> np.ndarray:
 
 def _parquet_loader(file: Any, column: str) -> Callable[[int], Image]:
     """Loads images by their number; a row group is read at a time and the last two are kept."""
-    rows = (file.metadata.row_group(k).num_rows for k in range(file.num_row_groups))
-    starts, lock = [0, *itertools.accumulate(rows)], threading.Lock()
+    lock = threading.Lock()
 
     @lru_cache(maxsize=2)
     def group(number: int) -> Any:
         values = file.read_row_group(number, columns=[column]).column(0).combine_chunks()
         return values.field("bytes") if column.endswith(".bytes") else values
 
-    def load(index: int) -> Image:
-        number = bisect.bisect_right(starts, index) - 1
+    def load(number: int, row: int) -> Image:
         with lock:
-            value = group(number)[index - starts[number]].as_py()
+            value = group(number)[row].as_py()
         if value is None:
             raise ValueError("no bytes in this row")
         return decode(value)
 
-    return load
+    return _by_parts((file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)), load)
 
 
 def open_parquet(path: Path) -> Source:
     """A source from a parquet file with a column of encoded images (binary, or a struct with ``bytes``).
 
     An integer column "label" gives labels, with the names that the Hugging Face hub writes into the schema.
-
-    Raises:
-        ModuleNotFoundError: pyarrow is not installed.
-        ValueError: Damaged, or without such a column.
     """
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("parquet files need the package pyarrow: pip install pyarrow") from error
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:

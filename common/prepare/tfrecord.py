@@ -39,9 +39,6 @@ def open_tfrecord(path: Path) -> Source:
 
     The image is the feature ``image/encoded``, ``image`` or ``image_raw`` (a file's bytes), or ``data`` with
     ``shape`` (uint8 pixels, channels first or last, as progressive GANs and Glow write them).
-
-    Raises:
-        ValueError: Not a TFRecord file, compressed, or cut off.
     """
     places, start, size = [], 0, path.stat().st_size
     with path.open("rb") as file:
@@ -82,15 +79,9 @@ def example(record: bytes) -> dict[str, list[Any]]:
 
 @cache
 def _example_class() -> Any:
-    """The class of tf.train.Example.
+    """The class of tf.train.Example."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
-    Raises:
-        ModuleNotFoundError: protobuf is not installed.
-    """
-    try:
-        from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("TFRecord files need the package protobuf: pip install protobuf") from error
     pool = descriptor_pool.DescriptorPool()
     pool.Add(text_format.Parse(_EXAMPLE, descriptor_pb2.FileDescriptorProto()))
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("Example"))

@@ -27,7 +27,6 @@ from common.prepare import command as prepare
 from common.prepare import containers, tfrecord
 from common.prepare.command import PrepareConfig
 from common.prepare.containers import read_header, verify
-from common.prepare.inputs import open_input
 from common.runtime import run_main
 from tiny import ROOT
 
@@ -635,14 +634,15 @@ def test_an_lmdb_grows(tmp_path, monkeypatch):
         containers.LmdbWriter(tmp_path / "x.lmdb", []).write([("x" * 512, b"")])
 
 
-def test_packages_that_are_not_there(tmp_path, monkeypatch):
+def test_packages_that_are_not_there(tmp_path, monkeypatch, capsys):
     source = write_lmdb(tmp_path / "set")
     monkeypatch.setitem(sys.modules, "lmdb", None)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ModuleNotFoundError, match="pip install lmdb"):
-        open_source(str(source))
-    with pytest.raises(ModuleNotFoundError, match="pip install pyarrow"):
-        open_input(str(write_text(tmp_path / "x.parquet")), "train", "", tmp_path, print)
+    text = write_text(tmp_path / "x.parquet")
+    for name, go in (("lmdb", lambda: open_source(str(source))), ("pyarrow", lambda: run(text, tmp_path / "x.zip"))):
+        with pytest.raises(SystemExit):
+            run_main(go)
+        assert f"the package {name} is not installed: pip install -r" in capsys.readouterr().err
 
 
 # ---- TFRecord
