@@ -163,9 +163,7 @@ def _verify(path: Path, state: dict[str, Any]) -> None:
 # ---- networks
 
 
-def load_network(
-    path: str | PathLike[str], ema: bool = True, extra: Any = None, reverse_time: bool | None = None
-) -> tuple[nn.Module, dict[str, Any]]:
+def load_network(path: str | PathLike[str], ema: bool = True, extra: Any = None) -> tuple[nn.Module, dict[str, Any]]:
     """The network of a checkpoint with its weights, in eval mode, on the CPU.
 
     Our own files need nothing but the path. Files of other projects (see ``common.foreign``) are recognised by their
@@ -176,7 +174,6 @@ def load_network(
         ema: the averaged weights if the file has them; False: the raw ones.
         extra: training options that are known (a dict, or an object with fields of ``TrainConfig``); they
             fill in what foreign tensors do not tell, and must not contradict the file.
-        reverse_time: whether foreign weights were trained with t = 0 data and t = 1 noise. None: as their project does.
 
     Returns:
         The network and {"config", "network", "method", "step", "report"}; the report is a list of lines that say what
@@ -191,8 +188,7 @@ def load_network(
     options = _options(extra)
     try:
         info, tensors = _own(state, ema) if state.get("format") == FORMAT else _foreign(state, ema, options, path)
-        backwards = info.pop("backwards", False)
-        if backwards if reverse_time is None else reverse_time:
+        if info.pop("backwards", False):
             tensors = foreign.reverse_time(tensors)
             info["report"].append("time ran from data to noise there: converted, t = 0 is noise here")
         if different := _differences(options, info["network"], info["method"]["name"]):

@@ -15,7 +15,7 @@ REAL_BYTES = 2**32  # of their pixels at most
 
 def real_parts(data: Data, smoke: bool = False) -> tuple[ImageData, ImageData]:
     """Training and test images, at most so many that they fit; a fifth is held out where there is no test split."""
-    from common.evaluate.recogniser import real_images
+    from common.evaluate.classifier import real_images
 
     limit = min(REAL, REAL_BYTES // (data.channels * data.image_size**2))
     return real_images(lambda split: load_split(data, split, smoke, limit), not smoke and has_test(data))

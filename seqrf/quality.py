@@ -1,7 +1,7 @@
 """How good samples are: what one evaluation compares all its samples with, made once.
 
 * Points of the plane: the exact W2 distance to fresh points of the target.
-* Images: the recognised share and the feature distance of a small classifier (``common.evaluate.recogniser``),
+* Images: the recognised share and the feature distance of a small classifier (``common.evaluate.classifier``),
   against the data's test split or a fifth held out; with Inception weights also FID, KID (the plain one, not times
   1000) and the Inception score against the training images, as papers do (``common.evaluate.figures``).
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from common.evaluate.classifier import Recogniser
     from common.evaluate.figures import Reference
-    from common.evaluate.recogniser import Recogniser
     from seqrf.options import Data, Run
 
     Figures = dict[str, float | None]
@@ -106,9 +106,9 @@ def make_image_judge(
     data: Data, seed: int, workdir: Path, device: torch.device | str = "cpu", smoke: bool = False
 ) -> ImageJudge:
     """Load the real images, the classifier and Inception's weights where there are any; see :func:`make_judge`."""
+    from common.evaluate.classifier import make_recogniser
     from common.evaluate.features import find_weights
     from common.evaluate.figures import inception_reference
-    from common.evaluate.recogniser import make_recogniser
     from seqrf.images import real_parts
 
     given = Path(data.classifier) if data.classifier else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from common.cli.ranges import AtLeast, Count, Device, Seed, Whole
 from common.records.compare import circumstances, write
+from common.runtime import read_json
 
 if TYPE_CHECKING:
     from common.evaluate.features import FeatureNetwork
@@ -148,12 +148,14 @@ def _open(config: EvaluateConfig, spec: str, network: FeatureNetwork) -> Feature
     from common.evaluate import sets
 
     if sets.is_statistics(spec):
-        features = sets.load_statistics(spec, network, config.foreign_statistics)
-        _check_count(spec, features.count or FEWEST, config.small)
-        return features
-    images = sets.open_set(spec, config.side, config.split)
-    _check_count(spec, len(images), config.small)
-    return images
+        opened = sets.load_statistics(spec, network, config.foreign_statistics)
+        count = opened.count or FEWEST  # unknown in another project's file
+    else:
+        opened = sets.open_set(spec, config.side, config.split)
+        count = len(opened)
+    if count < FEWEST and not config.small:
+        raise ValueError(f"{spec} has {count} images: a distance of fewer than {FEWEST:,} means little; --small allows")
+    return opened
 
 
 def _features(config: EvaluateConfig, opened: FeatureSet | ImageSet, network: FeatureNetwork) -> FeatureSet:
@@ -163,11 +165,6 @@ def _features(config: EvaluateConfig, opened: FeatureSet | ImageSet, network: Fe
         return opened
     folder = Path(config.cache).expanduser() if config.cache else None
     return sets.cached(opened, network, folder, config.kept, config.seed, config.batch_size, config.num_workers)
-
-
-def _check_count(spec: str, count: int, small: bool) -> None:
-    if count < FEWEST and not small:
-        raise ValueError(f"{spec} has {count} images: a distance of fewer than {FEWEST:,} means little; --small allows")
 
 
 def warnings_of(a: FeatureSet, b: FeatureSet) -> list[str]:
@@ -195,10 +192,7 @@ def _described(spec: str, features: FeatureSet) -> dict[str, Any]:
     facts["content"] = features.content
     made = path / "samples.json" if path.is_dir() else path.with_suffix(".samples.json")
     if made.is_file():
-        try:
-            known = dict(json.loads(made.read_text()))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{made} is damaged ({error}): make the samples again") from error
+        known = read_json(made)
         facts["made"] = {k: Path(v).name if isinstance(v, str) and "/" in v else v for k, v in known.items()}
     return facts
 

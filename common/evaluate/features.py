@@ -46,35 +46,29 @@ class FeatureNetwork:
         return {"backend": self.backend, "weights": self.weights, "resize": self.resize}
 
 
-def find_weights(path: str | Path = "") -> Path | None:
-    """The file of a given path; without one, that in torch's cache; None when it is not there.
-
-    Raises:
-        FileNotFoundError: a path was given and there is no such file.
-    """
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / FILE
-    file = Path(path).expanduser() if path else cached
-    if file.is_file():
-        return file
-    if path:
-        raise FileNotFoundError(f"no Inception weights at {path}: download {URL} (91 MB) to there or to {cached}")
-    return None
-
-
 def find_inception(path: str | Path = "") -> Path:
-    """The file of Inception's weights; see :func:`find_weights`.
+    """The file of Inception's weights: the path, or without one that in torch's cache; nothing is ever downloaded.
 
     Raises:
-        FileNotFoundError: it is not there; nothing is ever downloaded.
+        FileNotFoundError: it is not there.
     """
-    file = find_weights(path)
-    if file is None:
-        cache = Path(torch.hub.get_dir()) / "checkpoints" / FILE
+    file = Path(path).expanduser() if path else Path(torch.hub.get_dir()) / "checkpoints" / FILE
+    if not file.is_file():
         raise FileNotFoundError(
-            f"the Inception weights of FID are not at {cache}: download {URL} (91 MB) to there, or give --inception "
-            "PATH, or another network by --features FILE"
+            f"no Inception weights of FID at {file}: download {URL} (91 MB) to there, or give --inception PATH, or "
+            "another network by --features FILE"
         )
     return file
+
+
+def find_weights(path: str | Path = "") -> Path | None:
+    """As :func:`find_inception`, but None where no path is given and the cache has no weights."""
+    try:
+        return find_inception(path)
+    except FileNotFoundError:
+        if path:
+            raise
+    return None
 
 
 def load_inception(weights: Path) -> nn.Module:

@@ -145,17 +145,9 @@ def digests(images: Tensor) -> list[int]:
     return [int.from_bytes(hashlib.blake2b(row.tobytes(), digest_size=32, key=size).digest(), "little") for row in rows]
 
 
-def combined(hashes: Iterable[int], start: int = 0) -> int:
-    """One hash of a set, whatever the order of its members: the sum of theirs."""
-    return (start + sum(hashes)) % 2**256
-
-
-def content_of(images: ImageSet, batch_size: int = 256, workers: int = 2) -> str:
-    """The hash of a set of images; costs reading them."""
-    total = 0
-    for batch in images.batches(batch_size, workers):
-        total = combined(digests(batch), total)
-    return f"{total:064x}"
+def content_of(hashes: Iterable[int]) -> str:
+    """The hash of a set from those of its images, whatever their order: their sum."""
+    return f"{sum(hashes) % 2**256:064x}"
 
 
 # ----------------------------------------------------------------------------------------------------------- features
@@ -210,7 +202,7 @@ def collect(
             moments = moments or Moments(rows.shape[1])
             moments.add(rows)
             hashes = digests(images)
-            content, side = combined(hashes, content), images.shape[-1]
+            content, side = content + sum(hashes), images.shape[-1]
             keys = torch.tensor([_key(value, seed) for value in hashes])
             kept.add(keys, rows)
             if logits is not None:
@@ -222,7 +214,7 @@ def collect(
     mean, cov = moments.statistics()
     about = {**network.about(), "side": side}
     score = None if sums is None else sums.score()
-    return FeatureSet(moments.count, mean, cov, kept.rows(), score, about, f"{content:064x}")
+    return FeatureSet(moments.count, mean, cov, kept.rows(), score, about, content_of([content]))
 
 
 def _key(value: int, seed: int) -> int:
@@ -313,7 +305,8 @@ def cached(
     """
     if folder is None:
         return collect(images.batches(batch_size, workers), network, keep, seed, len(images))
-    about = json.dumps({**network.about(), "content": content_of(images, 256, workers), "keep": keep, "seed": seed})
+    content = content_of(value for batch in images.batches(256, workers) for value in digests(batch))
+    about = json.dumps({**network.about(), "content": content, "keep": keep, "seed": seed})
     file = folder / f"{hashlib.sha256(about.encode()).hexdigest()[:32]}.npz"
     if file.exists():
         return load_statistics(file, network)

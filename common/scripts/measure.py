@@ -28,7 +28,7 @@ def measure_main(
     from tqdm import tqdm
 
     from common import checkpoint, generate
-    from common.evaluate.recogniser import make_recogniser, real_images
+    from common.evaluate.classifier import make_recogniser, real_images
     from common.images import to_uint8
     from common.records.cards import add_measurement, commit
     from common.records.page import refresh
@@ -47,8 +47,13 @@ def measure_main(
 
     train, test = real_images(load, has_test and not config.smoke)
     keep = None if config.smoke else folder.here / "results" / "classifier.pt"
-    options = {"residual": residual and not config.smoke, "precision": config.mixed_precision}
-    recogniser = make_recogniser(train, test, keep, config.epochs, preset.flip, config.seed, **options)
+    options = {
+        "epochs": config.epochs,
+        "flip": preset.flip,
+        "residual": residual and not config.smoke,
+        "precision": config.mixed_precision,
+    }
+    recogniser = make_recogniser(train, test, keep, config.seed, **options)
     images, labels, nfe = [], [], 0
     with tqdm(total=config.n_samples, unit="image", desc="samples", dynamic_ncols=True) as bar:
         batches = generate.sample_many(sampler, range(config.n_samples), config.batch_size, config.label)

@@ -460,7 +460,7 @@ def test_missing_inception_weights_are_one_line(place, tmp_path, monkeypatch, ca
     refusal = line_of(capsys, lambda: main(words))
     assert features.URL in refusal and str(tmp_path / "checkpoints" / features.FILE) in refusal
     assert "--inception PATH" in refusal and "--features FILE" in refusal
-    assert "no Inception weights at x.pth" in line_of(capsys, lambda: main([*words, "--inception", "x.pth"]))
+    assert "no Inception weights of FID at x.pth" in line_of(capsys, lambda: main([*words, "--inception", "x.pth"]))
 
 
 def test_help_needs_no_torch():

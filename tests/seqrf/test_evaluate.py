@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from common import plots
+from common.evaluate import classifier as measure
 from common.evaluate import features
-from common.evaluate import recogniser as measure
 from common.evaluate.__main__ import main as evaluate_main
 from common.images import to_uint8
 from common.metrics import rms
