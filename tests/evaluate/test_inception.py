@@ -119,7 +119,9 @@ def test_other_weights_are_refused(tmp_path):
 def test_weights_are_found_in_the_cache_or_where_they_are_said_to_be(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     assert features.find_weights() is None
-    with pytest.raises(FileNotFoundError, match=re.escape(f"no Inception weights of FID at x.pth: download {features.URL}")):
+    with pytest.raises(
+        FileNotFoundError, match=re.escape(f"no Inception weights of FID at x.pth: download {features.URL}")
+    ):
         features.find_weights("x.pth")
     file = tmp_path / "checkpoints" / features.FILE
     file.parent.mkdir()
