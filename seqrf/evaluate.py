@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,6 +197,8 @@ def geometry(
     Raises:
         ValueError: edges for a student, whose own are part of it.
     """
+    from tqdm import tqdm
+
     from common.generate import labels_for
 
     k = len(model.edges) - 1
@@ -204,11 +206,13 @@ def geometry(
     if k > 1 and nodes != list(model.edges):
         raise ValueError(f"{model.name} has segments of its own: other edges are for a teacher")
     labels, steps = labels_for(range(n), model.num_classes), max(fine, 20 * (len(nodes) - 1))
-    whole, parts = straight or _straightness(model, nodes, steps, n, labels, sampler)
     some = slice(0, -(-n // 4))
-    velocity = model.velocity_for(_to(labels, some, model.device), sampler.cfg)
-    x = starts(model, range(some.stop), sampler.seed)
-    within, in_all = truncation_error(velocity, x, model.edges, sampler.n_steps, sampler.method, steps // k)
+    total = 4 * steps * some.stop + (0 if straight else steps * n)  # rk4's, and AB2's; the few of the sampler aside
+    with tqdm(total=total, desc=f"{model.name}, paths", unit="eval", unit_scale=True, dynamic_ncols=True) as bar:
+        whole, parts = straight or _straightness(model, nodes, steps, n, labels, sampler, bar)
+        velocity = _watched(model.velocity_for(_to(labels, some, model.device), sampler.cfg), bar)
+        x = starts(model, range(some.stop), sampler.seed)
+        within, in_all = truncation_error(velocity, x, model.edges, sampler.n_steps, sampler.method, steps // k)
     return {
         "straightness": whole,
         "sequential_straightness": parts,
@@ -217,8 +221,18 @@ def geometry(
     }
 
 
+def _watched(velocity: Callable[..., Tensor], bar: Any) -> Callable[..., Tensor]:
+    """The velocity; the bar goes on by the evaluations of each call."""
+
+    def call(x: Tensor, *arguments: Any) -> Tensor:
+        bar.update(len(x))
+        return velocity(x, *arguments)
+
+    return call
+
+
 def _straightness(
-    model: Model, edges: Sequence[float], n_steps: int, n: int, labels: Tensor | None, sampler: Sampler
+    model: Model, edges: Sequence[float], n_steps: int, n: int, labels: Tensor | None, sampler: Sampler, bar: Any
 ) -> tuple[float, float]:
     """Straightness, and sequential straightness by the edges, of n paths, so many at a time that they fit in memory."""
     import torch
@@ -229,7 +243,7 @@ def _straightness(
     times = sample_times(edges, n_steps)
     whole, parts = 0.0, 0.0
     for rows in _slices(n, max(1, STATES // (len(times) * math.prod(model.shape)))):
-        velocity = model.velocity_for(_to(labels, rows, model.device), sampler.cfg)
+        velocity = _watched(model.velocity_for(_to(labels, rows, model.device), sampler.cfg), bar)
         x, share = starts(model, range(rows.start, rows.stop), sampler.seed), (rows.stop - rows.start) / n
         with torch.no_grad():
             if len(model.edges) > 2:

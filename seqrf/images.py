@@ -28,7 +28,7 @@ def load_split(data: Data, split: str, smoke: bool = False, limit: int | None = 
     if smoke:
         return synthetic_images(64, data.image_size, data.channels, 10, seed=0)
     try:
-        return load_images(data.dataset, data.image_size, data.channels, _root(data), split, limit=limit)
+        return load_images(data.dataset, data.image_size, data.channels, root=_root(data), split=split, limit=limit)
     except (OSError, ValueError) as error:  # it speaks of the flags that the data folders have
         flags = str(error).replace("--data-root", "--config.data.root").replace("--data", "--config.data.dataset")
         raise ValueError(flags) from error

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """A rectified flow whose velocity is a tensor train, beside the same flow with a neural network.
 
     python train_eval_linear_recflow.py --dataset-name swissroll-3d-sklearn
