@@ -27,8 +27,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-
 
 # ---- errors of a script
 
@@ -39,11 +37,10 @@ def run_main(main: Callable[[], object]) -> None:
     ``ValueError``, ``OSError`` (a missing file, a full disk), a missing optional package and running out of memory
     count as the user's; any other exception is ours and keeps its traceback. SIGTERM is treated like Ctrl-C unless
     somebody handles it already. ``FLOW_TRACEBACK=1`` in the environment shows the traceback of every error.
-
-    Raises:
-        SystemExit: with code 2 or 130; nothing is raised when ``main`` returns.
     """
-    _interrupt_on_sigterm()
+    in_main_thread = threading.current_thread() is threading.main_thread()  # signals belong to it
+    if in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
     except KeyboardInterrupt:
@@ -64,18 +61,6 @@ def _leave(message: str, code: int) -> None:
     sys.stdout.flush()
     print(message, file=sys.stderr, flush=True)
     sys.exit(code)
-
-
-def _interrupt_on_sigterm() -> None:
-    """Let SIGTERM raise KeyboardInterrupt, so that both end the same way (signals belong to the main thread)."""
-    if threading.current_thread() is not threading.main_thread():
-        return
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _raise_interrupt)
-
-
-def _raise_interrupt(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _one_line(error: Exception) -> str | None:
@@ -99,13 +84,10 @@ def in_one_line(error: BaseException) -> str:
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether a machine or GPU ran out of memory; torch is asked only when it has been imported."""
-    if isinstance(error, MemoryError):
-        return True
-    out_of_memory = getattr(sys.modules.get("torch"), "OutOfMemoryError", None)
-    if out_of_memory is not None and isinstance(error, out_of_memory):
-        return True
+    out_of_memory = getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)
     # torch's CPU allocator raises a plain RuntimeError
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    refused = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return refused or isinstance(error, (MemoryError, out_of_memory))
 
 
 def silent(*_: object) -> None:
@@ -189,18 +171,17 @@ def derive_seed(seed: int, *keys: int | str) -> int:
 
 
 def generator(seed: int, *keys: int | str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A torch generator seeded with ``derive_seed(seed, *keys)``; CPU and GPU generators draw different numbers."""
+    """A torch generator of ``derive_seed(seed, *keys)``; those of CPU and GPU draw different numbers."""
     import torch
 
     return torch.Generator(device=device).manual_seed(derive_seed(seed, *keys))
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep freed memory for the next step instead of handing it back to the system.
+    """Let glibc keep freed memory for the next step instead of handing it back; nothing with other C libraries.
 
-    A training step on a CPU frees and takes the same gigabytes again; by default glibc unmaps large blocks each time,
-    and the page faults of touching fresh ones cost a third to a half of the step (measured: 60,000 faults a step and
-    1.5 times the time in float32, 2.1 in bf16). Does nothing where the C library is not glibc.
+    A training step on a CPU frees and takes the same gigabytes again; the page faults of touching fresh ones cost
+    a third to a half of the step (measured: 60,000 faults, 1.5 times the time in float32, 2.1 in bf16).
     """
     import ctypes
 
@@ -306,9 +287,8 @@ def relaunch_parallel(argv: Sequence[str]) -> None:
 def run_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Hold ``folder/run.lock`` while a run writes to the folder, which is made if it is missing.
 
-    The operating system frees the lock when the process ends, also after kill -9; the file itself stays. Temporary
-    files that a killed run left in the folder are removed. Where files cannot be locked (Windows, some network
-    file systems) the run goes on without a lock.
+    The system frees the lock when the process ends, however it does; the file stays. Temporary files that a killed run
+    left are removed. Where files cannot be locked (Windows, some network file systems) the run goes on without.
 
     Raises:
         ValueError: another process holds the lock.
@@ -369,7 +349,9 @@ def atomic_write(path: str | os.PathLike[str], sync: bool = True) -> Iterator[Pa
                 os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        if not _is_disk_full(error):
+        # torch's own writer hides the reason in a RuntimeError
+        of_torch = "inline_container" in str(error) or "PytorchStreamWriter" in str(error)
+        if not (error.errno in (errno.ENOSPC, errno.EDQUOT) if isinstance(error, OSError) else of_torch):
             raise
         text = f"the disk or quota is full: cannot write {path} (an older file is kept); free some space, try again"
         raise OSError(errno.ENOSPC, text) from error
@@ -394,13 +376,6 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write a value as JSON, whole or not at all (see :func:`atomic_write`)."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-
-
-def _is_disk_full(error: OSError | RuntimeError) -> bool:
-    """Whether a write failed for want of space; torch's own writer hides the reason in a RuntimeError."""
-    if isinstance(error, OSError):
-        return error.errno in _DISK_FULL
-    return "inline_container" in str(error) or "PytorchStreamWriter" in str(error)
 
 
 def check_same(
@@ -443,7 +418,7 @@ class JsonLines:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row. Numbers of numpy and torch become plain ones; nan and inf become null, as JSON has neither."""
-        text = json.dumps({key: _plain(value) for key, value in row.items()}) + "\n"
+        text = json.dumps(_plain(row)) + "\n"
         if not self._checked:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             text = ("\n" if self._is_torn() else "") + text
@@ -453,9 +428,11 @@ class JsonLines:
 
     def read(self) -> list[dict[str, Any]]:
         """All complete rows; an empty list when there is no file."""
-        if not self.path.exists():
-            return []
-        return [row for line in self.path.read_text(encoding="utf-8").splitlines() if (row := _row(line)) is not None]
+        rows = []
+        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ():
+            with contextlib.suppress(ValueError):  # torn by a crash
+                rows.append(json.loads(line))
+        return [row for row in rows if isinstance(row, dict)]
 
     def truncate_after(self, step: int) -> None:
         """Drop the rows beyond a step and a line torn by a crash, so that a resumed run logs each step once."""
@@ -478,11 +455,3 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _row(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None

@@ -51,7 +51,6 @@ def parse(
     Raises:
         ValueError: an unknown flag or key, a value out of range, a file that cannot be read; one line.
         FileNotFoundError: no such configuration file.
-        SystemExit: after ``--help``.
     """
     spellings = {**ALIASES, **(aliases or {})}
     names = Names(leaves(cls), spellings, list(presets or ()))
@@ -76,16 +75,11 @@ def _read_file(cls: type, aliases: Mapping[str, str], path: str) -> dict[str, An
 
 def with_values(tree: T, values: Mapping[str, Any]) -> T:
     """A dataclass with other values, given by dotted name."""
-    own: dict[str, Any] = {}
-    nested: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
-        first, dot, rest = name.partition(".")
-        if dot:
-            nested.setdefault(first, {})[rest] = value
-        else:
-            own[first] = value
-    own |= {name: with_values(getattr(tree, name), inner) for name, inner in nested.items()}
-    return dataclasses.replace(tree, **own)  # type: ignore[type-var]
+        first, _, rest = name.partition(".")
+        value = with_values(getattr(tree, first), {rest: value}) if rest else value
+        tree = dataclasses.replace(tree, **{first: value})  # type: ignore[type-var]
+    return tree
 
 
 def parse_with_extra(

@@ -255,22 +255,15 @@ class GenConfig(SampleConfig):
         index_range(self.range, self.n_samples)
 
 
-def index_range(text: str, n_samples: int | None = None) -> tuple[int, int]:
-    """Start and stop of ``--range START:STOP`` within ``n_samples``; an empty text is all of them.
-
-    Raises:
-        ValueError: not of that form, empty, or beyond ``n_samples``.
-    """
-    match = re.fullmatch(r"(\d*):(\d*)", text or ":")
+def index_range(text: str, n_samples: int) -> tuple[int, int]:
+    """Start and stop of ``--range START:STOP`` within ``n_samples``; an empty text is all of them."""
+    match = re.fullmatch(r"([0-9]*):([0-9]*)", text or ":")
     if not match:
         raise ValueError(f"--range {text}: write START:STOP, e.g. 0:10000")
-    stop = match[2] or n_samples
-    if stop is None:
-        raise ValueError(f"--range {text}: STOP is missing, write e.g. 0:10000")
-    start, stop = int(match[1] or 0), int(stop)
+    start, stop = int(match[1] or 0), int(match[2] or n_samples)
     if start >= stop:
         raise ValueError(f"--range {text}: START must be below STOP, which is {stop}")
-    if n_samples is not None and stop > n_samples:
+    if stop > n_samples:
         raise ValueError(f"--range {text}: there are only --n_samples {n_samples}; raise it to {stop} or more")
     return start, stop
 

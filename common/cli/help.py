@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
 import inspect
+import itertools
 import re
 import shutil
-import sys
 import textwrap
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn, get_args
@@ -78,24 +77,15 @@ def _as_typed(value: Any) -> str:
 
 def laid_out(text: str, width: int) -> str:
     """A description for a terminal: prose is filled, a command or an indented line stays a line of its own."""
+    fill = textwrap.TextWrapper(min(width, WIDEST), break_long_words=False, break_on_hyphens=False).wrap
     lines: list[str] = []
-    prose: list[str] = []
-
-    def fill() -> None:
-        lines.extend(textwrap.wrap(" ".join(prose), min(width, WIDEST), break_long_words=False, break_on_hyphens=False))
-        prose.clear()
-
-    for line in inspect.cleandoc(text).splitlines():
-        if line and not _AS_IT_IS.match(line):
-            prose.append(line)
-            continue
-        fill()
-        lines.append(line)
-    fill()
+    for is_prose, group in itertools.groupby(inspect.cleandoc(text).splitlines(), _is_prose):
+        lines += fill(" ".join(group)) if is_prose else group
     return "\n".join([*lines, ""])
 
 
-_AS_IT_IS = re.compile(r"\s|(python|pip|accelerate|torchrun)\b")
+def _is_prose(line: str) -> bool:
+    return re.match(r"(?!(python|pip|accelerate|torchrun)\b)\S", line) is not None
 
 
 # ---- sections and texts of the source
@@ -103,7 +93,9 @@ _AS_IT_IS = re.compile(r"\s|(python|pip|accelerate|torchrun)\b")
 
 def _options(cls: type, title: str = "", about: str = "") -> Iterator[tuple[str, Section, str]]:
     """Dotted name, section and text of each option; the options of a class within are a section of their own."""
-    texts = _texts(cls)
+    texts: dict[str, tuple[str, str]] = {}
+    for base in reversed(cls.__mro__):
+        texts |= _texts(base) if dataclasses.is_dataclass(base) else {}
     for name, hint in field_types(cls).items():
         dotted = f"{title}.{name}" if title else name
         if dataclasses.is_dataclass(hint):
@@ -114,34 +106,20 @@ def _options(cls: type, title: str = "", about: str = "") -> Iterator[tuple[str,
 
 
 def _texts(cls: type) -> dict[str, tuple[str, str]]:
-    """Section and help of each field, read from the source: ``# ---- section`` lines, and the text under a field."""
-    texts: dict[str, tuple[str, str]] = {}
-    for base in reversed(cls.__mro__):
-        if dataclasses.is_dataclass(base):
-            texts |= _texts_of_module(base.__module__).get(base.__name__, {})
-    return texts
-
-
-@functools.cache
-def _texts_of_module(name: str) -> dict[str, dict[str, tuple[str, str]]]:
-    """Those of the fields of each class of a module; nothing where there is no source."""
+    """Section and help of a class's fields, from its source: ``# ---- section`` lines, and the text under a field."""
+    texts, section = {}, "script"
     try:
-        source = inspect.getsource(sys.modules[name])
-    except (OSError, TypeError, KeyError):  # a class made in an interactive session
+        source = inspect.getsource(cls)
+    except (OSError, TypeError):  # a class made in an interactive session
         return {}
-    titles = [(number, m[1]) for number, line in enumerate(source.splitlines(), 1) if (m := _SECTION.match(line))]
-    return {node.name: _texts_of(node, titles) for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
-
-
-def _texts_of(class_: ast.ClassDef, titles: list[tuple[int, str]]) -> dict[str, tuple[str, str]]:
-    texts = {}
-    for node, following in zip(class_.body, [*class_.body[1:], None], strict=True):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            above = [title for number, title in titles if class_.lineno < number < node.lineno]
-            value = following.value if isinstance(following, ast.Expr) else None
-            text = str(value.value) if isinstance(value, ast.Constant) else ""
-            texts[node.target.id] = (above[-1] if above else "script", text)
+    for title, name, text in _SECTION_OR_FIELD.findall(source):
+        section = title or section
+        if name:
+            texts[name] = (section, text)
     return texts
 
 
-_SECTION = re.compile(r"\s+# ---- (.+)")
+# a field may go on in lines further in, up to a closing bracket; its text stands under it
+_SECTION_OR_FIELD = re.compile(
+    r'^    (?:# ---- (.+)|(\w+): .*\n(?:     .*\n|    [\])}].*\n)*(?:    """((?:.|\n)*?)""")?)', re.MULTILINE
+)
