@@ -12,7 +12,6 @@ import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,6 @@ from common.networks import build_network
 from common.runtime import atomic_write
 
 FORMAT = "flow-checkpoint"
-_PRIMITIVES = (str, int, float, bool, type(None))
-
-
 # ---- files
 
 
@@ -48,7 +44,7 @@ def save(path: str | PathLike[str], state: dict[str, Any]) -> None:
 
 
 def _check_plain(value: Any, where: str) -> None:
-    if isinstance(value, Tensor) or type(value) in _PRIMITIVES:
+    if isinstance(value, Tensor) or type(value) in (str, int, float, bool, type(None)):
         return
     if type(value) in (dict, OrderedDict):
         for key, item in value.items():
@@ -105,8 +101,7 @@ def load(path: str | PathLike[str], map_location: str | torch.device = "cpu") ->
         raise
     except Exception as error:  # a damaged pickle may fail in any way
         raise ValueError(_refusal(path, error)) from error
-    is_dict = isinstance(state, dict)
-    if not is_dict:
+    if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, not a dict of weights: it is not a checkpoint")
     if state.get("format") == FORMAT:
         _verify(path, state)
@@ -149,6 +144,7 @@ def _refusal(path: Path, error: Exception) -> str:
 
 
 def _verify(path: Path, state: dict[str, Any]) -> None:
+    """Raises ValueError for a version that this code does not know, or tensors that are not as they were written."""
     if state.get("version") != 1:
         raise ValueError(f"{path} is of format version {state.get('version')}, this code reads version 1: update it")
     try:
@@ -163,17 +159,19 @@ def _verify(path: Path, state: dict[str, Any]) -> None:
 # ---- networks
 
 
-def load_network(path: str | PathLike[str], ema: bool = True, extra: Any = None) -> tuple[nn.Module, dict[str, Any]]:
+def load_network(
+    path: str | PathLike[str], ema: bool = True, extra: Mapping[str, Any] | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
     """The network of a checkpoint with its weights, in eval mode, on the CPU.
 
     Our own files need nothing but the path. Files of other projects (see ``common.foreign``) are recognised by their
-    entries and the shapes of their tensors.
+    entries and the shapes of their tensors; their time is turned where t = 0 is data there.
 
     Args:
         path: a file, or a run folder (see ``find``).
         ema: the averaged weights if the file has them; False: the raw ones.
-        extra: training options that are known (a dict, or an object with fields of ``TrainConfig``); they
-            fill in what foreign tensors do not tell, and must not contradict the file.
+        extra: options of ``TrainConfig`` that are known; they fill in what foreign tensors do not tell, and must not
+            contradict the file.
 
     Returns:
         The network and {"config", "network", "method", "step", "report"}; the report is a list of lines that say what
@@ -184,13 +182,9 @@ def load_network(path: str | PathLike[str], ema: bool = True, extra: Any = None)
         ValueError: not a checkpoint, or of another network than ``extra`` says.
     """
     path = find(path)
-    state = load(path)
-    options = _options(extra)
+    state, options = load(path), dict(extra or {})
     try:
         info, tensors = _own(state, ema) if state.get("format") == FORMAT else _foreign(state, ema, options, path)
-        if info.pop("backwards", False):
-            tensors = foreign.reverse_time(tensors)
-            info["report"].append("time ran from data to noise there: converted, t = 0 is noise here")
         if different := _differences(options, info["network"], info["method"]["name"]):
             raise ValueError(
                 f"it is of another network than the options say ({'; '.join(different)}): drop -c or change it"
@@ -200,13 +194,6 @@ def load_network(path: str | PathLike[str], ema: bool = True, extra: Any = None)
         raise ValueError(f"{path}: {error}") from error
     info["report"].insert(0, f"{path.name}: {info.pop('kind')}")
     return network, info
-
-
-def _options(extra: Any) -> dict[str, Any]:
-    """Training options as a dict, whatever they came as."""
-    if extra is None or isinstance(extra, Mapping):
-        return dict(extra or {})
-    return asdict(extra) if is_dataclass(extra) and not isinstance(extra, type) else dict(vars(extra))
 
 
 def _own(state: dict[str, Any], ema: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -233,9 +220,12 @@ def _foreign(
         method = recorded_method({"method": method, "config": options})
     info = {"config": options, "network": network, "method": method, "step": file.step, "report": file.notes}
     kind = f"foreign weights ({file.project}), {network['name']}, method {method['name']}"
+    tensors = file.tensors
     # a first head that is data stays data, whichever way time runs
-    backwards = foreign.runs_backwards(file.project) and method_of(method["name"]).heads == 1
-    return info | {"kind": kind, "backwards": backwards}, file.tensors
+    if foreign.runs_backwards(file.project) and method_of(method["name"]).heads == 1:
+        tensors = foreign.reverse_time(tensors)
+        file.notes.append("time ran from data to noise there: converted, t = 0 is noise here")
+    return info | {"kind": kind}, tensors
 
 
 def _differences(options: dict[str, Any], network: dict[str, Any], method: str) -> list[str]:
@@ -266,15 +256,12 @@ def _fill(description: dict[str, Any], tensors: Mapping[str, Tensor]) -> nn.Modu
     except TypeError as error:
         raise ValueError(f"this code cannot build its network {description} ({error}): update it") from error
     expected = network.state_dict()
-    missing = [key for key in expected if key not in tensors]
-    unexpected = [key for key in tensors if key not in expected]
-    shapes = [k for k in expected if k in tensors and expected[k].shape != tensors[k].shape]
-    wrong = [
-        f"{len(keys)} tensors {what}, first {keys[0]}"
-        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-        if keys
-    ]
-    if wrong:
+    differences = {
+        "missing": [key for key in expected if key not in tensors],
+        "unexpected": [key for key in tensors if key not in expected],
+        "of another shape": [k for k in expected if k in tensors and expected[k].shape != tensors[k].shape],
+    }
+    if wrong := [f"{len(keys)} tensors {what}, first {keys[0]}" for what, keys in differences.items() if keys]:
         raise ValueError(f"the weights do not fit their network {description}: {'; '.join(wrong)}")
     # copied, since memory mapped from a file would break if somebody overwrote the file
     network.load_state_dict({key: tensors[key].to(torch.float32, copy=True) for key in expected}, assign=True)

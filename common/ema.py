@@ -24,18 +24,11 @@ class EMA:
         decay: decay after the warm-up, in [0, 1).
         warmup: power of the warm-up; 0: none, constant decay.
 
-    Raises:
-        ValueError: decay or warmup out of range.
-
     Source: Polyak & Juditsky 1992 for averaging; Karras et al. 2024 (2312.02696), section 3, for why the length of
     the average should grow with the run.
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.9999, warmup: float = 0.75) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"--ema_decay {decay} is out of range: give a number from 0 to below 1, e.g. 0.9999")
-        if warmup < 0:
-            raise ValueError(f"--ema_warmup {warmup} is out of range: give 0 (none) or a positive power, e.g. 0.75")
         self.model, self.decay, self.warmup = model, decay, warmup
         self.updates = 0
         self._backup: list[Tensor] | None = None
@@ -85,7 +78,7 @@ class EMA:
         """
         averages = {id(p): average for p, average in zip(self._parameters, self._shadow, strict=True)}
         tensors: dict[str, Any] = self.model.state_dict(keep_vars=True)
-        state: dict[str, Tensor] = {k: averages[id(v)] if id(v) in averages else v.detach() for k, v in tensors.items()}
+        state = {key: averages.get(id(value), value).detach() for key, value in tensors.items()}
         if dtype is None:
             return state
         return {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
@@ -102,15 +95,14 @@ class EMA:
         Raises:
             ValueError: the state belongs to another network.
         """
-        names = [name for name, _ in self.model.named_parameters()]
-        shadow = state["shadow"]
-        wrong = [name for name in names if name not in shadow] + [name for name in shadow if name not in set(names)]
-        wrong += [n for n, s in zip(names, self._shadow, strict=True) if n in shadow and shadow[n].shape != s.shape]
+        ours, theirs = self.state_dict()["shadow"], state["shadow"]
+        names = ours | theirs
+        wrong = [n for n in names if getattr(ours.get(n), "shape", None) != getattr(theirs.get(n), "shape", None)]
         if wrong:
             raise ValueError(
                 f"the EMA state belongs to another network: {len(wrong)} parameters differ, first {wrong[0]}; "
                 f"continue with the network options of the run that wrote it, or start a new run with another --out"
             )
-        for name, average in zip(names, self._shadow, strict=True):
-            average.copy_(shadow[name])
+        for name, average in ours.items():
+            average.copy_(theirs[name])
         self.updates = int(state["updates"])

@@ -120,7 +120,7 @@ class SegmentTrainer(Trainer):
         return config | ({"image_size": self.model.shape[-1]} if len(self.model.shape) == 3 else {})
 
     def as_model(self) -> Model:
-        """The student with its averaged weights, to sample from; valid inside ``ema.applied()``."""
+        """The student with its averaged weights, to sample from; valid inside ``evaluating()``."""
         changes = {"method": self.weights_method(), "description": self.description, "step": self.step}
         changes["name"] = models.name_of(self.description, changes["method"])
         return replace(self.model, net=self.net, count=models.counter(self.net), **changes)
@@ -181,11 +181,8 @@ def train_student(
     def snapshot(report: Report) -> None:
         checkpoint.save(snapshot_path(out, trainer.step), trainer.weights(torch.float16))
         report.save()
-        was_training = trainer.net.training
-        trainer.net.eval()
-        with trainer.ema.applied():
+        with trainer.evaluating():
             figures = on_snapshot(trainer.as_model())
-        trainer.net.train(was_training)
         if figures:
             report.write({"step": trainer.step, **figures})
 

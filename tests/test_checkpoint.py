@@ -143,7 +143,7 @@ def test_conditional_unet_with_labels_round_trip(tmp_path):
     config = TrainConfig(network="conditional_unet", num_channel=16, in_channels=1, image_size=16, num_classes=4)
     _, state = own_state(config)
     checkpoint.save(tmp_path / "a.pt", state)
-    network, info = checkpoint.load_network(tmp_path / "a.pt", extra=config)
+    network, info = checkpoint.load_network(tmp_path / "a.pt", extra=vars(config))
     assert isinstance(network, ConditionalUNet) and network.null_class and network.num_classes == 5
     assert same(network, state["ema_model"])
     assert info["network"]["name"] == "ConditionalUNet"
@@ -290,7 +290,7 @@ def test_checkpoint_of_another_network_names_the_options(tmp_path):
     checkpoint.save(tmp_path / "a.pt", state)
     with pytest.raises(ValueError, match=r"num_channel: 128 given, 32 in the file; channel_mult: \[1, 2, 2\] given"):
         checkpoint.load_network(tmp_path / "a.pt", extra={"num_channel": 128, "channel_mult": (1, 2, 2)})
-    checkpoint.load_network(tmp_path / "a.pt", extra=CONFIG)
+    checkpoint.load_network(tmp_path / "a.pt", extra=vars(CONFIG))
     wider = network_description(TrainConfig(num_channel=64, image_size=16, head_channels=-1))
     checkpoint.save(tmp_path / "b.pt", state | {"network": wider})
     with pytest.raises(ValueError, match=r"do not fit their network .* tensors missing, first .*of another shape"):

@@ -188,9 +188,3 @@ def test_module_state_dict_fits_the_network_and_shares_memory():
     assert half["conv.weight"].dtype == torch.float16
     assert half["norm.num_batches_tracked"].dtype == torch.int64
     assert shadow(ema)["conv.weight"].dtype == torch.float32
-
-
-@pytest.mark.parametrize(("decay", "warmup"), [(1.0, 0.75), (-0.1, 0.75), (0.9, -1)])
-def test_values_out_of_range_name_the_flag(decay, warmup):
-    with pytest.raises(ValueError, match=r"--ema_\w+ .* out of range"):
-        EMA(small(), decay, warmup)

@@ -80,7 +80,8 @@ def laid_out(text: str, width: int) -> str:
     fill = textwrap.TextWrapper(min(width, WIDEST), break_long_words=False, break_on_hyphens=False).wrap
     lines: list[str] = []
     for is_prose, group in itertools.groupby(inspect.cleandoc(text).splitlines(), _is_prose):
-        lines += fill(" ".join(group)) if is_prose else group
+        part = list(group)
+        lines += fill(" ".join(part)) if is_prose else part
     return "\n".join([*lines, ""])
 
 

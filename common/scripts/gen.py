@@ -8,15 +8,13 @@ from pathlib import Path
 from common import cli
 from common.cli.configs import GenConfig
 from common.scripts.folder import Folder
-from common.scripts.sampling import make_sampler, weights_hash
+from common.scripts.sampling import make_sampler, weights_hash, with_bar
 
 
 def gen_main(folder: Folder, description: str, argv: list[str] | None = None) -> Path:
     """Generate many images as numbered PNG files or one .npz; goes on where it was stopped."""
     config, extra = cli.parse_with_extra(GenConfig, description=description, argv=argv)
-    from tqdm import tqdm
-
-    from common import generate
+    from common.generate import sample_many
     from common.images import add_counted, open_writer, to_uint8
     from common.runtime import processes
 
@@ -37,13 +35,11 @@ def gen_main(folder: Folder, description: str, argv: list[str] | None = None) ->
     todo = writer.missing(start, stop)[here.rank :: here.world]
     here.wait()  # all see the same images missing before the first one is written
     evaluations, nfe = 0, 0
-    with tqdm(total=len(todo), unit="image", dynamic_ncols=True, disable=not here.is_main) as bar:
-        for indices, images, nfe in generate.sample_many(sampler, todo, config.batch_size, config.label):
-            for index, image in zip(indices, to_uint8(images)):
-                writer.write(index, image)
-            evaluations += nfe * len(indices)
-            bar.update(len(indices))
-            bar.set_postfix(nfe=nfe)
+    batches = sample_many(sampler, todo, config.batch_size, config.label)
+    for indices, images, nfe in with_bar(batches, len(todo), show=here.is_main):
+        for index, image in zip(indices, to_uint8(images)):
+            writer.write(index, image)
+        evaluations += nfe * len(indices)
     here.wait()
     if here.is_main:
         if todo:  # the mean of the images made here: an adaptive solver's number differs between batches

@@ -9,7 +9,7 @@ from common import cli
 from common.cli.configs import GridConfig
 from common.scripts.folder import Folder
 from common.scripts.invert import invert
-from common.scripts.sampling import make_sampler
+from common.scripts.sampling import make_sampler, with_bar
 
 
 def grid_main(folder: Folder, description: str, argv: list[str] | None = None) -> Path:
@@ -20,28 +20,23 @@ def grid_main(folder: Folder, description: str, argv: list[str] | None = None) -
     import time
 
     import torch
-    from tqdm import tqdm
 
     from common import generate
     from common.images import grid, save_png
 
     sampler, info = make_sampler(folder, config, extra)
-    start, parts, nfe, name, columns = time.perf_counter(), [], 0, "", None
+    start, name, columns = time.perf_counter(), "", None
     if config.interpolate:
         name, columns, rows = "_arcs", config.columns, math.ceil(config.n_samples / config.columns)
         made = generate.interpolate(sampler, rows, columns, config.batch_size, config.label)
     else:
-        batches = generate.sample_many(sampler, range(config.n_samples), config.batch_size, config.label)
-        made = (generate.Samples(images, nfe) for _, images, nfe in batches)
-    with tqdm(total=config.n_samples, unit="image", dynamic_ncols=True) as bar:
-        for images, nfe in made:
-            parts.append(images)
-            bar.update(len(images))
-            bar.set_postfix(nfe=nfe)
+        made = generate.sample_many(sampler, range(config.n_samples), config.batch_size, config.label)
+    batches = list(with_bar(made, config.n_samples))  # type: ignore[type-var]
+    images, nfe = torch.cat([part for *_, part, _ in batches]), batches[-1][-1]
     out = Path(config.out) if config.out else folder.here / "samples" / f"{sampler.solver}_nfe{nfe}{name}.png"
-    save_png(out, grid(torch.cat(parts), columns))
+    save_png(out, grid(images, columns))
     print(
-        f"{sum(map(len, parts))} images, {info['method']['name']} weights of step {info.get('step', '?')}, "
+        f"{len(images)} images, {info['method']['name']} weights of step {info.get('step', '?')}, "
         f"{sampler.solver}, {config.n_steps} steps, grid {sampler.grid}, NFE {nfe}, seed {config.seed}, "
         f"{time.perf_counter() - start:.1f} s"
     )

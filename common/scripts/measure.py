@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 from common import cli
 from common.cli.configs import MeasureConfig
 from common.scripts.folder import Folder, load_data
-from common.scripts.sampling import make_sampler
-
-if TYPE_CHECKING:
-    from common.data.loading import ImageData
+from common.scripts.sampling import make_sampler, with_bar
 
 
 def measure_main(
@@ -25,7 +23,6 @@ def measure_main(
     """
     config, extra = cli.parse_with_extra(MeasureConfig, description=description, argv=argv)
     import torch
-    from tqdm import tqdm
 
     from common import checkpoint, generate
     from common.evaluate.classifier import make_recogniser, real_images
@@ -42,28 +39,17 @@ def measure_main(
     preset = next(iter(folder.presets.values()))
     sampler, info = make_sampler(folder, config, extra)  # first, since missing weights end it here
 
-    def load(split: str) -> ImageData:
-        return load_data(folder, config, preset.image_size, preset.in_channels, split=split)
-
-    train, test = real_images(load, has_test and not config.smoke)
+    load = partial(load_data, folder, config, preset.image_size, preset.in_channels)
+    train, test = real_images(lambda split: load(split=split), has_test and not config.smoke)
     keep = None if config.smoke else folder.here / "results" / "classifier.pt"
-    options = {
-        "epochs": config.epochs,
-        "flip": preset.flip,
-        "residual": residual and not config.smoke,
-        "precision": config.mixed_precision,
-    }
+    options = {"epochs": config.epochs, "flip": preset.flip, "precision": config.mixed_precision}
+    options["residual"] = residual and not config.smoke
     recogniser = make_recogniser(train, test, keep, config.seed, **options)
-    images, labels, nfe = [], [], 0
-    with tqdm(total=config.n_samples, unit="image", desc="samples", dynamic_ncols=True) as bar:
-        batches = generate.sample_many(sampler, range(config.n_samples), config.batch_size, config.label)
-        for indices, part, nfe in batches:
-            images.append(to_uint8(part))
-            wanted = generate.labels_for(indices, generate.real_classes(sampler.net), config.label)
-            labels += [] if wanted is None else [wanted]
-            bar.update(len(indices))
-            bar.set_postfix(nfe=nfe)
-    measured = recogniser.measure(torch.cat(images), torch.cat(labels) if labels else None)
+    batches = generate.sample_many(sampler, range(config.n_samples), config.batch_size, config.label)
+    parts = [(to_uint8(part), nfe) for _, part, nfe in with_bar(batches, config.n_samples, "samples")]
+    images, nfe = torch.cat([part for part, _ in parts]), parts[-1][1]
+    labels = generate.labels_for(range(len(images)), generate.real_classes(sampler.net), config.label)
+    measured = recogniser.measure(images, labels)
     result = {
         "weights": info["path"],
         "step": info.get("step"),
@@ -84,7 +70,7 @@ def measure_main(
     if config.inception:
         known = None if config.smoke else folder.here / "data" / "statistics"
         reference = inception_reference(train.images, inception, known)
-        result |= {**reference.measure(torch.cat(images)), "inception": reference.network.weights}
+        result |= {**reference.measure(images), "inception": reference.network.weights}
     print(json.dumps(result, indent=2))
     if config.out:
         write_json(config.out, result)

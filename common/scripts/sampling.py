@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from common.cli.configs import SampleConfig
+from common.cli.configs import SampleConfig, TrainConfig
 from common.methods import method_of
 from common.scripts.folder import Folder, smoke_preset
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
     from common.generate import Sampler
     from common.solvers.fitted import Teacher, VelocityFor
+
+Batch = TypeVar("Batch", bound=tuple[Any, ...])
 
 # What "auto" is where no sampler was fitted: the best of the plain solvers over 5 to 20 evaluations on the shipped
 # weights, see benchmarks/few_step.py.
@@ -31,7 +34,7 @@ def make_sampler(folder: Folder, config: SampleConfig, extra: dict[str, Any]) ->
     """
     import torch
 
-    from common import checkpoint, generate, networks
+    from common import checkpoint, generate
     from common.runtime import keep_freed_memory, pick_device
 
     device = pick_device(config.device)
@@ -39,12 +42,7 @@ def make_sampler(folder: Folder, config: SampleConfig, extra: dict[str, Any]) ->
         keep_freed_memory()
     path = Path(config.weights) if config.weights else folder.here / folder.weights
     if config.smoke and not config.weights and not path.exists():
-        preset = smoke_preset(next(iter(folder.presets.values())))
-        description = networks.network_description(preset, method_of(preset.method).heads)
-        torch.manual_seed(0)
-        net = networks.build_network(description).eval()
-        info = {"network": description, "method": {"name": preset.method, "sigma": preset.sigma}, "step": 0}
-        info |= {"config": {"image_size": preset.image_size}}
+        net, info = _untrained(smoke_preset(next(iter(folder.presets.values()))))
     elif not path.exists() and not config.weights:
         script = min(folder.here.glob("*train*.py"), default=folder.here / "train.py").name
         raise FileNotFoundError(f"there are no weights at {path}: train them with python {script}, or give --weights")
@@ -79,6 +77,30 @@ def make_sampler(folder: Folder, config: SampleConfig, extra: dict[str, Any]) ->
     sampler = resolved(sampler, config, checkpoint.find(path) if path.exists() else None)
     sampler.check()
     return sampler, info | {"path": str(path)}
+
+
+def with_bar(batches: Iterable[Batch], total: int, title: str = "", show: bool = True) -> Iterator[Batch]:
+    """Batches (..., images, NFE) as they are, and a progress bar of ``total`` images that shows their NFE."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit="image", desc=title or None, dynamic_ncols=True, disable=not show) as bar:
+        for batch in batches:
+            yield batch
+            *_, images, nfe = batch
+            bar.update(len(images))
+            bar.set_postfix(nfe=nfe)
+
+
+def _untrained(preset: TrainConfig) -> tuple[Any, dict[str, Any]]:
+    """A network without training, and what its weights file would say about itself."""
+    import torch
+
+    from common import networks
+
+    description = networks.network_description(preset, method_of(preset.method).heads)
+    torch.manual_seed(0)
+    info = {"network": description, "method": {"name": preset.method, "sigma": preset.sigma}, "step": 0}
+    return networks.build_network(description).eval(), info | {"config": {"image_size": preset.image_size}}
 
 
 def weights_hash(path: str) -> str:

@@ -62,7 +62,6 @@ def train(
 
     Raises:
         ValueError: options that do not fit the data, and what :func:`run` raises.
-        KeyboardInterrupt: see :func:`loop`.
     """
     check_labels(data.labels if config.num_classes else None, config.num_classes)
     trainer = Trainer(config, processes)
@@ -90,7 +89,6 @@ def train(
         alone = Processes(0, 1, processes.device)
         val_source = CoupledBatches(val_batches, coupling, config.seed + 1, alone, False, reg, method.times)
         held_out = HeldOut(val_source, max(1, min(val_batches.n, 1024) // size))
-
     facts = {"data": Path(data.source).name, "training_images": len(train_rows)}
     return run(
         trainer,
@@ -135,12 +133,16 @@ def run(
     Raises:
         ValueError: a folder that holds another run or is written to by one, or a loss that was not finite 20 steps in
             a row.
-        KeyboardInterrupt: see :func:`loop`.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
     """
     here, file = trainer.processes, out / weights_name
     with run_lock(out) if here.is_main else contextlib.nullcontext():
         begin(trainer, out, to_yaml(options))
-        here.say(f"{title}, {in_words(trainer)}")
+        parameters, size = sum(p.numel() for p in trainer.net.parameters()), trainer.config.batch_size
+        here.say(
+            f"{title}, {parameters / 1e6:.1f}M parameters, batch {size} over {here.world} process(es), "
+            f"{hardware(trainer.device)}"
+        )
         here.say(f"run folder: {out}" + (f", continuing at step {trainer.step}" if trainer.step else ""))
         report = Report(trainer, out)
         loop(trainer, source, report, events(report) if here.is_main else ())
@@ -160,9 +162,6 @@ def begin(trainer: Trainer, out: Path, options: str) -> None:
         trainer: fresh; ``trainer.config.resume`` says whether a run that is there may go on.
         out: the run folder.
         options: the run's options as text, for config.yaml.
-
-    Raises:
-        ValueError: the folder holds another run, or one that must not be resumed.
     """
     last = out / "checkpoint_last.pt"
     if last.exists() and trainer.config.resume == "no":
@@ -183,8 +182,7 @@ def loop(trainer: Trainer, source: Ahead, report: Report, events: Sequence[Event
 
     Args:
         trainer: where the run is; its network is left in training mode.
-        source: its batches; closed in the end.
-        report: its bar and log; closed in the end.
+        source, report: its batches, its bar and log; closed in the end.
         events: (n, what is done every n steps and at the end), in order; n = 0: never. Of the first process.
     """
     processes, total = trainer.processes, trainer.config.total_steps
@@ -247,13 +245,6 @@ class StopFlag:
         return bool(flag.item())
 
 
-def in_words(trainer: Trainer) -> str:
-    """Size, batch and hardware of a run, for the line that it begins with."""
-    count = sum(p.numel() for p in trainer.net.parameters())
-    size, world = trainer.config.batch_size, trainer.processes.world
-    return f"{count / 1e6:.1f}M parameters, batch {size} over {world} process(es), {hardware(trainer.device)}"
-
-
 def card_facts(trainer: Trainer) -> dict[str, Any]:
     """What a card says of every run: method, recipe, length, hardware, command."""
     c, steps = trainer.config, trainer.step
@@ -280,10 +271,8 @@ def card_facts(trainer: Trainer) -> dict[str, Any]:
 def write_final(final: Path, weights: dict[str, Any]) -> None:
     """Write the final weights; other ones that have the name, for example the shipped ones, are kept under another."""
     if final.exists() and not _holds(final, weights):
-        number, previous = 1, final.with_suffix(f".previous{final.suffix}")
-        while previous.exists():
-            number += 1
-            previous = final.with_suffix(f".previous{number}{final.suffix}")
+        names = (final.with_suffix(f".previous{number}{final.suffix}") for number in ("", *range(2, 10_000)))
+        previous = next(path for path in names if not path.exists())
         os.replace(final, previous)
         print(f"the weights that were there are kept as {previous.name}")
     checkpoint.save(final, weights)

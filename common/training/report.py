@@ -51,15 +51,8 @@ class Report:
         config, processes = trainer.config, trainer.processes
         self.config, self.out, self.trainer, self.processes = config, out, trainer, processes
         self.log = JsonLines(out / "metrics.jsonl")
-        self.bar = tqdm(
-            total=config.total_steps,
-            initial=trainer.step,
-            unit="step",
-            disable=not processes.is_main,
-            dynamic_ncols=True,
-            mininterval=1.0,
-            smoothing=0.05,
-        )
+        shown = {"disable": not processes.is_main, "dynamic_ncols": True, "mininterval": 1.0, "smoothing": 0.05}
+        self.bar = tqdm(total=config.total_steps, initial=trainer.step, unit="step", **shown)
         self.logger = _logger(config, out, trainer.log_name) if processes.is_main else None
         self.figures: list[tuple[Tensor, Tensor]] = []  # loss and gradient norm of the steps since the last row
         self.coupling_seconds = 0.0
@@ -97,9 +90,8 @@ class Report:
         self.window_start, self.window_wait = now, source.wait_seconds
         if self.processes.is_main:
             text = {"loss": f"{row['loss']:.4f}", "img/s": f"{row['images_per_s']:.0f}"}
-            if row["coupling_share"]:
-                note = ", hidden" if self.config.coupling_ahead else ""
-                text["coupling"] = f"{100 * row['coupling_share']:.1f}%{note}"
+            if share := row["coupling_share"]:
+                text["coupling"] = f"{100 * share:.1f}%" + ", hidden" * self.config.coupling_ahead
             if row["skipped"]:
                 text["skipped"] = str(row["skipped"])
             self.bar.set_postfix(text)
@@ -149,27 +141,22 @@ def _logger(config: TrainConfig, out: Path, name: str) -> Callable[[dict[str, An
     if config.logger == "none":
         return None
     try:
-        if config.logger == "tensorboard":
-            # tensorboard's switch for its own file writer: it would import tensorflow, which can end the interpreter
-            sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
-            from torch.utils.tensorboard import SummaryWriter
-
-            writer = SummaryWriter(str(out / "tensorboard" / name))
-        else:
+        if config.logger == "wandb":
             import wandb
 
             run = wandb.init(project=out.parent.parent.name, name=name or out.name, dir=str(out), config=asdict(config))
+            return lambda row: run.finish() if row is None else run.log(row, step=row["step"])
+        # tensorboard's switch for its own file writer: it would import tensorflow, which can end the interpreter
+        sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
+        from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ValueError(f"--logger {config.logger} is not installed: pip install {config.logger}") from error
+    writer = SummaryWriter(str(out / "tensorboard" / name))
 
     def send(row: dict[str, Any] | None) -> None:
-        if config.logger == "wandb":
-            run.finish() if row is None else run.log(row, step=row["step"])
-        elif row is None:
-            writer.close()
-        else:
-            for key, value in row.items():
-                if key != "step":
-                    writer.add_scalar(key, value, row["step"])
+        if row is None:
+            return writer.close()
+        for key in row.keys() - {"step"}:
+            writer.add_scalar(key, row[key], row["step"])
 
     return send

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common import checkpoint
 from common.cli.configs import TrainConfig
 from common.ema import EMA
 from common.generate import Sampler, sample_many
@@ -67,9 +68,8 @@ class Trainer:
         self.net = self.net.to(self.device).to(memory_format=self.layout)
         self.ema = EMA(self.net, config.ema_decay, config.ema_warmup)
         fused = self.device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.AdamW(
-            self.net.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=fused
-        )
+        decay = config.weight_decay
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=config.lr, weight_decay=decay, fused=fused)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.mixed_precision == "fp16")
         self.call: Callable[..., Tensor] = torch.compile(self.net) if config.compile else self.net
         if processes.world > 1:
@@ -123,67 +123,58 @@ class Trainer:
             total += loss.detach()
         self.scaler.unscale_(self.optimizer)  # before the norm, which is that of the true gradient
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), config.grad_clip or math.inf)
-        if self._finite(norm):
+        finite = bool(torch.isfinite(norm))  # the same on all processes, for it has been averaged
+        if finite:
             self.scaler.step(self.optimizer)
             self.ema.update()
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        return total, norm
-
-    def _finite(self, norm: Tensor) -> bool:
-        """Whether the gradient is finite (the same on all processes, for it has been averaged); counts if not."""
-        if bool(torch.isfinite(norm)):
-            self.bad_in_row = 0
-            return True
-        self.bad_in_row += 1
-        self.skipped += 1
+        self.skipped, self.bad_in_row = self.skipped + (not finite), 0 if finite else self.bad_in_row + 1
         if self.bad_in_row >= FATAL_AFTER:
             raise ValueError(
                 f"the loss or its gradient was not finite in {FATAL_AFTER} steps in a row (step {self.step}): "
                 "the last checkpoint is kept; try a smaller --lr, --grad_clip 1, -mp no or bf16, and --resume auto"
             )
-        return False
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return total, norm
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """The network with its averaged weights, in eval mode."""
+        self.net.eval()
+        with self.ema.applied():
+            yield
+        self.net.train()
 
     @torch.no_grad()
     def validation_loss(self, source: Ahead, count: int) -> float:
         """Mean loss of the averaged weights over the first ``count`` batches of a held-out source."""
-        was_training = self.net.training
-        self.net.eval()
-        with self.ema.applied():
+        with self.evaluating():
             network = partial(self.run_network, self.net)
             losses = [self.losses(network, source.make(i)).mean() for i in range(count)]
-        self.net.train(was_training)
         return torch.stack(losses).mean().item()
 
     @torch.no_grad()
-    def sample_grid(self, count: int = 0, n_steps: int = 10) -> Tensor:
-        """Images of the averaged weights from fixed noise, (count, C, H, W) in [-1, 1].
+    def sample_grid(self) -> Tensor:
+        """Images of the averaged weights from fixed noise in 10 steps, (N, C, H, W) in [-1, 1].
 
-        Args:
-            count: 0: 64, or 16 of more than 64 pixels a side, and no more than two batches. They are made no more at a
-                time than a training step takes, so that memory which is enough for training is enough here.
-            n_steps: intervals of the uniform time grid.
+        N is 64, or 16 of more than 64 pixels a side, and no more than two batches. They are made no more at a time than
+        a training step takes, so that memory which is enough for training is enough here.
         """
         c = self.config
-        count = count or min(64 if c.image_size <= 64 else 16, 2 * c.batch_size)
+        count = min(64 if c.image_size <= 64 else 16, 2 * c.batch_size)
         at_once = max(1, c.batch_size // (c.grad_accum * self.processes.world))
         shape = (c.in_channels, c.image_size, c.image_size)
-        was_training = self.net.training
-        self.net.eval()
-        with self.ema.applied():
-            solver = "flowmap" if method_of(c.method).times else "euler"
-            how = {"n_steps": n_steps, "seed": c.seed, "precision": c.mixed_precision}
-            sampler = Sampler(self.net, c.method, shape, c.sigma, solver, **how)
-            images = torch.cat([part for _, part, _ in sample_many(sampler, range(count), at_once)])
-        self.net.train(was_training)
-        return images
+        solver = "flowmap" if method_of(c.method).times else "euler"
+        sampler = Sampler(self.net, c.method, shape, c.sigma, solver, seed=c.seed, precision=c.mixed_precision)
+        with self.evaluating():
+            return torch.cat([part for _, part, _ in sample_many(sampler, range(count), at_once)])
 
     def weights(self, dtype: torch.dtype | None = None) -> dict[str, Any]:
         """What sampling needs: the averaged weights and the description of network, method and run."""
         c = self.config
         return {
-            "format": "flow-checkpoint",
+            "format": checkpoint.FORMAT,
             "version": 1,
             "step": self.step,
             "images_seen": self.step * c.batch_size,
