@@ -3,16 +3,31 @@
 python assets/rooms.py
 
 A room is a file or a folder directly in common/; it stands one floor above the highest room that it imports, whether at
-import or inside a function. Needs matplotlib only.
+import or inside a function. Needs matplotlib.
 """
 
 from __future__ import annotations
 
 import ast
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-COMMON = ROOT / "common"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from common import cli
+from common.runtime import run_main
+
+HERE = Path(__file__).resolve().parent
+COMMON = HERE.parent / "common"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the picture."""
+
+    out: str = str(HERE / "rooms.png")
+    """Picture to write"""
 
 
 def files_of(room: str) -> list[Path]:
@@ -90,6 +105,12 @@ def draw(path: Path) -> None:
     figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
+def main() -> None:
+    """Read the options and draw."""
+    options = cli.parse(Options, description=__doc__ or "")
+    draw(Path(options.out))
+    print(f"picture: {options.out}")
+
+
 if __name__ == "__main__":
-    draw(ROOT / "assets" / "rooms.png")
-    print(f"picture: {ROOT / 'assets' / 'rooms.png'}")
+    run_main(main)

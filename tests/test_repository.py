@@ -215,6 +215,24 @@ def test_the_rooms_stand_on_few_floors_without_a_circle(monkeypatch):
     assert graph.keys() <= named, "ARCHITECTURE.md leaves a room out"
 
 
+# ---- scripts
+
+
+LONGEST = 80  # lines of a file that is run; those in benchmarks/ are free
+LONGER = {
+    "assets/rooms.py": "the graph of imports and its picture, which nothing else needs",
+    "common/evaluate/__main__.py": "five commands behind one name, each with its options",
+}
+
+
+def test_scripts_are_short():
+    """Whoever opens one sees the whole; what is longer is in a module beside it, or here with its reason."""
+    scripts = [path for path in FILES if path.suffix == ".py" and "__main__" in path.read_text(encoding="utf-8")]
+    lines = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in scripts}
+    long = {name for name, n in lines.items() if n > LONGEST and not name.startswith(("benchmarks/", "tests/"))}
+    assert long <= LONGER.keys() and len(lines) > 40, long - LONGER.keys()
+
+
 # ---- documents
 
 

@@ -66,24 +66,18 @@ class Names:
 
     def suggestion(self, name: str, among: Iterable[str], dashes: str = "") -> str:
         """The end of an error line: the name most like the one given, if there is any."""
-        near = _nearest(_bare(name), [*among, *self.aliases])
-        return f"; the nearest is {dashes}{self.aliases.get(near, near)}" if near else ""
+        full = {other: other for other in [*among, *self.aliases]}
+        names = {_last(other): other for other in full} | full  # seqrf's --lr is --config.training.lr
+        near = difflib.get_close_matches(_bare(name), names, 1) or difflib.get_close_matches(_last(name), names, 1)
+        return f"; the nearest is {dashes}{self.aliases.get(names[near[0]], names[near[0]])}" if near else ""
 
 
 def _bare(name: str) -> str:
     return name.lstrip("-").replace("-", "_")
 
 
-def _nearest(name: str, among: Iterable[str]) -> str:
-    """The most similar name, by the whole of it or by what follows its last dot; empty when none is similar."""
-
-    def likeness(other: str) -> tuple[float, float]:
-        whole = difflib.SequenceMatcher(None, other, name).ratio()
-        last = difflib.SequenceMatcher(None, other.rpartition(".")[2], name.rpartition(".")[2]).ratio()
-        return max(whole, last), whole
-
-    best, other = max(((likeness(other), other) for other in among), default=((0.0, 0.0), ""))
-    return other if best[0] >= 0.6 else ""  # difflib's own threshold
+def _last(name: str) -> str:
+    return _bare(name).rpartition(".")[2]
 
 
 # ---- flags

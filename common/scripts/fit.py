@@ -43,17 +43,10 @@ def fit_main(folder: Folder, description: str, argv: list[str] | None = None) ->
     for n in config.n_steps:
         with tqdm(total=(8 + config.search) * n, desc=f"{n} steps", unit="evaluation", dynamic_ncols=True) as bar:
             fit = fitted.fit_sampler(velocity_for, teacher, n, config.search, bar.update)
-        facts = {
-            **fit.facts,
-            "rms": error(fit, fit.times),
-            "rms_euler": error("euler", replace(sampler, n_steps=n).times()),
-            "n_noises": config.n_noises,
-            "n_test": config.n_test,
-            "fine_steps": config.fine_steps,
-            "search": config.search,
-            "seed": config.seed,
-            "commit": commit(),
-        }
+        euler = replace(sampler, n_steps=n).times()
+        facts = {**fit.facts, "rms": error(fit, fit.times), "rms_euler": error("euler", euler)}
+        facts |= {key: getattr(config, key) for key in ("n_noises", "n_test", "fine_steps", "search", "seed")}
+        facts["commit"] = commit()
         results.append({"n_steps": n, **facts})
         print(f"{n} steps: RMS to the fine end {facts['rms']:.4f} on {config.n_test} other noises; ", end="")
         print(f"Euler {facts['rms_euler']:.4f}")
