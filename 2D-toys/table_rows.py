@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from common.cli.ranges import AtLeast, Seed
-from common.runtime import JsonLines, atomic_write, run_lock
+from common.records.rows import JsonLines
+from common.runtime import atomic_write, run_lock
 from protocols import METHODS, PAIRS, SEEDS, STEPS, VARIANTS
 
 if TYPE_CHECKING:

@@ -45,7 +45,7 @@ def main() -> None:
     options = cli.parse(Options, description=__doc__)
     from common.images import grid, save_png
     from common.plots import image_rows
-    from common.runtime import JsonLines
+    from common.records.rows import JsonLines
 
     def draw(folder: Folder, count: int, title: str, **how: Any) -> tuple[str, Tensor]:
         """Images 0 to count - 1 as the folder's scripts draw them, after the title with their evaluations."""

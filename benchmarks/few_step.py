@@ -146,7 +146,8 @@ def run(options: Options) -> None:
     """Measure what is not measured yet; one row for each sampler."""
     from tqdm import tqdm
 
-    from common.runtime import JsonLines, keep_freed_memory
+    from common.records.rows import JsonLines
+    from common.runtime import keep_freed_memory
 
     keep_freed_memory()
     RESULTS.mkdir(exist_ok=True)
@@ -265,7 +266,7 @@ def real_images(model: str, data: str) -> Any:
 # ---------------------------------------------------------------------------------------------------------------- table
 def table() -> None:
     """Markdown and plot of all rows: the error of each family's best grid against NFE."""
-    from common.runtime import JsonLines
+    from common.records.rows import JsonLines
 
     for path in sorted(RESULTS.glob("*.jsonl")):
         rows = JsonLines(path).read()
@@ -283,7 +284,7 @@ def summary() -> str:
 
     Two evaluations a step give no even NFE; at one, the best with fewer evaluations counts too.
     """
-    from common.runtime import JsonLines
+    from common.records.rows import JsonLines
 
     usual = (*ONE_STEP, "dpmpp2m")
     groups = {
@@ -329,7 +330,7 @@ def markdown(rows: list[dict[str, Any]], what: str) -> str:
 def plot() -> Path:
     """Error against NFE for each model, one line a solver with its best grid."""
     from common.plots import curves
-    from common.runtime import JsonLines
+    from common.records.rows import JsonLines
 
     panels = {}
     for path in sorted(RESULTS.glob("*.jsonl")):

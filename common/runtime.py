@@ -11,7 +11,6 @@ import errno
 import functools
 import hashlib
 import json
-import math
 import operator
 import os
 import platform
@@ -236,11 +235,7 @@ class Processes:
 
 
 def processes(device_name: str = "auto") -> Processes:
-    """Join the processes that ``accelerate launch`` or ``torchrun`` started; alone, without importing accelerate.
-
-    Raises:
-        ValueError: no such device here, or a numbered GPU asked for by several processes.
-    """
+    """Join the processes that ``accelerate launch`` or ``torchrun`` started; alone, without importing accelerate."""
     device = pick_device(device_name)
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
         return Processes(rank=0, world=1, device=device)
@@ -407,51 +402,3 @@ def file_hash(path: str | os.PathLike[str]) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-class JsonLines:
-    """A log of one JSON object per line. Each row is with the operating system when :meth:`append` returns."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self._checked = False
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Add a row. Numbers of numpy and torch become plain ones; nan and inf become null, as JSON has neither."""
-        text = json.dumps(_plain(row)) + "\n"
-        if not self._checked:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            text = ("\n" if self._is_torn() else "") + text
-            self._checked = True
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(text)
-
-    def read(self) -> list[dict[str, Any]]:
-        """All complete rows; an empty list when there is no file."""
-        rows = []
-        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ():
-            with contextlib.suppress(ValueError):  # torn by a crash
-                rows.append(json.loads(line))
-        return [row for row in rows if isinstance(row, dict)]
-
-    def truncate_after(self, step: int) -> None:
-        """Drop the rows beyond a step and a line torn by a crash, so that a resumed run logs each step once."""
-        if not self.path.exists():
-            return
-        lines = [json.dumps(row) + "\n" for row in self.read() if row.get("step", step) <= step]
-        with atomic_write(self.path) as temporary:
-            temporary.write_text("".join(lines), encoding="utf-8")
-
-    def _is_torn(self) -> bool:
-        return self.path.exists() and self.path.stat().st_size > 0 and self.path.read_bytes()[-1:] != b"\n"
-
-
-def _plain(value: Any) -> Any:
-    """A value that JSON can hold: python numbers for numpy's and torch's scalars, None for nan and inf."""
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

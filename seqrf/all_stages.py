@@ -69,7 +69,7 @@ def student(run: Run, here: Processes, name: str, k: int, **changes: Any) -> Pat
 
 def measure(run: Run, weights: Path, judge: Judge | None, here: Processes, name: str = "", only: int = 0) -> None:
     """Rows of a model at all numbers of steps (or one) that are not there yet, by Euler's method."""
-    from common.runtime import JsonLines
+    from common.records.rows import JsonLines
     from seqrf.evaluate import evaluate
     from seqrf.models import load
 

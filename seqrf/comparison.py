@@ -11,7 +11,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from common.runtime import JsonLines, atomic_write
+from common.records.rows import JsonLines
+from common.runtime import atomic_write
 from seqrf.quality import METRICS
 
 Row = dict[str, Any]

@@ -282,7 +282,7 @@ def evaluate(model: Model, run: Run, judge: Judge, out: Path, before: dict[str, 
         ValueError: fewer steps than segments, or another option that the sampler refuses.
     """
     from common.generate import labels_for
-    from common.runtime import JsonLines
+    from common.records.rows import JsonLines
 
     config, images = run.config, len(model.shape) == 3
     n, is_teacher = config.eval.num_samples, model.condition == "teacher"

@@ -45,7 +45,7 @@ LATE |= {
 }
 # What --help needs, below common/: rooms and files that import no torch.
 TORCH_FREE = re.compile(
-    r"__init__\.py|runtime\.py|(cli|scripts)/.*|records/(__init__|compare|page)\.py|data/__init__\.py|.*/__main__\.py"
+    r"__init__\.py|runtime\.py|(cli|scripts)/.*|records/(__init__|compare|page|rows)\.py|data/__init__\.py|.*/__main__\.py"
     r"|prepare/(__init__|command)\.py|evaluate/(__init__|comparison|likelihood)\.py"
 )
 DATASETS = re.compile(r"mnist|cifar|celeb|lsun|lorenz", re.IGNORECASE)
@@ -220,6 +220,7 @@ def test_the_rooms_stand_on_few_floors_without_a_circle(monkeypatch):
 
 LONGEST = 80  # lines of a file that is run; those in benchmarks/ are free
 LONGER = {
+    "assets/make_figures.py": "every picture of the README, and the one use of their drawing",
     "assets/rooms.py": "the graph of imports and its picture, which nothing else needs",
     "common/evaluate/__main__.py": "five commands behind one name, each with its options",
 }

@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from common import cli
 from common.cli.files import load_config, read_values
 from common.cli.ranges import AtLeast, AtMost, Count, OneOf, Whole
-from common.runtime import JsonLines, check_same, in_one_line, read_json, run_lock, silent, write_json
+from common.records.rows import JsonLines
+from common.runtime import check_same, in_one_line, read_json, run_lock, silent, write_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -17,7 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.runtime import JsonLines, atomic_write, read_json
+from common.records.rows import JsonLines
+from common.runtime import atomic_write, read_json
 
 NAME = "page.html"
 SHOWN_BYTES, SHOWN_SIDE = 200_000, 720  # pictures larger than this are shown as JPEG, no wider than this

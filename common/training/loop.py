@@ -30,7 +30,8 @@ from common.data.loading import Batches, ImageData, StreamingImages, check_label
 from common.methods import method_of
 from common.records.cards import commit, without_folders, write_card
 from common.records.page import write_page
-from common.runtime import JsonLines, Processes, atomic_write, hardware, run_lock
+from common.records.rows import JsonLines
+from common.runtime import Processes, atomic_write, hardware, run_lock
 from common.training.batches import Ahead, CoupledBatches
 from common.training.report import Event, HeldOut, Report, due, usual_events
 from common.training.trainer import Trainer

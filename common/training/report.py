@@ -15,7 +15,7 @@ from torch import Tensor
 
 from common import checkpoint
 from common.cli.configs import TrainConfig
-from common.runtime import JsonLines
+from common.records.rows import JsonLines
 from common.training.batches import Ahead
 
 if TYPE_CHECKING:

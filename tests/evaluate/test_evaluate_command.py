@@ -25,7 +25,8 @@ from common.evaluate import sets as feature_sets
 from common.evaluate.__main__ import main
 from common.images import open_writer, save_png
 from common.records.page import page
-from common.runtime import JsonLines, run_main
+from common.records.rows import JsonLines
+from common.runtime import run_main
 from nets import random_inception
 from tiny import ROOT, options, weights
 

@@ -17,7 +17,8 @@ from common.cli.configs import TrainConfig, TrueConfig
 from common.data.loading import fits_in_memory
 from common.generate import noise_for
 from common.images import grid, save_png
-from common.runtime import JsonLines, Processes
+from common.records.rows import JsonLines
+from common.runtime import Processes
 from common.scripts.folder import data_spec, smoke_preset
 from common.scripts.train import epochs_as_steps, train_main
 from common.scripts.true import true_main

@@ -14,7 +14,8 @@ from common import checkpoint
 from common.couplings import couple
 from common.images import from_uint8
 from common.networks import MLP, build_network, network_description
-from common.runtime import JsonLines, generator
+from common.records.rows import JsonLines
+from common.runtime import generator
 from seqrf import all_stages, endpoints, flags, models, pictures, pipeline, segments, shards, stages, train
 from seqrf import pairs as P
 from seqrf.evaluate import Sampler, draw

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from common import checkpoint, runtime
-from common.runtime import JsonLines, run_lock
+from common.records.rows import JsonLines
+from common.runtime import run_lock
 from common.training import batches
 from common.training import loop as training
 from common.training.trainer import Trainer

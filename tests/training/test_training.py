@@ -16,7 +16,8 @@ from common.cli.configs import TrainConfig
 from common.couplings import couple
 from common.data.loading import Batches, StreamingImages
 from common.images import save_png
-from common.runtime import JsonLines, Processes, generator
+from common.records.rows import JsonLines
+from common.runtime import Processes, generator
 from common.scripts.folder import smoke_preset
 from common.scripts.train import train_main
 from common.training import trainer as trainer_module

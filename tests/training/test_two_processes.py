@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from common import checkpoint
-from common.runtime import JsonLines
+from common.records.rows import JsonLines
 from common.scripts.gen import gen_main
 from seqrf import all_stages, flags, stages
 from sst import config as sst_config
