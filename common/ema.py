@@ -77,7 +77,7 @@ class EMA:
                 share the shadow's memory, so that saving them beside ``state_dict()`` costs no space.
         """
         averages = {id(p): average for p, average in zip(self._parameters, self._shadow, strict=True)}
-        tensors: dict[str, Any] = self.model.state_dict(keep_vars=True)
+        tensors: dict[str, Tensor] = self.model.state_dict(keep_vars=True)
         state = {key: averages.get(id(value), value).detach() for key, value in tensors.items()}
         if dtype is None:
             return state

@@ -376,17 +376,12 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 def check_same(
     what: object, old: Mapping[str, Any], new: Mapping[str, Any], advice: str, free: Sequence[str] = ()
 ) -> None:
-    """Refuse to use or to go on with what was made from other data or by other options.
+    """Refuse (ValueError) to use or to go on with what was made from other data or by other options.
 
     Args:
-        what: Its name in the message.
-        old: What it says of itself: JSON-like values that its contents depend on.
-        new: What is asked for now.
-        advice: What to do about a difference.
+        what, advice: Its name and what to do about a difference, for the line that names the keys.
+        old, new: What it says of itself and what is asked for now: JSON-like values that its contents depend on.
         free: Keys that may differ.
-
-    Raises:
-        ValueError: they differ, in one line that names the keys.
     """
     new, old = json.loads(json.dumps(new)), old if isinstance(old, Mapping) else {}
     keys = [key for key in {**new, **old} if key not in free and new.get(key) != old.get(key)]

@@ -18,7 +18,6 @@ def large_image_presets(batch_size: int) -> dict[str, TrainConfig]:
     Args:
         batch_size: of ``paper``.
     """
-    seldom = {"save_step": 10_000, "sample_step": 10_000, "val_step": 10_000}
     paper = TrainConfig(
         method="idff",
         sigma=0.2,
@@ -28,10 +27,12 @@ def large_image_presets(batch_size: int) -> dict[str, TrainConfig]:
         batch_size=batch_size,
         total_steps=500_000,
         flip=False,
-        **seldom,
+        save_step=10_000,
+        sample_step=10_000,
+        val_step=10_000,
     )
-    light = {"grad_accum": 4, "checkpointing": True, "mixed_precision": "bf16"}
-    one = replace(paper, batch_size=32, lr=1e-4, flip=True, save_step=2000, **light)
+    one = replace(paper, batch_size=32, grad_accum=4, lr=1e-4, flip=True, save_step=2000)
+    one = replace(one, checkpointing=True, mixed_precision="bf16")
     several = replace(one, batch_size=128, grad_accum=2, parallel=True, lr=2e-4)
     small = replace(
         one,
