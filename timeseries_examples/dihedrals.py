@@ -22,17 +22,12 @@ Unit = Literal["auto", "radians", "degrees"]
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One simulation: angles (frames, residues, 2) in radians, times (frames,) in ps, and how it was made."""
+    """One simulation: angles (frames, residues, 2) in radians, picoseconds between two, and how it was made."""
 
     angles: np.ndarray
-    times: np.ndarray
+    lag: float
     recipe: dict[str, Any]
     name: str = ""
-
-    @property
-    def lag(self) -> float:
-        """Picoseconds between two frames."""
-        return float(self.times[1] - self.times[0])
 
 
 # ---- geometry
@@ -70,7 +65,7 @@ def save_trajectory(path: Path, angles: np.ndarray, times: np.ndarray, recipe: M
         np.savez_compressed(
             file,
             angles=np.asarray(angles, np.float32),
-            times=np.asarray(times, np.float32),
+            times=np.asarray(times, np.float64),  # in float32, frames of half a picosecond blur after microseconds
             recipe=np.array(json.dumps(dict(recipe))),
             **more,
         )
@@ -112,20 +107,56 @@ def load_trajectory(path: Path, unit: Unit = "auto") -> Trajectory:
     angles = arrays["angles"]
     if angles.ndim == 2 and angles.shape[1] % 2 == 0:
         angles = angles.reshape(len(angles), -1, 2)  # phi_1, psi_1, phi_2, ...
-    if angles.ndim != 3 or angles.shape[2] != 2 or len(angles) < 2 or angles.dtype.kind != "f":
+    if angles.ndim != 3 or angles.shape[2] != 2 or len(angles) < 2 or not angles.size or angles.dtype.kind != "f":
         raise ValueError(f"{path}: angles is {angles.dtype} {angles.shape}, not float (frames, residues, 2)")
-    times = arrays.get("times", np.arange(len(angles), dtype=np.float32))
-    _check_times(path, times, len(angles))
-    recipe = json.loads(str(arrays["recipe"])) if "recipe" in arrays else {}
-    return Trajectory(in_radians(angles, unit, str(path)), times, recipe, path.stem)
+    recipe = recipe_of(path, arrays)
+    lag = step_of(path, arrays["times"], len(angles), recipe) if "times" in arrays else 1.0
+    return Trajectory(in_radians(angles, unit, str(path)), lag, recipe, path.stem)
 
 
-def _check_times(path: Path, times: np.ndarray, frames: int) -> None:
-    if times.shape != (frames,):
-        raise ValueError(f"{path}: {len(times)} times for {frames} frames; each frame needs one")
-    steps = np.diff(times.astype(np.float64))
-    if not np.isfinite(steps).all() or steps.min() <= 0 or np.ptp(steps) > 0.01 * steps.mean():
+def recipe_of(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The recipe among a file's arrays, empty if there is none.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    if "recipe" not in arrays:
+        return {}
+    try:
+        recipe = json.loads(str(arrays["recipe"].item()))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: its recipe is not JSON ({error}): leave the array out, or make the file anew"
+        ) from None
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{path}: its recipe is a {type(recipe).__name__}, no JSON object: leave the array out")
+    return recipe
+
+
+def step_of(path: Path, times: np.ndarray, frames: int, recipe: Mapping[str, Any]) -> float:
+    """Picoseconds between two frames: the recipe's, where the times are those within what their type resolves.
+
+    Programs count time in float32, also MDAnalysis' readers: after a microsecond its numbers are 0.06 ps apart.
+
+    Raises:
+        ValueError: times of another number, uneven, too coarse, or not the recipe's.
+    """
+    if times.shape != (frames,) or times.dtype.kind not in "iuf":
+        raise ValueError(f"{path}: times is {times.dtype} {times.shape}, for {frames} frames: each needs one number")
+    exact = times.astype(np.float64)
+    steps, mean = np.diff(exact), (exact[-1] - exact[0]) / (frames - 1)
+    resolved = float(np.spacing(np.abs(times).max())) if times.dtype.kind == "f" else 0.0
+    if not np.isfinite(exact).all() or not mean > 0 or np.abs(steps - mean).max() > 0.01 * mean + 2 * resolved:
         raise ValueError(f"{path}: the times do not grow by equal steps ({steps.min():g} to {steps.max():g} ps)")
+    if resolved > mean / 2:
+        raise ValueError(f"{path}: {times.dtype} does not tell times {mean:.3g} ps apart at {exact[-1]:g}: use float64")
+    stated = recipe.get("frame")
+    if isinstance(stated, float | int) and not isinstance(stated, bool):
+        if abs(mean - stated) > 0.01 * mean + 2 * resolved / (frames - 1):
+            raise ValueError(f"{path}: the times grow by {mean:g} ps, its recipe says {stated:g}: correct one of them")
+        return float(stated)
+    short = float(f"{mean:.4g}")
+    return short if abs(short - mean) <= 2 * resolved / (frames - 1) + 1e-6 * mean else mean
 
 
 def in_radians(angles: np.ndarray, unit: Unit, where: str) -> np.ndarray:

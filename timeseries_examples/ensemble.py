@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from common.runtime import generator
-from common.series import roll_out
+from common.series import frames_at, roll_out, windows
 from timeseries_examples.dihedrals import to_angles, to_features
 from timeseries_examples.measures import (
     autocorrelation,
@@ -77,7 +77,10 @@ def evaluate(
 def forecasts(
     model: Propagator, train_set: Sequence[np.ndarray], held_out: Sequence[np.ndarray], lag: float, options: Any
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Errors at each lead of the ensemble's circular mean, of persistence and of the training set's circular mean."""
+    """Errors at each lead of the ensemble's circular mean and of its rivals.
+
+    They are persistence, the training set's circular mean (climatology), and linear least squares.
+    """
     kind, most = model.space.kind, options.leads[-1]
     frames, following, k = examples(model, [as_states(x, kind) for x in held_out], most)
     rows = torch.randperm(len(frames), generator=generator(options.seed, "forecasts"))[: options.forecasts]
@@ -88,6 +91,7 @@ def forecasts(
     made = as_angles(states, kind).reshape(most, members, count, -1)
     truth = as_angles(following, kind).swapaxes(0, 1).reshape(most, count, -1)
     now = as_angles(frames[:, -1], kind).reshape(count, -1)
+    given = as_angles(frames, kind)
     usual = circular_mean(np.concatenate(train_set).reshape(-1, now.shape[1]))
     scores = []
     for lead in options.leads:
@@ -99,9 +103,32 @@ def forecasts(
                 "model": circular_errors(circular_mean(made[lead - 1]), target),
                 "persistence": circular_errors(now, target),
                 "climatology": circular_errors(np.broadcast_to(usual, target.shape), target),
+                "linear": circular_errors(linear(train_set, given, lead).reshape(count, -1), target),
             }
         )
     return scores, {"forecast": made[:, :, 0], "truth": truth[:, 0]}
+
+
+def linear(train_set: Sequence[np.ndarray], given: np.ndarray, lead: int) -> np.ndarray:
+    """Angles (B, residues, 2) that a linear regression forecasts, a rival that costs nothing.
+
+    Least squares of the sines and cosines ``lead`` steps later on those of the given frames, fitted for this lead.
+
+    Args:
+        train_set: Stretches of angles (T, residues, 2).
+        given: Frames to forecast from, (B, past, residues, 2).
+        lead: Steps.
+    """
+    past = given.shape[1]
+    series = [torch.from_numpy(to_features(x)).double() for x in train_set]
+    frames, following = frames_at(series, windows(series, past, lead), past, lead)
+
+    def inputs(x: Tensor) -> Tensor:
+        return torch.cat([x.flatten(1), x.new_ones(len(x), 1)], 1)
+
+    weights = torch.linalg.lstsq(inputs(frames), following[:, -1]).solution
+    now = torch.from_numpy(to_features(given)).double()
+    return to_angles((inputs(now) @ weights).numpy())
 
 
 # ---- long runs

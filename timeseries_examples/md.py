@@ -19,6 +19,7 @@ from common.cli.configs import among, check_bridge
 from common.cli.ranges import AtLeast, Count, NoneFor, NotNegative, Positive, Seed
 
 HERE = Path(__file__).resolve().parent
+FEWEST = 8  # frames of a stretch: correlation times are taken over a quarter of them
 SPLIT = ("split", "held_out", "lag")
 FLOW = ("method", "source", "space", "sigma", "condition", "past", "n_steps", "solver")  # besides, what weights fix
 
@@ -82,7 +83,7 @@ class Options:
     """Members of the ensemble of each"""
     rollouts: Count = 8
     """Long runs from the first frame of each held-out trajectory or block"""
-    length: Annotated[Count | None, NoneFor(0)] = None
+    length: Annotated[int | None, AtLeast(FEWEST), NoneFor(0)] = None
     """Steps of these; none: as long as the held-out trajectories"""
 
     # ---- run
@@ -181,16 +182,21 @@ def parts(options: Options) -> tuple[list[np.ndarray], list[np.ndarray], float]:
 
     trajectories = load_all(Path(options.data), unit=options.unit)
     if options.smoke:
-        trajectories = [replace(t, angles=t.angles[:400], times=t.times[:400]) for t in trajectories]
+        trajectories = [replace(t, angles=t.angles[:400]) for t in trajectories]
     whole = [t.angles[:: options.lag] for t in trajectories]
     window = options.past + options.leads[-1]
     train_set, held_out = by_trajectory(whole, options) if options.split == "trajectories" else by_block(whole, options)
     for name, stretches in (("training", train_set), ("held-out", held_out)):
-        longest = max(map(len, stretches))
+        longest, shortest = max(map(len, stretches)), min(map(len, stretches))
         if longest < window:
             raise ValueError(
-                f"the longest {name} stretch has {longest} frames, but --past {options.past} and --leads up to "
-                f"{options.leads[-1]} need {window}: give longer trajectories, or fewer --leads"
+                f"{options.data}: the longest {name} stretch has {longest} frames, but --past {options.past} and "
+                f"--leads up to {options.leads[-1]} need {window}: give longer trajectories, or fewer --leads"
+            )
+        if shortest < FEWEST + options.past:
+            raise ValueError(
+                f"{options.data}: a {name} stretch has {shortest} frames, but correlation times and --past "
+                f"{options.past} need {FEWEST + options.past}: give longer trajectories, a smaller --lag or other --split"
             )
     describe(trajectories, train_set, held_out, options)
     return train_set, held_out, trajectories[0].lag * options.lag
@@ -234,14 +240,16 @@ def describe(trajectories: list[Trajectory], train_set: list, held_out: list, op
 
 def show(result: dict[str, Any]) -> None:
     """The numbers as lines."""
-    print("lead (ps)   RMSE model  persistence  climatology   MAE model  persistence   CC model  persistence")
+    print(
+        "lead (ps)   RMSE model  linear  persistence  climatology   MAE model  linear  persistence   CC model  linear"
+    )
     for row in result["leads"]:
-        m, p, c = row["model"], row["persistence"], row["climatology"]
+        m, p, c, r = (row[name] for name in ("model", "persistence", "climatology", "linear"))
         print(
-            f"{row['ps']:9.2f}   {m['rmse']:10.2f}  {p['rmse']:11.2f}  {c['rmse']:11.2f}   {m['mae']:9.2f}  "
-            f"{p['mae']:11.2f}   {m['cc']:8.3f}  {p['cc']:11.3f}"
+            f"{row['ps']:9.2f}   {m['rmse']:10.2f}  {r['rmse']:6.2f}  {p['rmse']:11.2f}  {c['rmse']:11.2f}   "
+            f"{m['mae']:9.2f}  {r['mae']:6.2f}  {p['mae']:11.2f}   {m['cc']:8.3f}  {r['cc']:6.3f}"
         )
-    print("(degrees; the model's forecast is the circular mean of its ensemble)")
+    print("(degrees; the model's forecast is the circular mean of its ensemble; linear: least squares on sin and cos)")
     for name, value in result["ramachandran_js"].items():
         print(f"Ramachandran JS distance, {name.replace('_', ' ')}: {value:.4f}")
     for name, row in result["slow"].items():

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from common.cli.ranges import Count, NotNegative, Positive, Seed
 from common.runtime import run_lock
+
+if TYPE_CHECKING:
+    import numpy as np
 
 HERE = Path(__file__).resolve().parent
 BLOCK = 100.0  # ps between two saved states
@@ -150,18 +152,24 @@ def is_done(path: Path, recipe: dict) -> bool:
     return True
 
 
-def resume(part: Path, recipe: dict):
+def resume(part: Path, recipe: dict) -> tuple[int, np.ndarray, str] | None:
     """(next block, angles so far, state as XML) of a run that was stopped; None when there is none.
 
     Raises:
         ValueError: a damaged file, or one of another recipe.
     """
-    from timeseries_examples.dihedrals import read_arrays
+    import numpy as np
+
+    from timeseries_examples.dihedrals import read_arrays, recipe_of
 
     if not part.exists():
         return None
     arrays = read_arrays(part)
-    same_recipe(part, json.loads(str(arrays["recipe"])), recipe)
+    frames = len(np.atleast_1d(arrays.get("angles", 0)))
+    shapes = {"block": (), "state": (), "recipe": (), "angles": (frames, recipe["residues"], 2)}
+    if wrong := [key for key, shape in shapes.items() if key not in arrays or arrays[key].shape != shape]:
+        raise ValueError(f"{part} is damaged (no {', '.join(wrong)} of the right shape): delete it and start again")
+    same_recipe(part, recipe_of(part, arrays), recipe)
     return int(arrays["block"]), arrays["angles"], str(arrays["state"])
 
 

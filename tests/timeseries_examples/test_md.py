@@ -82,6 +82,20 @@ def test_helix_needs_three_in_a_row():
     assert share("hhshhhh") == pytest.approx(4 / 7)
 
 
+def test_a_linear_regression_finds_the_best_linear_forecast():
+    """Angles that turn on and hold on to a slow drift: one step ahead, sin and cos are linear in sin and cos."""
+    turn = np.cumsum(np.full((300, 2, 2), 0.1), axis=0).astype(np.float32)
+    angles = dihedrals.wrap(turn + np.array([[0.0, 1.0], [2.0, 3.0]], np.float32))
+    for past, lead in ((1, 1), (2, 5)):
+        given = np.stack([angles[k - past : k] for k in range(200, 250)])
+        found = ensemble.linear([angles[:150], angles[:100]], given, lead)
+        want = np.stack([angles[k - 1 + lead] for k in range(200, 250)])
+        assert np.abs(dihedrals.wrap(found - want)).max() < 1e-3
+    noise = np.random.default_rng(0).uniform(-np.pi, np.pi, (4000, 1, 2)).astype(np.float32)
+    size = np.abs(ensemble.linear([noise], noise[:50, None], 1) - dihedrals.wrap(noise[1:51]))
+    assert size.mean() > 1  # of what is independent it knows nothing
+
+
 # ---- spaces
 
 

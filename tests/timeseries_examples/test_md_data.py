@@ -121,7 +121,13 @@ def test_bad_contents_get_one_clear_line(tmp_path):
     for wrong, line in {
         "nan": "1 of 50 frames hold nan or inf",
         "odd": r"not float \(frames, residues, 2\)",
-        "times": "49 times for 50 frames",
+        "times": r"times is float64 \(49,\), for 50 frames",
+        "instant": r"times is float64 \(\), for 50 frames",
+        "coarse": "float32 does not tell times",
+        "gap": "do not grow by equal steps .0.5 to 1 ps",
+        "stated": "the times grow by 0.5 ps, its recipe says 0.2",
+        "text": "its recipe is not JSON",
+        "list": "its recipe is a list, no JSON object",
         "backwards": "do not grow by equal steps",
     }.items():
         bad, times = angles.copy(), 0.5 * np.arange(1, 51)
@@ -129,9 +135,52 @@ def test_bad_contents_get_one_clear_line(tmp_path):
             bad[7, 1, 0] = np.nan
         if wrong == "odd":
             bad = bad[:, :, :1]
-        times = {"times": times[:-1], "backwards": times[::-1]}.get(wrong, times)
-        with pytest.raises(ValueError, match=line):
-            dihedrals.load_trajectory(saved(path, bad, times=times))
+        more = {"stated": '{"frame": 0.2}', "text": "{", "list": "[1]"}
+        shift, gap = np.float32(0.5e8) + times.astype(np.float32), times + 0.5 * (times > 10)
+        times = {
+            "times": times[:-1],
+            "backwards": times[::-1],
+            "instant": np.array(1.0),
+            "coarse": shift,
+            "gap": gap,
+        }.get(wrong, times)
+        np.savez(path, angles=bad, times=times, **({"recipe": np.array(more[wrong])} if wrong in more else {}))
+        with pytest.raises(ValueError, match=line) as error:
+            dihedrals.load_trajectory(path)
+        assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("step, start", [(0.5, 1e6), (0.2, 123_456.7), (2.0, 0.0), (10.0, 5e7), (0.1, 4e5)])
+def test_times_that_a_type_resolves_coarsely_are_steps_of_the_recipe(tmp_path, kind, step, start):
+    """A microsecond in float32 has numbers 0.06 ps apart: the steps between frames are uneven, and are equal."""
+    times = (start + step * np.arange(50)).astype(kind)
+    for recipe in ({}, {"frame": step}):
+        np.savez(tmp_path / "a.npz", angles=some_angles(), times=times, recipe=np.array(json.dumps(recipe)))
+        found = dihedrals.load_trajectory(tmp_path / "a.npz").lag
+        assert found == step if recipe or kind is np.float64 else found == pytest.approx(step, rel=0.01)
+
+
+def test_a_program_that_adds_up_its_times_in_float32(tmp_path):
+    times = np.cumsum(np.full(20_000, 0.002, np.float32), dtype=np.float32)
+    np.savez(tmp_path / "a.npz", angles=np.zeros((20_000, 1, 2), np.float32), times=times)
+    assert dihedrals.load_trajectory(tmp_path / "a.npz").lag == pytest.approx(0.002, rel=1e-3)
+
+
+def test_our_own_times_are_exact(tmp_path):
+    times = 4e6 + 0.5 * np.arange(50)
+    saved(tmp_path / "a.npz", some_angles(), times=times)
+    assert np.array_equal(np.load(tmp_path / "a.npz")["times"], times)
+
+
+@pytest.mark.parametrize("wrong", ["block", "angles", "recipe", "state"])
+def test_a_damaged_state_is_named(tmp_path, wrong):
+    arrays = {"angles": some_angles(), "block": np.array(1), "state": np.array("x"), "recipe": np.array("{}")}
+    for value in (None, np.zeros(3)):
+        arrays |= {wrong: value}
+        np.savez(tmp_path / "a.npz", **{key: x for key, x in arrays.items() if x is not None})
+        with pytest.raises(ValueError, match=f"damaged .no {wrong} of the right shape"):
+            md_data.resume(tmp_path / "a.npz", {"residues": 3})
 
 
 def test_trajectories_of_a_folder_may_differ_in_length_only(tmp_path):
