@@ -59,11 +59,13 @@ def forecasts(
     first = rng.integers(0, options.length - horizon - 1, options.forecasts)
     stretch = np.stack([real[r, f : f + horizon + 1] for r, f in zip(rows, first)])  # (forecasts, horizon + 1, 3)
     made = rolled(model, stretch[:, 0], horizon, options.seed)
-    times = valid_time(
-        made.transpose(1, 0, 2), stretch[:, 1:].transpose(1, 0, 2), spread, system.frame, system.exponent
-    )
+    after = stretch[:, 1:].transpose(1, 0, 2)
+    times = valid_time(made.transpose(1, 0, 2), after, spread, system.frame, system.exponent)
     error = np.sqrt(np.mean(((made[:, 0] - stretch[:, 1]) / spread) ** 2))
     still = np.sqrt(np.mean(((stretch[:, 0] - stretch[:, 1]) / spread) ** 2))
+    data = trajectories(system, options.n_trajectories, options.frames, options.seed)  # what a model is trained on
+    straight = linear(data, stretch[:, 0], horizon)
+    linear_times = valid_time(straight, after, spread, system.frame, system.exponent)
     result = {
         "system": system.name,
         "method": model.recipe.method,
@@ -77,9 +79,31 @@ def forecasts(
         "valid_time_10th_percentile": float(np.quantile(times, 0.1)),
         "one_step_rmse": float(error),
         "one_step_rmse_persistence": float(still),
+        "one_step_rmse_linear": float(np.sqrt(np.mean(((straight[0] - after[0]) / spread) ** 2))),
+        "valid_time_mean_linear": float(linear_times.mean()),
     }
     shown = int(np.argsort(times)[len(times) // 2])  # the median forecast
     return result, {"truth": stretch[shown, 1:], "forecast": made[shown], "valid_time": float(times[shown])}
+
+
+def linear(data: np.ndarray, starts: np.ndarray, frames: int) -> np.ndarray:
+    """Forecasts (frames, B, 3) of a linear regression of the next frame on the present one, step by step.
+
+    Args:
+        data: Trajectories that it is fitted to, (N, T, 3).
+        starts: States (B, 3), which are not among the forecasts.
+        frames: Their number.
+    """
+
+    def inputs(x: np.ndarray) -> np.ndarray:
+        return np.concatenate([x, np.ones((len(x), 1))], axis=1)
+
+    now, following = (part.reshape(-1, data.shape[2]) for part in (data[:, :-1], data[:, 1:]))
+    weights = np.linalg.lstsq(inputs(now), following, rcond=None)[0]
+    states = [starts]
+    for _ in range(frames):
+        states.append(inputs(states[-1]) @ weights)
+    return np.stack(states[1:])
 
 
 # ---- statistics

@@ -148,11 +148,13 @@ def show(result: dict[str, Any]) -> None:
     """The numbers as lines."""
     print(
         f"valid prediction time in Lyapunov times: mean {result['valid_time_mean']:.2f}, "
-        f"median {result['valid_time_median']:.2f} over {result['forecasts']} forecasts"
+        f"median {result['valid_time_median']:.2f} over {result['forecasts']} forecasts; linear regression: mean "
+        f"{result['valid_time_mean_linear']:.2f}"
     )
     print(
         f"one step: RMSE {result['one_step_rmse']:.2e} of the spread, persistence "
-        f"{result['one_step_rmse_persistence']:.2e}, NFE {result['nfe']}"
+        f"{result['one_step_rmse_persistence']:.2e}, linear regression {result['one_step_rmse_linear']:.2e}, "
+        f"NFE {result['nfe']}"
     )
     for name in ("w1_x", "w1_y", "w1_z", "invariant_measure_js", "maxima_map_js"):
         row = result[name]

@@ -196,7 +196,7 @@ def parts(options: Options) -> tuple[list[np.ndarray], list[np.ndarray], float]:
         if shortest < FEWEST + options.past:
             raise ValueError(
                 f"{options.data}: a {name} stretch has {shortest} frames, but correlation times and --past "
-                f"{options.past} need {FEWEST + options.past}: give longer trajectories, a smaller --lag or other --split"
+                f"{options.past} need {FEWEST + options.past}: give longer trajectories or a smaller --lag"
             )
     describe(trajectories, train_set, held_out, options)
     return train_set, held_out, trajectories[0].lag * options.lag

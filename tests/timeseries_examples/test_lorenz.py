@@ -16,7 +16,7 @@ from scipy.spatial.distance import jensenshannon
 import started
 from common.cli import parse, validate
 from common.series import roll_out
-from timeseries_examples import lorenz, measures, systems
+from timeseries_examples import attractors, lorenz, measures, systems
 from timeseries_examples import propagator as flows
 from tiny import ROOT
 
@@ -255,3 +255,14 @@ def test_mistakes_get_one_line(flags, line):
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
         start(*flags)
     assert line in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_linear_regression_follows_a_linear_system_for_ever():
+    rng = np.random.default_rng(0)
+    turn, shift = np.linalg.qr(rng.normal(size=(3, 3)))[0], rng.normal(size=3)
+    states = [rng.normal(size=(4, 3))]
+    for _ in range(60):
+        states.append(states[-1] @ turn + shift)
+    series = np.stack(states, 1)
+    found = attractors.linear(series[:, :30], series[:, 30], 30)
+    assert np.abs(found.transpose(1, 0, 2) - series[:, 31:]).max() < 1e-9
