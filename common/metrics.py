@@ -33,7 +33,7 @@ def _rows(x: Tensor, name: str) -> Tensor:
     return x.reshape(x.shape[0], -1)
 
 
-def _pair_of_samples(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def pair_of_samples(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Both as (N, D) and (M, D) float64, shifted by the same vector to the origin, where differences round least."""
     a, b = _rows(a, "a"), _rows(b, "b")
     if a.shape[1] != b.shape[1]:
@@ -155,7 +155,7 @@ def wasserstein2(a: Tensor, b: Tensor) -> float:
     Raises:
         ValueError: shapes that do not fit, NaN or infinity, or the simplex does not finish.
     """
-    squared, _ = _exact(*_pair_of_samples(a, b))
+    squared, _ = _exact(*pair_of_samples(a, b))
     return math.sqrt(max(0.0, squared))
 
 
@@ -194,7 +194,7 @@ def sinkhorn_divergence(a: Tensor, b: Tensor, blur: float = 0.05, tol: float = 1
     """
     if not blur > 0:
         raise ValueError(f"blur is {blur:g}: need blur > 0; try 0.05")
-    a, b = _pair_of_samples(a, b)
+    a, b = pair_of_samples(a, b)
     extent = torch.cat([a, b]).amax(0) - torch.cat([a, b]).amin(0)
     n_blurs = max(0, math.ceil(math.log(max(extent.norm().item(), blur) / blur) / -math.log(FALL)))
     warm_up = [(blur / FALL**k) ** 2 for k in range(n_blurs, 0, -1)]
@@ -295,7 +295,7 @@ def mmd(a: Tensor, b: Tensor, sigmas: Sequence[float] = (0.01, 0.1, 1.0, 10.0, 1
 
     Source: Gretton et al. 2012 (JMLR 13), eq. 3.
     """
-    a, b = _pair_of_samples(a, b)
+    a, b = pair_of_samples(a, b)
     n, m = len(a), len(b)
     if min(n, m) < 2:
         raise ValueError(f"mmd of {n} and {m} sample(s): give at least 2 of each")

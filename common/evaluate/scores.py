@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from common.metrics import blocks, matrix_root
+from common.metrics import blocks, matrix_root, pair_of_samples
 from common.solvers import integrate
 from common.solvers.grids import Times, nodes_of
 
@@ -112,14 +112,9 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, flo
 
     Source: Kynkaanniemi et al. 1904.06991, eq. 1 and 2.
     """
-    if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
-        raise ValueError(f"features have shapes {tuple(real.shape)} and {tuple(fake.shape)}: give (N, D) and (M, D)")
-    if not 1 <= k < min(len(real), len(fake)):
-        raise ValueError(f"neighbour {k} of {len(real)} and {len(fake)} images: give more images, or --neighbours")
-    if not (torch.isfinite(real).all() and torch.isfinite(fake).all()):
-        raise ValueError("features hold NaN or infinity: look at the images before measuring them")
-    centre = real.double().mean(0)
-    a, b = real.double() - centre, fake.double() - centre
+    a, b = pair_of_samples(real, fake)
+    if not 1 <= k < min(len(a), len(b)):
+        raise ValueError(f"neighbour {k} of {len(a)} and {len(b)} images: give more images, or --neighbours")
     radius_a, radius_b = _radii(a, k), _radii(b, k)
     covered = torch.zeros(len(a), dtype=torch.bool)
     inside = 0

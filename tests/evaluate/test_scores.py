@@ -141,7 +141,7 @@ def test_precision_and_recall_at_the_ends():
     assert scores.precision_recall(copies * 1e3, x[:4].repeat(5, 1) * 1e3) == (0.5, 1)
     with pytest.raises(ValueError, match="neighbour 3 of 40 and 3 images"):
         scores.precision_recall(x, x[:3])
-    with pytest.raises(ValueError, match=r"shapes \(40, 3\) and \(40, 2\)"):
+    with pytest.raises(ValueError, match="a has 3 features and b 2"):
         scores.precision_recall(x, x[:, :2])
     with pytest.raises(ValueError, match="NaN"):
         scores.precision_recall(x, x * math.nan)
