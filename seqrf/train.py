@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -70,11 +71,13 @@ class SegmentTrainer(Trainer):
     """
 
     again, elsewhere, size = "--resume", "--workdir", "--config.training.batch_size"
+    fixed = ("seed",)
 
     def __init__(self, run: Run, model: Model, pairs: Pairs, processes: Processes):
         self.run, self.model, self.edges, self.log_name = run, model, pairs.manifest.edges, run.log_name
         self.distils, self.teacher = run.config.training.reflow_mode == DISTILL, pairs.manifest.teacher.hash
         super().__init__(train_config(run, model), processes)
+        self.data = f"{len(pairs)} pairs {hashlib.sha256(repr(pairs.manifest).encode()).hexdigest()[:16]}"
 
     def build(self) -> tuple[nn.Module, dict[str, Any]]:
         """The student with the model's weights, and its description."""

@@ -281,6 +281,8 @@ class FieldTrainer(Trainer):
         processes: this process among its peers.
     """
 
+    fixed = ("seed", "test_years", "val_years", "harmonics", "variable", "gaps", "box", "colour")
+
     def __init__(self, options: Options, torus: bool, processes: Processes):
         self.forecaster, self.torus = options, torus
         self.method = method_of(options)

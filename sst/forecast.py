@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,13 @@ class World:
     climates: list[Climate]
     boxes: list[Climate]
     amplitude: Tensor
+
+    def mark(self) -> str:
+        """A mark of frames, times and split, by which other data are told."""
+        digest = hashlib.sha256(repr((self.fields.times.tolist(), self.parts)).encode())
+        for climate in self.climates:
+            digest.update(climate.anomalies.contiguous().numpy().tobytes())
+        return f"{len(self.fields.times)} frames {digest.hexdigest()[:16]}"
 
     def starts(self, options: Options, validation: bool = False) -> Tensor:
         """Frames from which the test years (or the validation years) are forecast."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,8 +33,6 @@ def run(options: Options) -> dict[str, Any]:
     out = run_folder(options)
     check(options, torus=not options.data)
     with here.main_first():
-        if here.is_main and options.smoke and not options.out and options.resume == "no" and options.mode != "evaluate":
-            shutil.rmtree(out, ignore_errors=True)
         data = world(options)
     final = Path(options.weights) if options.weights else out / weights_name(options)
     if options.mode != "evaluate":
@@ -52,6 +49,7 @@ def train(options: Options, data: World, out: Path, here: Processes) -> Path:
         ValueError, KeyboardInterrupt: see ``common.training.run``.
     """
     trainer, parts = FieldTrainer(options, data.fields.torus, here), data.parts
+    trainer.data = data.mark()
     fields = (data.climates, data.fields, data.amplitude, options)
     source = FieldBatches(*fields, 0, parts.val, here)
     # the first process validates alone: all rows of the batches are its own

@@ -7,6 +7,7 @@ needs no state of a loader, and several processes take their rows of the same gl
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -323,6 +324,19 @@ def split_train_val(n: int, val_fraction: float, seed: int) -> tuple[Tensor, Ten
     count = min(n - 1, max(1, round(n * val_fraction))) if val_fraction > 0 else 0
     order = torch.randperm(n, generator=generator(seed, "split"))
     return order[count:].sort().values, order[:count].sort().values
+
+
+def mark_of(data: ImageData | StreamingImages, most: int = 512) -> str:
+    """A mark of images and labels, by which other data are told: number, all labels, pixels of up to ``most`` images.
+
+    They are spread evenly. Cost: as many decodings.
+    """
+    count = min(most, len(data))
+    pixels = data.read(torch.arange(count) * len(data) // count)[0]
+    digest = hashlib.sha256(pixels.cpu().contiguous().numpy().tobytes())
+    if data.labels is not None:
+        digest.update(data.labels.cpu().numpy().tobytes())
+    return f"{len(data)} images {digest.hexdigest()[:16]}"
 
 
 def check_labels(labels: Tensor | None, num_classes: int) -> None:

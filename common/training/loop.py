@@ -13,6 +13,7 @@ import contextlib
 import copy
 import math
 import os
+import shutil
 import signal
 import sys
 import time
@@ -26,7 +27,7 @@ import torch
 from common import checkpoint
 from common.cli import to_yaml
 from common.cli.configs import TrainConfig
-from common.data.loading import Batches, ImageData, StreamingImages, check_labels, split_train_val
+from common.data.loading import Batches, ImageData, StreamingImages, check_labels, mark_of, split_train_val
 from common.methods import method_of
 from common.records.cards import commit, without_folders, write_card
 from common.records.page import write_page
@@ -34,7 +35,7 @@ from common.records.rows import JsonLines
 from common.runtime import Processes, atomic_write, hardware, run_lock
 from common.training.batches import Ahead, CoupledBatches
 from common.training.report import Event, HeldOut, Report, due, usual_events
-from common.training.trainer import Trainer
+from common.training.trainer import Trainer, in_words
 
 STOP_CHECK = 10  # steps between agreements of several processes on whether to stop
 SAME_SIGNAL = 2.0  # seconds: two signals that close are one Ctrl-C, a launcher passes on what the terminal sent already
@@ -66,6 +67,7 @@ def train(
     """
     check_labels(data.labels if config.num_classes else None, config.num_classes)
     trainer = Trainer(config, processes)
+    trainer.data = mark_of(data)
 
     # Data: a training and a held-out part of the same pixels.
     train_rows, val_rows = split_train_val(len(data), config.val_fraction, config.seed)
@@ -138,7 +140,7 @@ def run(
     """
     here, file = trainer.processes, out / weights_name
     with run_lock(out) if here.is_main else contextlib.nullcontext():
-        begin(trainer, out, to_yaml(options))
+        begin(trainer, out, options)
         parameters, size = sum(p.numel() for p in trainer.net.parameters()), trainer.config.batch_size
         here.say(
             f"{title}, {parameters / 1e6:.1f}M parameters, batch {size} over {here.world} process(es), "
@@ -156,15 +158,19 @@ def run(
     return file
 
 
-def begin(trainer: Trainer, out: Path, options: str) -> None:
+def begin(trainer: Trainer, out: Path, options: Any) -> None:
     """Take up the run that a folder holds, or begin one there: its log ends at the trainer's step.
 
     Args:
         trainer: fresh; ``trainer.config.resume`` says whether a run that is there may go on.
-        out: the run folder.
-        options: the run's options as text, for config.yaml.
+        out: the run folder; that of --smoke is emptied first.
+        options: the run's options, for config.yaml, which also says what was changed when it was resumed.
     """
     last = out / "checkpoint_last.pt"
+    if options.smoke and not getattr(options, "out", "chosen") and trainer.config.resume == "no":
+        if trainer.processes.is_main:
+            empty(out)
+        trainer.processes.wait()
     if last.exists() and trainer.config.resume == "no":
         raise ValueError(
             f"{out} holds a run: continue it with {trainer.again}, or choose another folder with {trainer.elsewhere}"
@@ -173,9 +179,21 @@ def begin(trainer: Trainer, out: Path, options: str) -> None:
         trainer.restore(checkpoint.load(last, map_location=trainer.device), last)
     if trainer.processes.is_main:
         JsonLines(out / "metrics.jsonl").truncate_after(trainer.step)
-        if trainer.step == 0 or not (out / "config.yaml").exists():
-            with atomic_write(out / "config.yaml") as path:
-                path.write_text(options)
+        # a run that is made again from the file is a new one, whatever this one is
+        text = to_yaml(replace(options, resume=type(options).resume))
+        changes = [(row["step"], in_words({k: v for k, v in row.items() if k != "step"})) for row in trainer.history]
+        notes = "".join(f"# changed at step {step}: {words}\n" for step, words in changes)
+        with atomic_write(out / "config.yaml") as path:
+            path.write_text(notes + text, encoding="utf-8")
+
+
+def empty(folder: Path) -> None:
+    """Remove what a run left in its folder, except for its lock."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "run.lock":
+            path.unlink()
 
 
 def loop(trainer: Trainer, source: Ahead, report: Report, events: Sequence[Event]) -> None:
@@ -254,7 +272,7 @@ def card_facts(trainer: Trainer) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in trainer.net.parameters()),
         "steps": steps,
         "batch_size": c.batch_size,
-        "images_seen": steps * c.batch_size,
+        "images_seen": trainer.images_seen,
         "processes": trainer.processes.world,
         "hours": round(trainer.seconds / 3600, 3),
         "hardware": hardware(trainer.device),
@@ -266,6 +284,7 @@ def card_facts(trainer: Trainer) -> dict[str, Any]:
         "commit": commit(),
         "command": without_folders(["python", *sys.argv]),
         "recipe": "config.yaml beside the weights; train again with -c config.yaml",
+        **({"history": trainer.history} if trainer.history else {}),
     }
 
 

@@ -76,7 +76,7 @@ class Report:
         elapsed = max(now - self.window_start, 1e-9)
         row = {
             "step": step,
-            "images_seen": step * self.config.batch_size,
+            "images_seen": self.trainer.images_seen,
             "loss": mean.item(),
             "grad_norm": torch.stack([norm for _, norm in self.figures]).mean().item(),
             "lr": self.trainer.optimizer.param_groups[0]["lr"],

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -19,10 +20,23 @@ from common.ema import EMA
 from common.generate import Sampler, sample_many
 from common.methods import make_loss, method_of
 from common.networks import build_network, network_description
-from common.runtime import Processes, autocast, derive_seed, keep_freed_memory
+from common.runtime import Processes, autocast, check_same, derive_seed, keep_freed_memory
 from common.training.batches import Ahead, part
 
 FATAL_AFTER = 20  # non-finite steps in a row
+
+
+def flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Options and those of sections within, by dotted name."""
+    leaves: dict[str, Any] = {}
+    for key, value in options.items():
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return leaves
+
+
+def in_words(changes: Mapping[str, Any]) -> str:
+    """Changes of options, ``{"lr": [1, 2]}``, as "lr 1 -> 2"."""
+    return ", ".join(f"{key} {old} -> {new}" for key, (old, new) in changes.items())
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -48,6 +62,8 @@ class Trainer:
 
     again, elsewhere, size = "--resume auto", "--out", "--batch_size"  # flags, for the lines that say what to do
     log_name = ""  # of the run for wandb and TensorBoard; empty: that of its folder
+    fixed: tuple[str, ...] = ("seed", "val_fraction")  # options that a resumed run must share: they choose what is seen
+    data = ""  # a mark of what the run learns from, of which the same holds
 
     def __init__(self, config: TrainConfig, processes: Processes):
         self.config, self.processes, self.device = config, processes, processes.device
@@ -75,8 +91,9 @@ class Trainer:
         if processes.world > 1:
             ids = [self.device.index or 0] if self.device.type == "cuda" else None
             self.call = nn.parallel.DistributedDataParallel(self.call, device_ids=ids)
-        self.step, self.skipped, self.bad_in_row = 0, 0, 0
+        self.step, self.images_seen, self.skipped, self.bad_in_row = 0, 0, 0, 0
         self.seconds, self.best = 0.0, math.inf
+        self.history: list[dict[str, Any]] = []  # of options that changed when the run was resumed
 
     def build(self) -> tuple[nn.Module, dict[str, Any]]:
         """The network with the weights that training starts from, and its description for the checkpoint."""
@@ -136,6 +153,7 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        self.images_seen += config.batch_size
         return total, norm
 
     @contextlib.contextmanager
@@ -172,12 +190,11 @@ class Trainer:
 
     def weights(self, dtype: torch.dtype | None = None) -> dict[str, Any]:
         """What sampling needs: the averaged weights and the description of network, method and run."""
-        c = self.config
         return {
             "format": checkpoint.FORMAT,
             "version": 1,
             "step": self.step,
-            "images_seen": self.step * c.batch_size,
+            "images_seen": self.images_seen,
             "seconds": self.seconds,
             "config": self.options(),
             "network": self.description,
@@ -194,13 +211,15 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "skipped": self.skipped,
             "best": self.best,
+            "data": self.data,
+            "history": self.history,
         }
 
     def restore(self, state: dict[str, Any], path: Path) -> None:
-        """Take a run's state up again.
+        """Take a run's state up again; options that have changed since are recorded in ``history``.
 
         Raises:
-            ValueError: when the checkpoint's network or method is not this run's.
+            ValueError: the checkpoint's network, method, data or split is not this run's, or it is further than that.
         """
         if gaps := [key for key in ("net_model", "optim", "ema", "scaler") if key not in state]:
             raise ValueError(
@@ -217,12 +236,36 @@ class Trainer:
                 raise ValueError(
                     f"{path} is of another {key} ({differences}): use its config.yaml, or another {self.elsewhere}"
                 )
+        self._compare(state, path)
         self.net.load_state_dict(state["net_model"])
         self.optimizer.load_state_dict(state["optim"])
         self.ema.load_state_dict(state["ema"])
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.skipped, self.best = state["step"], state["skipped"], state["best"]
-        self.seconds = state["seconds"]
+        self.seconds, self.images_seen = state["seconds"], state["images_seen"]
+
+    def _compare(self, state: dict[str, Any], path: Path) -> None:
+        """Refuse a run whose past or split would be another one; note what else differs."""
+        if state["step"] > self.config.total_steps:
+            raise ValueError(
+                f"{path} is at step {state['step']}, beyond the {self.config.total_steps} that are asked for: give "
+                f"more steps, or another {self.elsewhere}"
+            )
+        # as JSON has them: tuples are lists
+        old, new = (json.loads(json.dumps(flat(options))) for options in (state.get("config", {}), self.options()))
+        past = [{key: options.get(key) for key in self.fixed} for options in (old, new)]
+        if state.get("data") and self.data:
+            past = [past[0] | {"data": state["data"]}, past[1] | {"data": self.data}]
+        else:
+            self.processes.say(
+                f"note: {path} does not say what data it has seen: whether they are these is not checked"
+            )
+        check_same(path, *past, f"give the same, or another {self.elsewhere}")
+        changes = {key: [old[key], new[key]] for key in new if key in old and old[key] != new[key]}
+        self.history = list(state.get("history", []))
+        if changes:
+            self.history.append({"step": state["step"], **changes})
+            self.processes.say(f"changed since step {state['step']}: {in_words(changes)}")
 
     def weights_method(self) -> dict[str, Any]:
         """Name, constants and coupling of the method, as a checkpoint holds them."""

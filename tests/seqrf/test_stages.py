@@ -111,6 +111,23 @@ def test_a_resumed_run_equals_the_run_that_never_stopped(reflowed, teacher, tmp_
         )
 
 
+def test_a_run_goes_on_with_its_own_pairs_and_seed_only(reflowed, teacher, tmp_path):
+    run = {"import_torch": teacher, "reflow_t": 2, "reflow_mode": "train_reflow", "n_iters": 2}
+    pairs = {"pairs": stages.pairs_folder(command(reflowed))}
+    execute(tmp_path / "run", **run, **pairs)
+    with pytest.raises(ValueError, match="seed 0 there and 1 now; give the same, or another --workdir"):
+        execute(tmp_path / "run", "--config.seed=1", **run, **pairs)
+    others = {**run, "reflow_mode": "gen_reflow", "n_reflow_data": 32}
+    execute(tmp_path / "others", **others)
+    with pytest.raises(ValueError, match=r"data 64 pairs \w+ there and 32 pairs \w+ now"):
+        execute(tmp_path / "run", **run, pairs=stages.pairs_folder(command(tmp_path / "others")))
+    execute(tmp_path / "run", **{**run, "n_iters": 3, "batch_size": 4}, **pairs)
+    state = checkpoint.load(tmp_path / "run" / "checkpoint_last.pt")
+    changes = {"training.batch_size": [8, 4], "training.n_iters": [2, 3]}
+    assert state["history"] == [{"step": 2, **changes}] and state["images_seen"] == 2 * 8 + 4
+    assert flags.parse(["-c", str(tmp_path / "run")]).config.training.batch_size == 4
+
+
 def test_distillation_goes_on_from_a_student_and_is_named_so(reflowed, tmp_path):
     run = {"import_torch": reflowed, "pairs": reflowed / stages.PAIRS, "reflow_t": 2, "reflow_mode": "train_distill"}
     execute(tmp_path, "--config.sampling.method=pc", "--config.model.num_scales=2", **run)

@@ -555,6 +555,24 @@ def test_a_run_goes_on_where_it_was(tmp_path):
         go("whole", 4)
 
 
+def test_a_run_goes_on_with_its_own_data_and_split_only(tmp_path, monkeypatch, capsys):
+    begun = replace(TINY, mode="train", out=str(tmp_path), total_steps=2, warmup=1)
+    pipeline.run(begun)
+    again = replace(begun, total_steps=3, resume="auto")
+    for changes in ({"seed": 1}, {"val_years": 0.5}, {"harmonics": 1}):
+        ((key, value),) = changes.items()
+        with pytest.raises(ValueError, match=f"{key} .* there and {value} now.*another --out"):
+            pipeline.run(replace(again, **changes))
+    warmer = P.synthetic.make
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="data .* frames .* there and"):
+        patch.setattr(P.synthetic, "make", lambda ocean: warmer(replace(ocean, seed=5)))
+        pipeline.run(again)
+    pipeline.run(replace(again, batch_size=8))
+    state = checkpoint.load(tmp_path / "checkpoint_last.pt")
+    assert state["history"] == [{"step": 2, "total_steps": [2, 3], "batch_size": [TINY.batch_size, 8]}]
+    assert state["images_seen"] == 2 * TINY.batch_size + 8
+
+
 def test_mistakes_end_with_one_line():
     done = start("sst_forecaster.py", "--data", "none.nc")
     assert done.returncode == 2 and done.stderr.startswith("error: no data at none.nc")

@@ -10,18 +10,23 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from common import checkpoint, runtime
+from common.cli import parse
+from common.cli.configs import TrainConfig
+from common.data.loading import StreamingImages, load_images, mark_of
+from common.images import save_png
 from common.records.rows import JsonLines
-from common.runtime import run_lock
+from common.runtime import read_json, run_lock
 from common.training import batches
 from common.training import loop as training
 from common.training.trainer import Trainer
-from tiny import NAME, ROOT, difference, last, run, states_differ
+from tiny import NAME, ROOT, difference, images, last, run, states_differ
 
 CHANGES = {"method": "rf", "num_classes": 3, "dropout": 0.1, "total_steps": 8}
 
@@ -281,3 +286,64 @@ def test_every_row_of_a_log_is_json(tmp_path):
     run(tmp_path, **CHANGES)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 8 and all(isinstance(json.loads(line), dict) for line in lines)
+
+
+# ---- what a resumed run must share with its past, and what it may change
+
+
+@pytest.mark.parametrize(
+    ("changes", "data", "message"),
+    [
+        ({"seed": 1}, images(), "seed 0 there and 1 now"),
+        ({"val_fraction": 0.3}, images(), "val_fraction 0.1 there and 0.3 now"),
+        ({}, images(41), "data 40 images [0-9a-f]+ there and 41 images [0-9a-f]+ now"),
+        ({}, replace(images(), images=255 - images().images), "data 40 images [0-9a-f]+ there and 40 images"),
+        ({}, replace(images(), labels=images().labels.flip(0)), "data 40 images [0-9a-f]+ there and 40 images"),
+        ({"total_steps": 1}, images(), "is at step 2, beyond the 1"),
+    ],
+    ids=str,
+)
+def test_resume_refuses_what_changes_the_split_or_the_past(tmp_path, changes, data, message):
+    run(tmp_path, **{**CHANGES, "total_steps": 2})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "run.lock"}
+    with pytest.raises(ValueError, match=message) as error:
+        run(tmp_path, data=data, **{**CHANGES, **changes}, resume="auto")
+    assert "another --out" in str(error.value) and "\n" not in str(error.value)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "run.lock"} == before
+
+
+def test_what_may_change_is_recorded_and_the_files_stay_true(tmp_path, capsys):
+    run(tmp_path, **{**CHANGES, "total_steps": 2})
+    text = (tmp_path / "config.yaml").read_text()
+    run(tmp_path, **{**CHANGES, "total_steps": 2}, resume="auto")
+    assert (tmp_path / "config.yaml").read_text() == text and last(tmp_path)["history"] == []
+    run(tmp_path, **{**CHANGES, "total_steps": 4, "batch_size": 12, "lr": 5e-4}, resume="auto")
+    final = run(tmp_path, **{**CHANGES, "total_steps": 5, "batch_size": 4, "lr": 5e-4}, resume="auto")
+    first = {"step": 2, "total_steps": [2, 4], "batch_size": [8, 12], "lr": [1e-3, 5e-4]}
+    history = [first, {"step": 4, "total_steps": [4, 5], "batch_size": [12, 4]}]
+    assert last(tmp_path)["history"] == read_json(final.with_suffix(".json"))["history"] == history
+    seen = 2 * 8 + 2 * 12 + 4
+    assert last(tmp_path)["images_seen"] == read_json(final.with_suffix(".json"))["images_seen"] == seen
+    rows = JsonLines(tmp_path / "metrics.jsonl").read()
+    assert [row["images_seen"] for row in rows] == [8, 16, 28, 40, 44]
+    config = parse(TrainConfig, argv=["-c", str(tmp_path / "config.yaml")])
+    assert (config.total_steps, config.batch_size, config.lr, config.resume) == (5, 4, 5e-4, "no")
+    line = "changed at step 4: total_steps 4 -> 5, batch_size 12 -> 4"
+    assert f"# {line}\n" in (tmp_path / "config.yaml").read_text()
+    assert "changed since step 4: total_steps 4 -> 5, batch_size 12 -> 4" in capsys.readouterr().out
+
+
+def test_a_run_of_before_the_marks_goes_on_and_that_is_said(tmp_path, capsys):
+    run(tmp_path, **{**CHANGES, "total_steps": 2})
+    state = last(tmp_path)
+    del state["data"], state["history"]
+    checkpoint.save(tmp_path / "checkpoint_last.pt", state)
+    run(tmp_path, **{**CHANGES, "total_steps": 3}, resume="auto")
+    assert "does not say what data it has seen" in capsys.readouterr().out and last(tmp_path)["data"]
+
+
+def test_images_that_are_decoded_when_used_have_the_mark_of_those_in_memory(tmp_path):
+    for k, image in enumerate(images(6).images):
+        save_png(tmp_path / f"{k}.png", image.permute(1, 2, 0).numpy())
+    streamed = StreamingImages(str(tmp_path), 8, 1, progress=False)
+    assert mark_of(streamed) == mark_of(load_images(str(tmp_path), 8, 1, progress=False))
