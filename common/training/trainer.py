@@ -253,14 +253,12 @@ class Trainer:
             )
         # as JSON has them: tuples are lists
         old, new = (json.loads(json.dumps(flat(options))) for options in (state.get("config", {}), self.options()))
-        past = [{key: options.get(key) for key in self.fixed} for options in (old, new)]
+        before, now = ({key: options.get(key) for key in self.fixed} for options in (old, new))
         if state.get("data") and self.data:
-            past = [past[0] | {"data": state["data"]}, past[1] | {"data": self.data}]
+            before, now = before | {"data": state["data"]}, now | {"data": self.data}
         else:
-            self.processes.say(
-                f"note: {path} does not say what data it has seen: whether they are these is not checked"
-            )
-        check_same(path, *past, f"give the same, or another {self.elsewhere}")
+            self.processes.say(f"note: {path} does not say what data it has seen: that they are these is not checked")
+        check_same(path, before, now, f"give the same, or another {self.elsewhere}")
         changes = {key: [old[key], new[key]] for key in new if key in old and old[key] != new[key]}
         self.history = list(state.get("history", []))
         if changes:
