@@ -1,5 +1,7 @@
 """Training by epochs with the Flow Image Generator's files: ``epoch_N.pth`` after each, ``rf_best.pth`` for the best.
 
+Of the epochs' files the last three are kept.
+
 The loop, its batches and its resumption are those of ``common.training``; here is what happens when an epoch ends. An
 epoch's file has that project's entries (``epoch``, ``ema_state``, ``model_state``, ``optimizer_state``, ``loss``)
 beside ours (``format``, ``network``, ``method``, ``ema_model``, ...), so ``common.checkpoint.load_network`` builds its
@@ -21,6 +23,7 @@ from common.training.report import Event, HeldOut, Report, usual_events
 from common.training.trainer import Trainer
 
 BEST = "rf_best.pth"
+KEPT = 3  # files of epochs: a thousand of them would be 100 GB
 
 
 def epochs_done(step: int, batch_size: int, images: int) -> int:
@@ -36,8 +39,8 @@ def epoch_events(report: Report, held_out: HeldOut | None, images: int) -> list[
         if held_out is not None:
             report.write({"step": trainer.step, "val_loss": trainer.validation_loss(*held_out)})
 
-    ends = (1, lambda: end_epoch(report, held_out, images))
-    return [ends, (report.config.val_step, log_validation), *usual_events(report, None, images)]
+    ends = Event(1, lambda: end_epoch(report, held_out, images))
+    return [ends, Event(report.config.val_step, log_validation), *usual_events(report, None, images)]
 
 
 def end_epoch(report: Report, held_out: HeldOut | None, images: int) -> None:
@@ -56,6 +59,10 @@ def end_epoch(report: Report, held_out: HeldOut | None, images: int) -> None:
     report.write({"step": trainer.step, "epoch": number, "epoch_loss": loss, "val_loss": validation})
     state = epoch_state(trainer, number, loss, validation)
     checkpoint.save(report.out / f"epoch_{number}.pth", state)
+    for older in report.out.glob("epoch_*.pth"):
+        digits = older.stem.removeprefix("epoch_")
+        if digits.isdecimal() and int(digits) <= number - KEPT:
+            older.unlink()
     score = loss if validation is None else validation
     if score < trainer.best:
         trainer.best = score
@@ -87,7 +94,7 @@ def epoch_state(trainer: Trainer, number: int, loss: float, validation: float | 
 def train_epochs(
     config: TrainConfig, data: ImageData | StreamingImages, out: Path, weights_name: str, processes: Processes
 ) -> Path:
-    """Train as ``common.training.train`` does, with the same arguments, and keep every epoch's weights in ``out``.
+    """Train as ``common.training.train`` does, with the same arguments, and keep the last epochs' weights in ``out``.
 
     Raises:
         ValueError: as there; and class labels, which this recipe does not take.

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.cli.configs import check_logger
 from seqrf.options import DISTILL, GENERATE, PLANE, Config, Run
 
 HERE = Path(__file__).resolve().parent
@@ -272,6 +273,7 @@ def train(run: Run, here: Processes) -> Path:
     from seqrf.pairs import Pairs
     from seqrf.train import train_student
 
+    check_logger(run.logger)
     t, model = run.config.training, start_of(run, here.device)
     if t.reflow_mode == DISTILL and run.config.sampling.method == "pc" and run.config.model.num_scales < t.reflow_t:
         raise ValueError(

@@ -192,7 +192,7 @@ def train_student(
     def events(report: Report) -> list[Event]:
         if trainer.step == 0:  # what the student begins as
             checkpoint.save(snapshot_path(out, 0), trainer.weights(torch.float16))
-        return [(run.config.training.snapshot_freq, lambda: snapshot(report))]
+        return [Event(run.config.training.snapshot_freq, lambda: snapshot(report))]
 
     facts = {"edges": list(manifest.edges), "condition": trainer.description["condition"]}
     facts |= {"pairs": len(pairs), "teacher_evaluations_per_pair": pairs.nfe}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from common import checkpoint, training
+from common.cli.configs import check_logger
 from common.networks import build_network
 from common.runtime import Processes, pick_device, processes, write_json
 from common.training.report import Event, HeldOut, Report
@@ -32,6 +33,7 @@ def run(options: Options) -> dict[str, Any]:
     here = processes(options.device)
     out = run_folder(options)
     check(options, torus=not options.data)
+    check_logger(options.logger)
     with here.main_first():
         data = world(options)
     final = Path(options.weights) if options.weights else out / weights_name(options)
@@ -57,7 +59,7 @@ def train(options: Options, data: World, out: Path, here: Processes) -> Path:
     held_out = HeldOut(FieldBatches(*fields, parts.val, parts.test, alone, "held out"), VALIDATION_BATCHES)
 
     def events(report: Report) -> list[Event]:
-        return [(options.val_step, lambda: report.validate(held_out)), (options.save_step, report.save)]
+        return [Event(options.val_step, lambda: report.validate(held_out)), Event(options.save_step, report.save)]
 
     def final() -> tuple[dict[str, Any], dict[str, Any]]:
         best = best_weights(options, data, out, here.device)

@@ -6,6 +6,7 @@ into a command line. The text under each field is its ``--help``.
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -159,6 +160,7 @@ class TrainConfig:
     def check_together(self) -> None:
         """Raises ValueError where options do not fit together."""
         check_bridge(self.method, self.sigma)
+        check_logger(self.logger)
         if not self.channel_mult:
             raise ValueError("--channel_mult: give one whole number per level, e.g. 1,2,2,2")
         if self.batch_size % self.grad_accum:
@@ -177,6 +179,13 @@ def check_bridge(method: str, sigma: float) -> None:
     """Raises ValueError for a bridge without noise."""
     if METHODS[method].needs_sigma and sigma == 0:
         raise ValueError(f"--sigma 0: --method {method} is a bridge with noise, give a sigma above 0, e.g. 0.2")
+
+
+def check_logger(name: str) -> None:
+    """Raises ValueError for a logger that is not installed, before hours of training have nowhere to be logged."""
+    spec = None if name == "none" else importlib.util.find_spec(name)
+    if name != "none" and (spec is None or spec.origin is None):  # without an origin: the folder that wandb leaves
+        raise ValueError(f"--logger {name} is not installed: pip install {name}")
 
 
 @dataclass(frozen=True)

@@ -202,7 +202,7 @@ def loop(trainer: Trainer, source: Ahead, report: Report, events: Sequence[Event
     Args:
         trainer: where the run is; its network is left in training mode.
         source, report: its batches, its bar and log; closed in the end.
-        events: (n, what is done every n steps and at the end), in order; n = 0: never. Of the first process.
+        events: what happens now and then, in order. Of the first process.
     """
     processes, total = trainer.processes, trainer.config.total_steps
     trainer.net.train()
@@ -214,9 +214,9 @@ def loop(trainer: Trainer, source: Ahead, report: Report, events: Sequence[Event
                 report.after_step(loss, norm, batch, source)
                 step = trainer.step
                 # Events follow the step, so that what they save has all of it; the others wait in the next gradient.
-                for every, event in events:
-                    if due(step, every, total):
-                        event()
+                for event in events:
+                    if due(step, event.every, total, event.early):
+                        event.action()
                 if stop.agreed(processes, step) and step < total:  # after the last step nothing is left to stop
                     if processes.is_main:
                         report.save()

@@ -22,7 +22,15 @@ if TYPE_CHECKING:
     from common.training.trainer import Trainer
 
 
-Event = tuple[int, Callable[[], object]]  # n, and what is done every n steps and at the end; n = 0: never
+EARLY = 50  # steps after which a run first shows what it does
+
+
+class Event(NamedTuple):
+    """What is done every n steps and at the end (n = 0: never); early: also after 50, 100, 200, ... steps, up to n."""
+
+    every: int
+    action: Callable[[], object]
+    early: bool = False
 
 
 class HeldOut(NamedTuple):
@@ -32,9 +40,10 @@ class HeldOut(NamedTuple):
     count: int
 
 
-def due(step: int, every: int, total: int) -> bool:
-    """Whether something that happens every so many steps, and at the end, happens now; never with ``every`` 0."""
-    return every > 0 and (step % every == 0 or step == total)
+def due(step: int, every: int, total: int, early: bool = False) -> bool:
+    """Whether an :class:`Event` happens after a step."""
+    doublings = step // EARLY if early and step < every and step % EARLY == 0 else 0
+    return every > 0 and (step % every == 0 or step == total or doublings.bit_count() == 1)
 
 
 class Report:
@@ -132,25 +141,25 @@ class Report:
 def usual_events(report: Report, held_out: HeldOut | None, images: int) -> list[Event]:
     """What a run on images does now and then, in order: validation, where something is held out; grids; its state."""
     config = report.config
-    often: list[Event] = [(config.sample_step, report.sample), (config.save_step, report.save)]
-    return often if held_out is None else [(config.val_step, lambda: report.validate(held_out)), *often]
+    often = [Event(config.sample_step, report.sample, early=True), Event(config.save_step, report.save)]
+    if held_out is None:
+        return often
+    return [Event(config.val_step, lambda: report.validate(held_out), early=True), *often]
 
 
 def _logger(config: TrainConfig, out: Path, name: str) -> Callable[[dict[str, Any] | None], None] | None:
     """A function that sends rows to TensorBoard or wandb (None ends it), or None."""
     if config.logger == "none":
         return None
-    try:
-        if config.logger == "wandb":
-            import wandb
+    if config.logger == "wandb":
+        import wandb
 
-            run = wandb.init(project=out.parent.parent.name, name=name or out.name, dir=str(out), config=asdict(config))
-            return lambda row: run.finish() if row is None else run.log(row, step=row["step"])
-        # tensorboard's switch for its own file writer: it would import tensorflow, which can end the interpreter
-        sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ValueError(f"--logger {config.logger} is not installed: pip install {config.logger}") from error
+        run = wandb.init(project=out.parent.parent.name, name=name or out.name, dir=str(out), config=asdict(config))
+        return lambda row: run.finish() if row is None else run.log(row, step=row["step"])
+    # tensorboard's switch for its own file writer: it would import tensorflow, which can end the interpreter
+    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
+    from torch.utils.tensorboard import SummaryWriter
+
     writer = SummaryWriter(str(out / "tensorboard" / name))
 
     def send(row: dict[str, Any] | None) -> None:

@@ -241,3 +241,8 @@ def test_train_main_runs_what_it_is_given(place, tmp_path):
     assert config.total_steps == math.ceil(2 * 18 / 8) and len(data) == 20 and processes.is_main
     assert out == tmp_path / "mine" and name == "RF_weights_step_final.pt"
     assert run(tmp_path / "common").exists()
+
+
+def test_the_files_of_the_last_three_epochs_are_kept(celeba, tmp_path):
+    epochs_run(celeba, tmp_path, epochs=5)
+    assert {path.name for path in tmp_path.glob("*.pth")} == {*(f"epoch_{k}.pth" for k in (3, 4, 5)), "rf_best.pth"}

@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from common import checkpoint, runtime
+from common.cli import parse
 from common.cli.configs import TrainConfig
 from common.couplings import couple
 from common.data.loading import Batches, StreamingImages
@@ -20,6 +21,7 @@ from common.records.rows import JsonLines
 from common.runtime import Processes, generator
 from common.scripts.folder import smoke_preset
 from common.scripts.train import train_main
+from common.training import report
 from common.training import trainer as trainer_module
 from common.training.batches import CoupledBatches
 from common.training.loop import train
@@ -490,3 +492,26 @@ def test_weights_tell_no_paths_of_the_machine(tmp_path):
     config = Trainer(options(data="/home/me/faces.zip", data_root="/home/me", out="/home/me/run"), ALONE).options()
     assert (config["data"], config["data_root"], config["out"]) == ("faces.zip", "", "")
     assert checkpoint.load(run(tmp_path, total_steps=1))["config"] == Trainer(options(total_steps=1), ALONE).options()
+
+
+def test_the_first_pictures_and_validation_come_early_and_change_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "EARLY", 1)
+    quiet = run(tmp_path / "quiet", total_steps=7, dropout=0.1, save_step=7)
+    seen = run(tmp_path / "seen", total_steps=7, dropout=0.1, save_step=7, sample_step=6, val_step=6)
+    steps = [1, 2, 4, 6, 7]
+    assert sorted(path.name for path in (seen.parent / "samples").iterdir()) == [f"step_{k:07d}.png" for k in steps]
+    rows = JsonLines(seen.parent / "metrics.jsonl").read()
+    assert [row["step"] for row in rows if "val_loss" in row] == steps
+    assert difference(checkpoint.load(quiet)["ema_model"], checkpoint.load(seen)["ema_model"]) == ""
+    assert f"page: {seen.parent / 'page.html'}\n" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert [k for k in range(1, 2001) if report.due(k, 1000, 1500, early=True)][:6] == [50, 100, 200, 400, 800, 1000]
+    assert [k for k in range(1, 121) if report.due(k, 100, 120)] == [100, 120] and not report.due(50, 0, 100, True)
+
+
+def test_a_logger_that_is_not_installed_is_named_before_anything_is_done(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wandb").mkdir()  # what wandb leaves where it ran is no package
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError, match="--logger wandb is not installed: pip install wandb"):
+        parse(TrainConfig, argv=["--logger", "wandb"])
