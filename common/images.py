@@ -35,28 +35,88 @@ def from_uint8(u: Tensor) -> Tensor:
     return u.to(torch.float32, copy=True).div_(127.5).sub_(1)
 
 
+WHITE = "white"  # what shows through where an image is transparent
+_TIFF_BITS, _TIFF_MOST = 258, 281  # tags: bits of a sample, its largest value
+
+
 def decode(data: bytes) -> Image:
-    """An image file's bytes as a decoded PIL image, upright."""
+    """An image file's bytes as a decoded PIL image, upright; of several frames the first.
+
+    Raises:
+        ValueError: Samples of more than 8 bits whose range the file does not say.
+    """
     from PIL import Image, ImageOps
 
     image = Image.open(io.BytesIO(data))
+    animated = getattr(image, "is_animated", False)
     image.load()
+    bits, most = _bits(image, data)
     ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = eight_bits(image, most)
+    elif bits == 16 and 0 < np.asarray(image.convert("RGB")).max() < 16:
+        raise ValueError("pixels of 16 bits that use the lower 12 at most; are they of fewer bits? give 8 bit images")
+    image.info["frames"] = animated
     return image
 
 
-def fit(image: Image, size: int, channels: int) -> np.ndarray:
-    """A PIL image as (channels,size,size) uint8: centre square, bicubic with antialiasing, grey or colour.
+def _bits(image: Image, data: bytes) -> tuple[int, int]:
+    """Bits of a sample in the file, and the largest value that it says they can have; 0: it does not say."""
+    tags = getattr(image, "tag_v2", {})
+    bits = data[24] if image.format == "PNG" else int(np.max(tags.get(_TIFF_BITS, 16)))
+    if _TIFF_MOST in tags:
+        return bits, int(np.max(tags[_TIFF_MOST]))
+    significant = data.find(b"sBIT", 0, data.find(b"IDAT")) + 4 if image.format == "PNG" else 3
+    if significant > 3:
+        return bits, 2 ** data[significant] - 1
+    signed = image.mode == "I" and bits == 16 and image.format == "TIFF"
+    return bits, 2 ** (bits - signed) - 1 if bits <= 16 else 0
+
+
+def eight_bits(image: Image, most: int) -> Image:
+    """An image of integers of more than 8 bits, as grey of 8 bits: ``most`` becomes white.
 
     Raises:
-        ValueError: Floating point pixels, whose range is unknown.
+        ValueError: The range is unknown, or can hardly be what the file says.
     """
     from PIL import Image
 
-    if image.mode == "F":
-        raise ValueError("floating point pixels; give 8 or 16 bit images")
-    if image.mode.startswith("I"):  # 16-bit grey, which PIL would clip at 255
-        image = Image.fromarray((np.asarray(image).astype(np.int64) // 256).clip(0, 255).astype(np.uint8))
+    if image.mode == "F" or most == 0:
+        raise ValueError(f"floating point or 32 bit pixels ({image.mode}) of unknown range; give 8 bit images")
+    values = np.asarray(image).astype(np.int64)
+    low, high = int(values.min()), int(values.max())
+    if most < high < 2**16 and image.mode.startswith("I;16"):
+        most = 2**16 - 1  # fewer bits were significant, but they are the upper ones
+    if low < 0 or high > most or (most == 2**16 - 1 and 0 < high < 2**12):
+        raise ValueError(f"pixels from {low} to {high} of {most}; are they of other bits? give 8 bit images")
+    return Image.fromarray((values * 256 // (most + 1)).astype(np.uint8))
+
+
+def traits(image: Image, background: str = WHITE) -> list[str]:
+    """What is worth telling of a decoded image, since it is not shown as it is."""
+    animated = ["of several frames, the first is read"] if image.info.get("frames") else []
+    return animated + ([f"transparent, shown on {background}"] if image.has_transparency_data else [])
+
+
+def fit(image: Image, size: int, channels: int, background: str = WHITE) -> np.ndarray:
+    """A PIL image as (channels,size,size) uint8: centre square, bicubic with antialiasing, grey or colour.
+
+    Args:
+        image: The image.
+        size: Side wanted.
+        channels: 1 or 3.
+        background: A colour, for what is transparent.
+
+    Raises:
+        ValueError: Floating point pixels or 32-bit integers, whose range is unknown.
+    """
+    from PIL import Image
+
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = eight_bits(image, 2**16 - 1 if image.mode.startswith("I;16") else 0)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     image = image.convert("L" if channels == 1 else "RGB")
     if image.size != (size, size):
         side = min(image.size)

@@ -9,40 +9,100 @@ import contextlib
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
+from common.data import splits
 from common.data.sources import AGAIN, Source
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_CLASSES = 100_000
+_IMAGES = ("images", "arr_0", "x", "data", "image", "imgs", "img", "pixels", "samples")
+_LABELS = ("labels", "label", "y", "targets", "target", "classes", "class", "fine_labels", "arr_1")
 
 
-def open_npy(path: Path) -> Source:
+def open_npy(path: Path, split: str) -> Source:
     """A source from an array in a .npy file."""
+    if split not in ("train", splits.ALL):
+        raise splits.NoSplit(f"--data {path}: one array has no {split} part")
     with _readable(path):
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
-    return array_source(str(path), rows)
+    source = array_source(str(path), rows)
+    source.files = [path]
+    return source
 
 
-def open_npz(path: Path) -> Source:
-    """A source from the arrays ``images`` and, if it is there, ``labels`` of an .npz file (or ``arr_0``, ``arr_1``)."""
+def open_npz(path: Path, split: str) -> Source:
+    """A source from the arrays ``images`` and, if it is there, ``labels`` of an .npz file, or of the usual other names.
+
+    An array of another name is taken where it is the only one of its shape; ``x_train``, ``test_y`` are of a split.
+    """
     with _readable(path):
         archive = np.lib.npyio.NpzFile(path.open("rb"), own_fid=True, allow_pickle=False)
     with archive:
-        images = next((key for key in ("images", "arr_0", "x") if key in archive.files), None)
-        labels = next((key for key in ("labels", "label", "y", "arr_1") if key in archive.files), None)
+        keys = _of_split(path, archive.files, split)
+        images = _named(path, archive, keys, _IMAGES, lambda shape, dtype: len(shape) in (3, 4))
         if images is None:
-            found = ", ".join(archive.files) or "nothing"
+            found = ", ".join(keys) or "nothing"
             raise ValueError(f"--data {path}: no array 'images' or 'arr_0' in it, only {found}")
-        rows = _member(path, archive, images)
-        return array_source(str(path), rows, _member(path, archive, labels) if labels else None)
+        rows = _member(path, archive, keys[images])
+        sizes = ((len(rows),), (len(rows), 1)) if rows.ndim else ()
+        labels = _named(path, archive, keys, _LABELS, lambda shape, dtype: shape in sizes and dtype.kind in "iu")
+        source = array_source(str(path), rows, _member(path, archive, keys[labels]) if labels else None)
+    source.files = [path]
+    if labels is not None:
+        source.notes.append(f"labels: {keys[labels]}")
+    if others := [keys[name] for name in keys if name not in (images, labels)]:
+        source.notes.append(f"not read: {', '.join(others)}")
+    return source
+
+
+def _of_split(path: Path, keys: Sequence[str], split: str) -> dict[str, str]:
+    """The arrays of a split: their names without it, and with it."""
+    found = {key: splits.split_of(key) for key in keys}
+    there = sorted({kind for kind, _ in found.values()} - {""})
+    if not there and split in ("train", splits.ALL):
+        return {key: key for key in keys}
+    if split not in there:
+        raise splits.NoSplit(
+            f"--data {path}: no {split} arrays in it, only {', '.join(there or keys)}; give one of them"
+        )
+    return {rest or "images": key for key, (kind, rest) in found.items() if kind in (split, "")}
+
+
+def _named(
+    path: Path,
+    archive: np.lib.npyio.NpzFile,
+    keys: Mapping[str, str],
+    usual: Sequence[str],
+    fits: Callable[[tuple[int, ...], np.dtype], bool],
+) -> str | None:
+    """The first of the usual names, in any case, that is there, or else the name of the only array that fits."""
+    by_name = {name.lower(): name for name in reversed([*keys])}
+    if known := [by_name[name] for name in usual if name in by_name]:
+        return known[0]
+    assert archive.zip is not None
+    fitting = []
+    for name, key in keys.items():
+        with _readable(path, f" ({key})"), archive.zip.open(key + ".npy") as file:
+            shape, dtype, _ = _header(file)
+        if fits(shape, dtype):
+            fitting.append(name)
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, bool]:
+    """Shape, type and whether in Fortran's order, of an array in .npy format; the file is left at its first byte."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(file)
+    return shape, dtype, fortran
 
 
 @contextlib.contextmanager
@@ -65,9 +125,7 @@ def _member(path: Path, archive: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
             return archive[key]
         file.seek(member.header_offset + 26)  # the local header's two lengths (zip specification, 4.3.7)
         file.seek(sum(struct.unpack("<HH", file.read(4))), 1)
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(file)
+        shape, dtype, fortran = _header(file)
         if dtype.hasobject or not shape:
             return archive[key]  # refused there
         return np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran else "C")
@@ -111,6 +169,7 @@ def _channels_first(where: str, pixels: np.ndarray) -> np.ndarray:
 
 def _check_labels(where: str, labels: np.ndarray, count: int) -> tuple[np.ndarray, int]:
     """Labels as int64, and the number of classes."""
+    labels = labels[:, 0] if labels.shape == (count, 1) else labels
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise ValueError(
             f"--data {where}: labels have shape {labels.shape} and dtype {labels.dtype}; give ({count},) integers"

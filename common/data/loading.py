@@ -8,7 +8,8 @@ needs no state of a loader, and several processes take their rows of the same gl
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +20,8 @@ import torch
 from torch import Tensor
 
 from common.data.opening import open_source
-from common.images import fit, from_uint8
+from common.data.sources import summary
+from common.images import fit, from_uint8, traits
 from common.runtime import generator, in_one_line, silent
 
 CORRUPT_LIMIT = 10  # more unreadable images than this are an error
@@ -135,12 +137,13 @@ class StreamingImages:
             )
         if limit is not None and limit < 1:
             raise ValueError(f"limit {limit}: give 1 or more images")
-        source = open_source(spec, root, split, print if progress else silent)
+        say = tqdm.write if progress else silent
+        source = open_source(spec, root, split, say)
         self._source = source if labels else replace(source, labels=None, class_names=())
         count = source.count if limit is None else min(limit, source.count)
         self._chosen = np.arange(count) * source.count // count
         self._shape, self._progress, self._workers = (channels, image_size, image_size), progress, max(1, num_workers)
-        self._unreadable = Unreadable(CORRUPT_LIMIT, tqdm.write if progress else silent)
+        self._say, self._unreadable = say, Unreadable(CORRUPT_LIMIT, say)
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="decode")
         self.source, self.class_names = source.where, self._source.class_names
         self.labels = None if self._source.labels is None else torch.from_numpy(self._source.labels[self._chosen])
@@ -170,8 +173,8 @@ class StreamingImages:
                 return candidate
         raise ValueError(f"--data {self.source}: none of its images can be read")
 
-    def _decode(self, position: int, out: np.ndarray) -> tuple[int, int] | None:
-        """Decodes an image into ``out`` (C,S,S); its size before resizing, None when it cannot be read."""
+    def _decode(self, position: int, out: np.ndarray) -> tuple[tuple[int, int], list[str]] | None:
+        """Decodes an image into ``out`` (C,S,S); its size and traits before that, None when it cannot be read."""
         index = int(self._chosen[position])
         try:
             image = self._source.load(index)
@@ -181,7 +184,14 @@ class StreamingImages:
         except Exception as error:  # noqa: BLE001  decoders raise anything on damaged bytes: SyntaxError, struct.error
             self._unreadable.add(position, self._source.name(index), error)
             return None
-        return image.size
+        return image.size, traits(image)
+
+    def tell(self, count: int | None = None, about: Mapping[str, int] = {}) -> None:
+        """Say in one line what there is: how many images, which were left out and why, the classes."""
+        source = self._source
+        if self._unreadable.reasons:
+            source = replace(source, skipped=source.skipped + Counter(unreadable=len(self._unreadable.reasons)))
+        self._say(summary(source, len(self) if count is None else count, about))
 
     def resident(self) -> ImageData:
         """All images in memory, without the unreadable ones; see :func:`load_images`."""
@@ -194,6 +204,7 @@ class StreamingImages:
         rows, labels = self._source.rows, self.labels
         if rows is not None and rows.shape == shape:  # an array's; torchvision's CIFAR-like ones need no copy
             images = torch.from_numpy(np.array(rows, order="C", copy=True if isinstance(rows, np.memmap) else None))
+            self.tell()
         else:
             images = torch.empty(shape, dtype=torch.uint8)
             good = self._decode_all(images.numpy())
@@ -204,27 +215,28 @@ class StreamingImages:
         """Decodes all images into ``pixels`` (N,C,S,S), unreadable ones left out; the positions that are there."""
         from tqdm import tqdm
 
-        first_size = self._decode(0, pixels[0])
-        workers = 1 if first_size is not None and max(first_size) <= _SMALL else self._workers
+        first = self._decode(0, pixels[0])
+        workers = 1 if first is not None and max(first[0]) <= _SMALL else self._workers
 
-        def decode_chunk(start: int) -> list[tuple[int, int] | None]:
+        def decode_chunk(start: int) -> list[tuple[tuple[int, int], list[str]] | None]:
             return [self._decode(k, pixels[k]) for k in range(start, min(start + _CHUNK, len(pixels)))]
 
-        sizes = []
+        about, resized, example, side = Counter[str](), 0, "", pixels.shape[-1]
         bar = tqdm(total=len(self), desc="reading images", unit="img", disable=None if self._progress else True)
         with bar, ThreadPoolExecutor(workers) as pool:
-            for chunk in pool.map(decode_chunk, range(0, len(self), _CHUNK)):  # in order
+            for start, chunk in enumerate(pool.map(decode_chunk, range(0, len(self), _CHUNK))):  # in order
                 bar.update(len(chunk))
-                sizes += chunk
-        side = pixels.shape[-1]
-        resized = [position for position, size in enumerate(sizes) if size not in (None, (side, side))]
-        if resized and self._progress:
-            width, height = sizes[resized[0]]
-            example = f"{self._source.name(int(self._chosen[resized[0]]))} is {width}x{height}"
-            print(f"resized {len(resized)} of {len(self)} images to {side}x{side} ({example})")
+                for k, (size, image_traits) in ((k, seen) for k, seen in enumerate(chunk) if seen is not None):
+                    about.update(image_traits)
+                    if size != (side, side):
+                        name = self._source.name(int(self._chosen[start * _CHUNK + k]))
+                        resized, example = resized + 1, example or f"{name} is {size[0]}x{size[1]}"
+        if resized:
+            about[f"resized to {side}x{side} ({example})"] = resized
         good = _close_gaps(pixels, sorted(self._unreadable.reasons))
         if not len(good):
             raise ValueError(f"--data {self.source}: none of its {len(self)} images can be read")
+        self.tell(len(good), about)
         return good
 
 

@@ -21,6 +21,15 @@ ALLOWED = "torchvision:NAME, a folder, .zip or .tar of images, an LMDB, or a .np
 PREPARE = "python -m common.prepare images --size SIZE --to FILE.zip --from"
 _CONVERTED = (".gz", ".tgz", ".bz2", ".xz", ".parquet", ".tfrecord", ".tfrecords")  # by it, but not read in training
 
+_OPENERS = {
+    ".lmdb": open_lmdb,
+    ".mdb": open_lmdb,
+    ".zip": open_zip,
+    ".tar": open_tar,
+    ".npy": open_npy,
+    ".npz": open_npz,
+}
+
 
 class DownloadError(ValueError):
     """A data set could not be fetched; the message says what to do by hand."""
@@ -32,7 +41,7 @@ def open_source(spec: str, root: str | Path | None = None, split: str = "train",
     Args:
         spec: ``torchvision:NAME``, a folder, a .zip or .tar, an LMDB (its folder or file), a .npy or a .npz.
         root: Folder of torchvision's sets; what is missing is downloaded into it.
-        split: "train" or "test": torchvision's split, or the sub-folder of that name when there are such.
+        split: "train", "val" or "test", by the names of what is there (``common.data.splits``) or torchvision's; "all".
         say: Gets lines of information.
 
     Raises:
@@ -47,20 +56,15 @@ def open_source(spec: str, root: str | Path | None = None, split: str = "train",
         raise FileNotFoundError(f"--data {spec!r}: no such file or folder; give {ALLOWED}")
     if path.is_dir() and not (path / "data.mdb").exists():
         return open_folder(path, split)
-    openers = {
-        "": lambda: open_lmdb(path / "data.mdb"),
-        ".lmdb": lambda: open_lmdb(path),
-        ".mdb": lambda: open_lmdb(path),
-        ".zip": lambda: open_zip(path, split, say),
-        ".tar": lambda: open_tar(path, split, say),
-        ".npy": lambda: open_npy(path),
-        ".npz": lambda: open_npz(path),
-    }
-    suffix = "" if path.is_dir() else path.suffix.lower() or "suffixless"
-    if suffix not in openers:
+    if path.is_dir():
+        return open_lmdb(path / "data.mdb", split)
+    suffix = path.suffix.lower() or "suffixless"
+    if not path.is_file():
+        raise ValueError(f"--data {spec}: no regular file; give {ALLOWED}")
+    if suffix not in _OPENERS:
         hint = f"; convert it by {PREPARE} {spec}" if suffix in _CONVERTED else ""
         raise ValueError(f"--data {spec}: cannot read a {suffix} file; give {ALLOWED}{hint}")
-    return openers[suffix]()
+    return _OPENERS[suffix](path, split)
 
 
 # ---- torchvision

@@ -7,21 +7,28 @@ from several threads. ``common.data.opening`` makes one of what ``--data`` names
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from common.data import splits
 from common.images import decode
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+SPECIAL = "links and special files"
 AGAIN = "copy or download it again"
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-_SPLITS = {"train", "training", "test", "val", "valid", "validation"}
+MAX_IMAGE_BYTES = 128 * 2**20  # one encoded image; what is larger is taken for a bomb and left out
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".j2k")
+SUFFIXES += (".ppm", ".pgm", ".pbm", ".pnm", ".tga")
+# Images that are counted, since they are not read
+_OTHERS = (".heic", ".heif", ".jxl", ".svg", ".psd", ".exr", ".hdr", ".dng", ".cr2", ".nef", ".arw", ".raw", ".dcm")
+_HIDDEN = ("__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "lost+found", "system volume information")
 
 
 @dataclass
@@ -37,6 +44,9 @@ class Source:
         class_names: Name of each label.
         rows: For arrays, their uint8 pixels (N,C,H,W), perhaps mapped from a file; else None.
         kind: What the images were found in: "folder", "zip", "tar", "lmdb", "array", ...
+        skipped: How many images that were found are left out, by reason.
+        files: What is read; none: it is in memory.
+        notes: What else there is to say.
     """
 
     where: str
@@ -47,6 +57,9 @@ class Source:
     class_names: tuple[str, ...] = ()
     rows: np.ndarray | None = None
     kind: str = ""
+    skipped: Counter[str] = field(default_factory=Counter)
+    files: Sequence[Path] = ()
+    notes: list[str] = field(default_factory=list)
 
     def name(self, index: int) -> str:
         """What to call image ``index`` in a message."""
@@ -55,50 +68,143 @@ class Source:
 
 def open_folder(path: Path, split: str) -> Source:
     """A source from the images below a folder; class folders give labels."""
-    return named_source(path, list_files(path), split, "folder", lambda name: (path / name).read_bytes())
+    names, skipped = list_files(path)
+    source = named_source(path, names, split, "folder", lambda name: _read_file(path / name), skipped)
+    source.files = [path / name for name in source.names or ()]
+    return source
 
 
-def named_source(path: Path, names: list[str], split: str, kind: str, read: Callable[[str], bytes]) -> Source:
+def _read_file(path: Path) -> bytes:
+    with path.open("rb") as file:
+        check_size(os.fstat(file.fileno()).st_size)
+        return file.read()
+
+
+def check_size(size: int) -> None:
+    """Raises ValueError for an encoded image that is too large to be one."""
+    if size > MAX_IMAGE_BYTES:
+        raise ValueError(f"it has {size / 2**20:.0f} MiB, more than the {MAX_IMAGE_BYTES >> 20} that an image may have")
+
+
+def named_source(
+    path: Path,
+    names: Sequence[str],
+    split: str,
+    kind: str,
+    read: Callable[[str], bytes],
+    skipped: Mapping[str, int] = {},
+) -> Source:
     """A source of those of ``names`` that are images of the split; ``read(name)`` gives a file's bytes."""
-    names = _pick_split(sorted(filter(is_image, names)), split, str(path))
-    if not names:
-        raise ValueError(f"--data {path}: no images in it; names must end in {' '.join(SUFFIXES)}")
-    labels, class_names = class_labels(names)
-    return Source(str(path), lambda k: decode(read(names[k])), len(names), names, labels, class_names, kind=kind)
+    counts = Counter(skipped)
+    images = []
+    for name in sorted(names):
+        if reason := _no_image(name):
+            counts[reason] += 1
+        else:
+            images.append(name)
+    del counts["no image"]
+    if not images:
+        told = f"; {left_out(counts)}" if counts else f"; names must end in {' '.join(SUFFIXES)}"
+        raise ValueError(f"--data {path}: no images in it{told}")
+    names, labels, class_names = arranged(images, split, str(path))
+
+    def load(index: int) -> Image:
+        return decode(read(names[index]))
+
+    return Source(str(path), load, len(names), names, labels, class_names, None, kind, counts, [path])
 
 
-def list_files(path: Path) -> list[str]:
-    """Files below ``path``, as relative names; links are followed, but no folder is visited twice."""
-    names, seen = [], set()
-    for folder, subfolders, files in os.walk(path, followlinks=True):
+def arranged(names: list[str], split: str, where: str) -> tuple[list[str], np.ndarray | None, tuple[str, ...]]:
+    """Those of the names that are of a split, their labels by class folders, and what the classes are called.
+
+    Classes are those of all splits but the unlabelled one, so that a class has one number in each of them.
+    """
+    kinds, rests = splits.place(names, where)
+    chosen = splits.pick(kinds, split, where)
+    names = [names[index] for index in chosen]
+    labelled = [index for index, kind in enumerate(kinds) if kind != "unlabeled"]
+    labels, class_names = class_labels([rests[index] for index in labelled])
+    number = dict(zip(labelled, range(len(labelled)), strict=True))
+    if labels is None or not all(index in number for index in chosen):
+        return names, *class_labels([rests[index] for index in chosen])
+    return names, labels[[number[index] for index in chosen]], class_names
+
+
+def summary(source: Source, count: int, traits: Mapping[str, int] = {}) -> str:
+    """One line: how many images are read of what was found, what is left out and why, and the classes.
+
+    Args:
+        source: Where they come from.
+        count: Images that are read.
+        traits: What else some of them are, and how many.
+    """
+    names = [str(name) for name in source.class_names]
+    shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    classes = f"{len(names)} classes ({shown})" if names else "no classes"
+    parts = [f"{source.where}: {count} images, {classes}"]
+    parts += [f"{number} {trait}" for trait, number in sorted(traits.items())]
+    skipped = +source.skipped  # without what counts nothing
+    return "; ".join([*parts, *source.notes, *([left_out(skipped)] if skipped else [])])
+
+
+def left_out(counts: Mapping[str, int]) -> str:
+    """Words for what was left out and why."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
+    return f"left out {sum(counts.values())}: {reasons}"
+
+
+def _no_image(name: str) -> str:
+    """Why a file is no image to read: hidden, of a kind that is not read, or no image at all; empty when it is one."""
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix not in SUFFIXES and suffix not in _OTHERS:
+        return "no image"
+    if is_hidden(name):
+        return "hidden or of the system"
+    return "" if suffix in SUFFIXES else f"{suffix} (not read here: convert them)"
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file is hidden, or lies in a folder that systems make for themselves (thumbnails, trash, forks)."""
+    return any(part.startswith(".") or part.lower() in _HIDDEN for part in name.split("/"))
+
+
+def list_files(path: Path, outside: bool = False) -> tuple[list[str], Counter[str]]:
+    """Regular files below ``path`` as relative names, and how many others there are, by reason.
+
+    No folder is visited twice. FIFOs, devices and links that lead out of the folder are never opened; ``outside``: such
+    links are followed, for files that hold many images, which caches keep elsewhere.
+    """
+    root, names, skipped, seen = os.path.realpath(path), [], Counter[str](), set()
+
+    def visit(folder: str, prefix: str) -> None:
         real = os.path.realpath(folder)
         if real in seen:
-            subfolders.clear()
-            continue
+            return
         seen.add(real)
-        relative = Path(folder).relative_to(path).as_posix()
-        prefix = "" if relative == "." else relative + "/"
-        names += [prefix + name for name in files]
-    return names
+        try:
+            entries = list(os.scandir(folder))
+        except PermissionError:
+            skipped["folders that may not be read"] += 1
+            return
+        for entry in entries:
+            if (
+                not outside
+                and entry.is_symlink()
+                and not (os.path.realpath(entry.path) + os.sep).startswith(root + os.sep)
+            ):
+                skipped["links that lead out of the folder"] += 1
+            elif entry.is_dir():
+                visit(entry.path, f"{prefix}{entry.name}/")
+            elif entry.is_file():
+                names.append(prefix + entry.name)
+            else:
+                skipped[SPECIAL] += 1
+
+    visit(root, "")
+    return names, skipped
 
 
-def is_image(name: str) -> bool:
-    """Whether a name is that of an image, and not hidden."""
-    hidden = any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
-    return name.lower().endswith(SUFFIXES) and not hidden
-
-
-def _pick_split(names: list[str], split: str, where: str) -> list[str]:
-    """Keeps the sub-folder called ``split`` when the folders are train/, test/, ...; else all names."""
-    folders = _first_folders(names)
-    if not folders or not set(folders) <= _SPLITS:
-        return names
-    if split not in folders:
-        raise ValueError(f"--data {where}: no {split}/ in it, only {', '.join(sorted(set(folders)))}; give one of them")
-    return [name for name, folder in zip(names, folders, strict=True) if folder == split]
-
-
-def _first_folders(names: list[str]) -> list[str]:
+def _first_folders(names: Sequence[str]) -> list[str]:
     """First folder of each name below what all names share; empty when some image lies above such folders."""
     parts = [name.split("/")[:-1] for name in names]
     depth = len(os.path.commonprefix(parts)) if parts else 0

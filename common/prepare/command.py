@@ -17,8 +17,8 @@ import io
 import os
 import re
 import shutil
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from common import cli
 from common.cli.files import load_config, read_values
 from common.cli.ranges import AtLeast, AtMost, Count, OneOf, Whole
 from common.records.rows import JsonLines
-from common.runtime import check_same, in_one_line, read_json, run_lock, silent, write_json
+from common.runtime import check_same, contents, in_one_line, read_json, run_lock, silent, write_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 _CHUNK = 64  # images between two points from which a killed run goes on
+_FREE = ("times", "pillow", "count", "checksum", "skipped")  # of a finished file: they may differ
 _PNG_LEVEL = 1  # of zlib: 6% larger than PIL's 6 on photographs of 256x256, in 40% of the time
 
 
@@ -63,6 +64,8 @@ class PrepareConfig:
     """LEFT,TOP,RIGHT,BOTTOM in pixels, kept before resizing; instead of --crop"""
     channels: Annotated[int, OneOf((1, 3))] = 3
     """3 colour, 1 grey"""
+    background: Literal["white", "black"] = "white"
+    """What shows through where an image is transparent"""
     format: Literal["png", "jpeg"] = "png"
     """Encoding; png loses nothing"""
     quality: Annotated[int, AtLeast(1, "give 1 to 100"), AtMost(100, "give 1 to 100")] = 95
@@ -130,10 +133,10 @@ def prepare(config: PrepareConfig, progress: bool = True) -> dict[str, Any]:
         try:
             source = open_input(config.source, config.split, config.attribute, work, say)
             names = output_names(source, ".png" if config.format == "png" else ".jpg")
-            plan = _plan(config, source, names)
-            if to.exists():
-                advice, free = "give another --to, or delete that file", ("pillow", "count", "checksum", "skipped")
-                check_same(to, read_header(to), plan, advice, free)
+            old = read_header(to) if to.exists() else {}
+            plan = _plan(config, source, names, old)
+            if old and not _is_renewed(old, plan, say):
+                check_same(to, old, plan, "give another --to, or delete that file", _FREE)
                 say(f"{to} is complete")
             else:
                 _write(config, to, work, source, names, plan, progress)
@@ -157,16 +160,27 @@ def _relabelled() -> Iterator[None]:
         raise type(error)(str(error).replace("--data ", "--from ", 1)) from error
 
 
-def _plan(config: PrepareConfig, source: Source, names: list[str]) -> dict[str, Any]:
-    """What the bytes of the file depend on."""
+def _is_renewed(old: Any, plan: dict[str, Any], say: Callable[[str], None]) -> bool:
+    """Whether images of the same names have changed since a file was made or begun, which is then made anew."""
+    before, now = old.get("source") if isinstance(old, dict) else None, plan["source"]
+    if not isinstance(before, dict) or before == now or {**before, "hash": now["hash"]} != now:
+        return False
+    say("the images have changed since: all are prepared anew")
+    return True
+
+
+def _plan(config: PrepareConfig, source: Source, names: list[str], old: dict[str, Any]) -> dict[str, Any]:
+    """What the bytes of the file depend on; ``old``: the plan of a file that is there."""
     import PIL
 
     from common.prepare.containers import digest
 
+    before = old["source"] if isinstance(old.get("source"), dict) else {}
+    held = contents(source.files, {"hash": before.get("hash"), "times": old.get("times")})
     rule = f"box {','.join(map(str, config.box))}, " if config.box else f"centre {config.crop}, " if config.crop else ""
     return {
         "format": "prepared images",
-        "version": 1,
+        "version": 2,
         "size": config.size,
         "channels": config.channels,
         "crop": rule + f"centre square, resized to {config.size} (bicubic, antialiased)",
@@ -174,7 +188,14 @@ def _plan(config: PrepareConfig, source: Source, names: list[str]) -> dict[str, 
         "pillow": PIL.__version__,
         "split": config.split,
         "attribute": config.attribute,
-        "source": {"kind": source.kind, "count": source.count, "names": digest("\n".join(sorted(names)).encode())},
+        "background": config.background,
+        "source": {
+            "kind": source.kind,
+            "count": source.count,
+            "names": digest("\n".join(sorted(names)).encode()),
+            "hash": held["hash"],
+        },
+        "times": held["times"],
     }
 
 
@@ -185,17 +206,21 @@ def _write(
     from tqdm import tqdm
 
     from common.data.loading import Unreadable
+    from common.data.sources import summary
     from common.prepare.containers import checksum, writer_for
 
-    begun = work / "plan.json"
+    begun, say = work / "plan.json", tqdm.write if progress else silent
+    if begun.exists() and _is_renewed(read_json(begun), plan, say):
+        for file in (begun, work / "journal.jsonl", work / "data"):
+            file.unlink(missing_ok=True)
     if begun.exists():
-        check_same(work, read_json(begun), plan, f"go on with those settings, or delete the folder {work}")
+        check_same(work, read_json(begun), plan, f"go on with those settings, or delete the folder {work}", ("times",))
     else:
         write_json(begun, plan)
     journal = JsonLines(work / "journal.jsonl")
     rows = journal.read()
     entries = [entry for row in rows for entry in row["entries"]]
-    unreadable = Unreadable(config.corrupt_limit, tqdm.write if progress else silent)
+    unreadable, about = Unreadable(config.corrupt_limit, say), Counter[str]()
     for name, reason in (skipped for row in rows for skipped in row["skipped"]):
         unreadable.add(len(unreadable.reasons), name, ValueError(reason))
     done = len(entries) + len(unreadable.reasons)
@@ -204,8 +229,9 @@ def _write(
     bar = tqdm(total=source.count, initial=done, desc=to.name, unit="img", disable=None if progress else True)
     try:
         for chunk in _encoded(config, source, order[done:]):
-            good = [(names[index], data) for index, data, _ in chunk if data is not None]
-            skipped = [[source.name(index), _reason(error)] for index, data, error in chunk if data is None]
+            good = [(names[index], data) for index, data, *_ in chunk if data is not None]
+            skipped = [[source.name(index), _reason(error)] for index, data, error, _ in chunk if data is None]
+            about.update(trait for *_, seen in chunk for trait in seen)
             added = writer.write(good)
             for name, reason in skipped:
                 unreadable.add(len(unreadable.reasons), name, ValueError(reason))
@@ -220,6 +246,8 @@ def _write(
         bar.close()
         writer.close()
     (work / "data").replace(to)
+    source.skipped["unreadable"] += len(skipped)
+    say(summary(source, len(entries), about))
 
 
 # ---- names
@@ -268,7 +296,7 @@ def _in_class_folders(source: Source, names: list[str]) -> list[str]:
 
 
 def _encoded(config: PrepareConfig, source: Source, order: Sequence[int]) -> Iterator[list[tuple]]:
-    """Chunks of (index, encoded image or None, error or None), in order; a few chunks ahead are being made."""
+    """Chunks of (index, encoded image or None, error or None, traits), in order; a few chunks ahead are being made."""
 
     def encode_chunk(indices: Iterable[int]) -> list[tuple]:
         return [(index, *_encode_one(config, source, index)) for index in indices]
@@ -285,26 +313,29 @@ def _encoded(config: PrepareConfig, source: Source, order: Sequence[int]) -> Ite
         pool.shutdown(cancel_futures=True)
 
 
-def _encode_one(config: PrepareConfig, source: Source, index: int) -> tuple[bytes | None, Exception | None]:
-    """The encoded image, or why there is none."""
+def _encode_one(
+    config: PrepareConfig, source: Source, index: int
+) -> tuple[bytes | None, Exception | None, Sequence[str]]:
+    """The encoded image, or why there is none, and what is worth telling of it."""
     from PIL import Image
 
-    from common.images import fit
+    from common.images import fit, traits
 
     assert config.size is not None
     try:
-        pixels = fit(cropped(source.load(index), config.crop, config.box), config.size, config.channels)
+        part = cropped(source.load(index), config.crop, config.box)
+        pixels, seen = fit(part, config.size, config.channels, config.background), traits(part, config.background)
         image = Image.fromarray(pixels[0] if config.channels == 1 else pixels.transpose(1, 2, 0).copy())
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001  decoders raise anything on damaged bytes
-        return None, error
+        return None, error, ()
     buffer = io.BytesIO()
     if config.format == "png":
         image.save(buffer, "PNG", compress_level=_PNG_LEVEL)
     else:
         image.save(buffer, "JPEG", quality=config.quality, subsampling=0)
-    return buffer.getvalue(), None
+    return buffer.getvalue(), None, seen
 
 
 def cropped(image: Image, crop: int = 0, box: tuple[int, ...] = ()) -> Image:

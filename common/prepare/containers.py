@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.data.archives import HEADER, environment, walk_keys
+from common.data.archives import HEADER, environment, keys_of
 from common.data.sources import AGAIN
 
 MAX_KEY_BYTES = 511  # of an LMDB
@@ -146,7 +146,7 @@ def _opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
             yield sorted(set(archive.namelist())), archive.read
     else:
         with environment(path).begin() as transaction:
-            yield [key.decode() for key in walk_keys(path)], lambda name: transaction.get(name.encode())
+            yield [key.decode() for key in keys_of(path)], lambda name: transaction.get(name.encode())
 
 
 def read_header(path: Path) -> dict[str, Any]:

@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common.data import splits
 from common.data.archives import open_tar
 from common.data.arrays import open_npy
 from common.data.opening import open_source
-from common.data.sources import AGAIN, Source, is_image, list_files
+from common.data.sources import AGAIN, SUFFIXES, Source, is_hidden, list_files
 from common.images import decode
 from common.prepare.tfrecord import open_tfrecord
 from common.runtime import atomic_write
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
 
 _COMPRESSED = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _RECORDS = r"\.tfrecords?(-\d+-of-\d+)?$"
-_SPLIT_NAMES = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}  # and partition numbers
+_LABELS = ("label", "labels", "target", "targets", "class", "y", "fine_label")
+_PARTITIONS = {"train": "0", "val": "1", "test": "2"}  # of a partition list
 
 
 def open_input(spec: str, split: str, attribute: str, work: Path, say: Callable[[str], None]) -> Source:
@@ -45,7 +47,7 @@ def open_input(spec: str, split: str, attribute: str, work: Path, say: Callable[
     Args:
         spec: Anything that ``open_source`` reads, a compressed .tar, a .parquet or TFRecord file or a folder of such
             files, a folder of .npy files, or a folder with list_eval_partition.txt.
-        split: "train", "val" or "test"; "all" where there is a partition file.
+        split: "train", "val", "test" or "all".
         attribute: Column of the attribute file that becomes the label; empty: none.
         work: Folder for what has to be unpacked.
         say: Gets lines of information.
@@ -60,11 +62,12 @@ def open_input(spec: str, split: str, attribute: str, work: Path, say: Callable[
     if path.is_dir():
         return _open_folder(path, split, attribute, say) or open_source(spec, None, split, say)
     if path.is_file() and path.suffix.lower() in _COMPRESSED:
-        return open_tar(_unpacked(path, work, say), split, say)
-    if path.is_file() and path.suffix.lower() == ".parquet":
-        return open_parquet(path)
-    if path.is_file() and re.search(_RECORDS, path.name):
-        return open_tfrecord(path)
+        source = open_tar(_unpacked(path, work, say), split)
+        source.files = [path]
+        return source
+    for opener, pattern in _MANY:
+        if path.is_file() and re.search(pattern, path.name):
+            return opener(path)
     return open_source(spec, None, split, say)
 
 
@@ -72,31 +75,25 @@ def _open_folder(path: Path, split: str, attribute: str, say: Callable[[str], No
     """A source from a folder of files that each hold many images; None for any other folder."""
     if _lists(path, "list_eval_partition"):
         return open_partitioned(path, split, attribute, say)
-    names = sorted(list_files(path))
-    if any(map(is_image, names)):
-        return None
-    files = [path / name for name in names]
-    for opener, pattern in ((open_parquet, r"\.parquet$"), (open_tfrecord, _RECORDS), (open_npy, r"\.npy$")):
-        if chosen := [file for file in files if re.search(pattern, file.name)]:
-            return concatenated([opener(file) for file in _of_split(_largest(chosen), split)], str(path))
+    names = sorted(name for name in list_files(path, outside=True)[0] if not is_hidden(name))
+    images = [name for name in names if name.lower().endswith(SUFFIXES)]
+    for opener, pattern in (*_MANY, (lambda file: open_npy(file, "train"), r"\.npy$")):
+        files = _largest([name for name in names if re.search(pattern, name)])
+        if files and images and opener in dict(_MANY):
+            raise ValueError(
+                f"--data {path}: {len(images)} images, such as {images[0]}, and {len(files)} files of many, such as "
+                f"{files[0]}; give the folder of one kind"
+            )
+        if files and not images:
+            kinds, _ = splits.place(files, str(path), stems=True)
+            return concatenated([opener(path / files[k]) for k in splits.pick(kinds, split, str(path))], str(path))
     return None
 
 
-def _of_split(files: list[Path], split: str) -> list[Path]:
-    """The files with the split's name between dots and dashes, when some have one: train-00000-of-00002.parquet."""
-    numbers = [{_SPLIT_NAMES[word] for word in re.split(r"\W|_", f.name) if word in _SPLIT_NAMES} for f in files]
-    if not any(numbers):
-        return files
-    chosen = [file for file, number in zip(files, numbers, strict=True) if _SPLIT_NAMES.get(split) in number]
-    if not chosen:
-        raise ValueError(f"--split {split}: no such file among {', '.join(file.name for file in files[:5])}")
-    return chosen
-
-
-def _largest(files: list[Path]) -> list[Path]:
+def _largest(names: list[str]) -> list[str]:
     """Of the resolutions of one set, NAME-r02.tfrecords to NAME-r10.tfrecords (Karras et al. 2018), the largest."""
-    levels = [int(match[1]) if (match := re.search(r"-r(\d\d)\.tfrecords$", file.name)) else -1 for file in files]
-    return [file for file, level in zip(files, levels, strict=True) if level == max(levels)]
+    levels = [int(match[1]) if (match := re.search(r"-r(\d\d)\.tfrecords$", name)) else -1 for name in names]
+    return [name for name, level in zip(names, levels, strict=True) if level == max(levels)]
 
 
 def concatenated(parts: list[Source], where: str) -> Source:
@@ -106,7 +103,9 @@ def concatenated(parts: list[Source], where: str) -> Source:
     labels = np.concatenate(all_labels) if len(all_labels) == len(parts) else None
     kind = f"{parts[0].kind} files" if len(parts) > 1 else parts[0].kind
     load = _by_parts(counts, lambda k, index: parts[k].load(index))
-    return Source(where, load, sum(counts), None, labels, classes if labels is not None else (), kind=kind)
+    files = [file for part in parts for file in part.files]
+    classes = classes if labels is not None else ()
+    return Source(where, load, sum(counts), None, labels, classes, kind=kind, files=files)
 
 
 def _by_parts(counts: Iterable[int], load: Callable[[int, int], Image]) -> Callable[[int], Image]:
@@ -122,7 +121,8 @@ def _by_parts(counts: Iterable[int], load: Callable[[int, int], Image]) -> Calla
 
 def _unpacked(path: Path, work: Path, say: Callable[[str], None]) -> Path:
     """The uncompressed tar of a compressed one, in ``work``: its members can then be read in any order."""
-    target = work / "source.tar"
+    status = path.stat()
+    target = work / f"source-{status.st_size}-{status.st_mtime_ns}.tar"
     if target.exists():
         return target
     say(f"unpacking {path} to {target}, which is deleted at the end")
@@ -157,9 +157,9 @@ def open_partitioned(path: Path, split: str, attribute: str, say: Callable[[str]
         ValueError: A list that cannot be read, an unknown attribute, or no image of the split.
     """
     rows = _table(_lists(path, "list_eval_partition")[0])
-    wanted = {name for name, *value in rows if split == "all" or value == [str(_SPLIT_NAMES[split])]}
+    wanted = {name for name, *value in rows if split == splits.ALL or value == [_PARTITIONS[split]]}
     places = [place for place in sorted(path.glob("img_align*")) if place.is_dir() or place.suffix == ".zip"]
-    images = open_source(str(places[0] if places else path), None, split, say)
+    images = open_source(str(places[0] if places else path), None, splits.ALL, say)
     names = images.names or ()
     chosen = [k for k, name in enumerate(names) if name.rpartition("/")[2] in wanted]
     if not chosen:
@@ -169,7 +169,10 @@ def open_partitioned(path: Path, split: str, attribute: str, say: Callable[[str]
     own = [names[k] for k in chosen]
     labels = _attribute(path, attribute, own) if attribute else None
     classes = (f"no_{attribute}", attribute) if attribute else ()
-    return Source(str(path), lambda k: images.load(chosen[k]), len(own), own, labels, classes, kind="partition")
+    files = [_lists(path, "list_eval_partition")[0], *images.files]
+    return Source(
+        str(path), lambda k: images.load(chosen[k]), len(own), own, labels, classes, kind="partition", files=files
+    )
 
 
 def _table(path: Path) -> list[list[str]]:
@@ -224,7 +227,8 @@ def _parquet_loader(file: Any, column: str) -> Callable[[int], Image]:
 def open_parquet(path: Path) -> Source:
     """A source from a parquet file with a column of encoded images (binary, or a struct with ``bytes``).
 
-    An integer column "label" gives labels, with the names that the Hugging Face hub writes into the schema.
+    An integer column "label" (or of another usual name) gives labels, with the names that the Hugging Face hub writes
+    into the schema.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -239,10 +243,10 @@ def open_parquet(path: Path) -> Source:
     if not images or file.metadata.num_rows == 0:
         raise ValueError(f"--data {path}: no column of encoded images in it, only {', '.join(columns) or 'nothing'}")
     load = _parquet_loader(file, images.get("image") or next(iter(images.values())))
-    count, labels, classes = file.metadata.num_rows, None, ()
-    if "label" in columns and pa.types.is_integer(schema.field("label").type):
-        labels, classes = _parquet_labels(file, schema)
-    return Source(str(path), load, count, None, labels, classes, kind="parquet")
+    labels, classes = None, ()
+    if names := [name for name in _LABELS if name in columns and pa.types.is_integer(schema.field(name).type)]:
+        labels, classes = _parquet_labels(file, schema, names[0])
+    return Source(str(path), load, file.metadata.num_rows, None, labels, classes, kind="parquet", files=[path])
 
 
 def _image_column(field: Any, pa: Any) -> str:
@@ -254,13 +258,17 @@ def _image_column(field: Any, pa: Any) -> str:
     return ""
 
 
-def _parquet_labels(file: Any, schema: Any) -> tuple[np.ndarray, tuple[str, ...]]:
-    labels = np.asarray(file.read(columns=["label"]).column(0).to_numpy(), np.int64)
+def _parquet_labels(file: Any, schema: Any, column: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    labels = np.asarray(file.read(columns=[column]).column(0).to_numpy(), np.int64)
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        names = tuple(str(name) for name in features["label"]["names"])
+        names = tuple(str(name) for name in features[column]["names"])
     except (KeyError, TypeError, ValueError):
         names = ()
     if labels.min() < 0:
         raise ValueError("negative labels mean that the classes are hidden; give another --split")
     return labels, names if len(names) > labels.max() else tuple(map(str, range(labels.max() + 1)))
+
+
+# Files of many images: what opens them, and their names
+_MANY = ((open_parquet, r"\.parquet$"), (open_tfrecord, _RECORDS))

@@ -53,7 +53,7 @@ def open_tfrecord(path: Path) -> Source:
             start += 16 + length
     if not places:
         raise ValueError(f"--data {path}: no images in it")
-    return Source(str(path), partial(_load_record, path, places), len(places), kind="tfrecord")
+    return Source(str(path), partial(_load_record, path, places), len(places), kind="tfrecord", files=[path])
 
 
 def _load_record(path: Path, places: Sequence[tuple[int, int]], index: int) -> Image:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from common.data import archives, arrays, opening
+from common.data import arrays, opening, sources
 from common.data import loading as data_module
 from common.data.loading import (
     Batches,
@@ -111,7 +111,7 @@ def test_split_folders(tmp_path):
     spec = write_folder(tmp_path, {**files, "test/a/0.png": encode(picture(5)), "test/b/0.png": encode(picture(6))})
     assert load(spec).class_names == ("a", "b") and len(load(spec)) == 4
     assert len(load(spec, split="test")) == 2
-    with pytest.raises(ValueError, match=r"no val/ in it, only test, train"):
+    with pytest.raises(ValueError, match=r"no val images in it, only test, train"):
         load(spec, split="val")
 
 
@@ -136,7 +136,7 @@ def test_resized_with_one_line(tmp_path, capsys):
     spec = write_folder(tmp_path, {"0.png": encode(half), "1.png": encode(picture(1)), "2.png": encode(half)})
     data = load(spec, progress=True)
     lines = [line for line in capsys.readouterr().out.splitlines() if "resized" in line]
-    assert lines == [f"resized 2 of 3 images to {S}x{S} (0.png is 40x20)"]
+    assert lines == [f"{spec}: 3 images, no classes; 2 resized to {S}x{S} (0.png is 40x20)"]
     assert (data.images[0] == 200).all()
     assert torch.equal(data.images[1], torch.from_numpy(picture(1)).permute(2, 0, 1))
 
@@ -244,8 +244,10 @@ def test_zip_bomb_and_damaged_member(tmp_path, monkeypatch, capsys):
     content[content.index(b"owl/0.png") + 60] ^= 255  # inside the stored pixels: the checksum fails
     Path(spec).write_bytes(content)
     assert len(load(spec, progress=True)) == 11 and "owl/0.png (Bad CRC-32" in capsys.readouterr().out
-    monkeypatch.setattr(archives, "MAX_MEMBER_BYTES", 100)
-    with pytest.raises(ValueError, match="refused as a zip bomb"):
+    monkeypatch.setattr(sources, "MAX_IMAGE_BYTES", 100)
+    with pytest.raises(
+        ValueError, match=r"more than 10 images cannot be read: cat/0.png \(it has 0 MiB, more than the 0"
+    ):
         load(spec)
 
 
@@ -292,7 +294,7 @@ def test_array_in_memory_is_not_copied_and_a_mapped_one_is(tmp_path, monkeypatch
     monkeypatch.setattr(data_module, "open_source", lambda *_: source)
     assert np.shares_memory(load("x").images.numpy(), planes)
     np.save(tmp_path / "x.npy", planes)
-    source = arrays.open_npy(tmp_path / "x.npy")
+    source = arrays.open_npy(tmp_path / "x.npy", "train")
     images = load("x").images.numpy()
     assert images.flags.writeable and not np.shares_memory(images, source.rows)  # training flips in place
 
@@ -327,7 +329,7 @@ def test_bad_arrays(tmp_path):
     refused("labels have shape .* float64", images=good, labels=np.zeros(4))
     refused("labels reach from -1 to 2", images=good, labels=np.array([0, 1, 2, -1]))
     refused("labels reach from 0 to 1000000000", images=good, labels=np.array([0, 1, 2, 10**9]))
-    refused("no array 'images' or 'arr_0' in it, only pixels, z", pixels=good, z=good)
+    refused("no array 'images' or 'arr_0' in it, only a, b", a=good, b=good)
     refused("dtype float64; give uint8", images=good / 255)
     refused(r"shape \(4, 8, 8, 7\)", images=np.zeros((4, S, S, 7), np.uint8))
     refused("no images in it", images=good[:0])

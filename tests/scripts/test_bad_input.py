@@ -200,7 +200,7 @@ def test_a_corrupt_image_is_named_and_the_run_goes_on(place, tmp_path, capsys):
 def test_images_of_another_size_are_resized_with_one_line(place, tmp_path, capsys):
     write_pictures(tmp_path / "data", size=12)
     assert train_in(place, "--data", str(tmp_path / "data"), "--total_steps", "2").exists()
-    assert "resized 24 of 24 images to 8x8 (0/00.png is 12x12)" in capsys.readouterr().out
+    assert "24 images, 3 classes (0, 1, 2); 24 resized to 8x8 (0/00.png is 12x12)" in capsys.readouterr().out
 
 
 def test_labels_out_of_range_or_missing(place, tmp_path):
