@@ -7,8 +7,8 @@ All functions take t of shape (B,) and points of shape (B, ...).
 For standard normal x0, independent of x1, p_t(x | x1) = N(t x1, S(t) I), where S holds x0's share and the spread's.
 Two numbers follow: ``start``, sqrt(S(0)), the standard deviation of p_0, from which samples start; and
 ``score_divisor(t)`` = S - t S' / 2 with score(x) = -(x - t u) / score_divisor, where u is the velocity of p_t. For the
-noise x - t x1 has the posterior mean -S score, and u = E[x1 | x] + S' / (2 S) E[x - t x1 | x] = E[x1 | x] - S' score /
-2, so x - t u = -S score + t S' score / 2.
+noise x - t x1 has the posterior mean -S score, and u = E[x1 | x] + S' / (2 S) E[x - t x1 | x], which is
+E[x1 | x] - S' score / 2; so x - t u = -S score + t S' score / 2.
 """
 
 from __future__ import annotations

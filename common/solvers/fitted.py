@@ -27,7 +27,7 @@ from common.metrics import rms
 from common.runtime import atomic_write, file_hash
 from common.solvers import integrate
 from common.solvers.grids import adaptive_grid, nodes_of, time_grid
-from common.solvers.multistep import Slope, adams_weights
+from common.solvers.multistep import Slope, adams
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 VelocityFor = Callable[[float], Velocity]  # the velocity of a sampler whose last step starts at the given time
@@ -175,13 +175,14 @@ def _fit_step(columns: list[Tensor], target: Tensor, prior: list[float]) -> tupl
 
 
 def _adams_row(nodes: Sequence[float], step: int, order: int) -> list[float]:
-    """The weights of x_0, v_0, ..., v_step by which Adams-Bashforth of an order reaches nodes[step + 1]."""
-    row = [1.0] + [0.0] * (step + 1)
-    for i in range(step + 1):
-        past = tuple(nodes[j] for j in range(i, max(-1, i - order), -1))
-        for j, w in enumerate(adams_weights(past, nodes[i + 1])):
-            row[1 + i - j] += w
-    return row
+    """The weights of x_0, v_0, ..., v_step by which Adams-Bashforth of an order reaches nodes[step + 1].
+
+    They are what the solver, which is linear, makes of unit vectors.
+    """
+    x0, *velocities = torch.eye(step + 2, dtype=torch.float64)
+    given = iter(velocities)
+    *_, row = adams(order)(lambda x, t: next(given), x0, nodes[: step + 2])
+    return row.tolist()
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ COSTS = ("euler", "straightness")
 
 # EDM's range of noise levels sigma = (1 - t) / t (Karras et al. 2206.00364, table 1).
 SIGMA_MAX, SIGMA_MIN, RHO = 80.0, 0.002, 7.0
+STRETCHED = 20  # steps up to which logsnr and edm move no node but the two ends
 
 
 def time_grid(n_steps: int, kind: str = "uniform", dtype: torch.dtype = torch.float32) -> Tensor:
@@ -35,7 +36,9 @@ def time_grid(n_steps: int, kind: str = "uniform", dtype: torch.dtype = torch.fl
     * edm: sigma^(1/7) falls uniformly from 80^(1/7) to 0.002^(1/7) (Karras et al. 2206.00364, eq. 5)
 
     logsnr and edm then have their first node moved from t = 1/81 to 0 and their last one from 1/1.002 to 1. Unlike EDM,
-    which appends sigma = 0, this wastes no evaluation on the last 0.002 of the way.
+    which appends sigma = 0, this wastes no evaluation on the last 0.002 of the way. With more than STRETCHED steps
+    their neighbours move, too, so that the first and the last step shrink with the others: else no solver would
+    have an order there.
 
     Raises:
         ValueError: n_steps < 1 or an unknown kind.
@@ -56,6 +59,9 @@ def time_grid(n_steps: int, kind: str = "uniform", dtype: torch.dtype = torch.fl
         times = 1 / (1 + sigma)
     else:
         raise ValueError(f"unknown time grid {kind!r}: use one of {', '.join(GRIDS)}")
+    # Each end is moved whole, the nodes within 1 / STRETCHED of it in u in proportion to how near they are
+    start, end = times[0].item(), times[-1].item()
+    times = times - start * (1 - STRETCHED * u).clamp(min=0) + (1 - end) * (1 - STRETCHED * (1 - u)).clamp(min=0)
     times[0], times[-1] = 0.0, 1.0
     return times.to(dtype)
 

@@ -6,6 +6,12 @@ an Euler step and a correction, which is left out where it would divide by zero:
 With D = x + (1 - t) v the prediction of the data, e = x - t v that of the noise, lambda = log(t / (1 - t)) and
 h = lambda(s) - lambda(t), a step from t to s is exactly x' = (1-s)/(1-t) x + s int exp(lambda - lambda(s)) D dlambda on
 the linear path (Lu et al. 2211.01095, section 4, with alpha = t, sigma = 1 - t).
+
+DPM-Solver++ and UniPC take D for a polynomial in lambda, which is infinite at both ends of [0, 1]: next to them the
+steps in lambda are log 2, log 3/2, ... however many there are, and each misses about t^2 (near the data (1 - t)^2). So
+on [0, 1] their order is 2 on every grid that begins or ends in proportion to i / n: uniform and power, and in the limit
+logsnr and edm, where those steps are small; on cosine, which begins and ends with (i / n)^2, and within (0, 1) it is
+their own.
 """
 
 from __future__ import annotations
@@ -22,16 +28,34 @@ Slope = Callable[[Tensor, float], Tensor]  # a velocity that takes the time as a
 
 
 def adams(order: int) -> Callable[[Slope, Tensor, list[float]], Iterator[Tensor]]:
-    """Adams-Bashforth of an order for variable steps on the velocity; lower orders at the start, Euler's first."""
+    """Adams-Bashforth of an order, up to 4, for variable steps on the velocity.
+
+    The start keeps the order and costs no evaluation. Euler's first step misses h^2, which would make the order 2. So
+    the first states are predictions: the velocities there correct them, by the integral from the first node on of the
+    polynomial through all velocities so far. Those at the nodes 1, 2, 3 are off by h^2, h^3, h^3; in an integral they
+    count h times. For order 4 the one at node 1 is therefore left out as soon as there are two better ones. Yielded are
+    the states that the velocities belong to, the first ones as predicted.
+    """
 
     def solver(f: Slope, x: Tensor, nodes: Sequence[float]) -> Iterator[Tensor]:
-        past: list[tuple[float, Tensor]] = []
-        for t, s in pairwise(nodes):
+        past: list[tuple[float, Tensor]] = []  # (t_i, v_i), latest first
+        start = x
+        for i, (t, s) in enumerate(pairwise(nodes)):
             past = [(t, f(x, t)), *past[: order - 1]]
-            x = _combined(x, adams_weights(tuple(u for u, _ in past), s), [v for _, v in past])
+            if 2 < order > i > 0:
+                if i == 3:
+                    del past[2]  # v_1
+                x = _integral(start, past[::-1], t)
+            x = _integral(x, past, s)
             yield x
 
     return solver
+
+
+def _integral(x: Tensor, velocities: Sequence[tuple[float, Tensor]], s: float) -> Tensor:
+    """x and the integral from the first of these times to s of the polynomial through the velocities."""
+    times, values = zip(*velocities)
+    return _combined(x, adams_weights(times, s), values)
 
 
 @lru_cache(maxsize=4096)  # every batch of a sampler asks for the same ones
@@ -58,7 +82,7 @@ def log_snr(t: float) -> float:
 
 
 def dpmpp2m(f: Slope, x: Tensor, nodes: Sequence[float]) -> Iterator[Tensor]:
-    """Order 2: DPM-Solver++(2M) for the linear path, on the data prediction D.
+    """Order 2, on the uniform grid up to a factor of log n: DPM-Solver++(2M) for the linear path, on D.
 
     x' = r x + c [D + (D - D_last) h / (2 h_last)], r = (1-s)/(1-t), c = (s-t)/(1-t), h the step in lambda. There is no
     correction where lambda is infinite, at either end of the step or of the last one, nor in the first step.

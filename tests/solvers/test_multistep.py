@@ -8,11 +8,19 @@ import pytest
 import torch
 
 from common.networks import MLP
-from common.solvers import CountNFE, integrate, time_grid
+from common.solvers import GRIDS, CountNFE, integrate, time_grid
 from common.solvers.multistep import IPNDM, MULTISTEP, adams_weights, unipc_weights
 from problems import Gaussians, Mixture, Riccati, error_of, slope_of
 
 LAMBDA = ("dpmpp2m", "dpmpp3m", "unipc2", "unipc3")
+
+# What the README's table says; on the grids that are not named as on the uniform one
+SAID = {
+    **{"euler": {"uniform": 1}, "midpoint": {"uniform": 2}, "heun": {"uniform": 2}, "rk4": {"uniform": 4}},
+    **{"ab2": {"uniform": 2}, "ab4": {"uniform": 4}, "ipndm1": {"uniform": 1}, "ipndm2": {"uniform": 2}},
+    **{"dpmpp2m": {"uniform": 2}, "dpmpp3m": {"uniform": 2, "cosine": 3}},
+    **{"unipc2": {"uniform": 2, "cosine": 3}, "unipc3": {"uniform": 2, "cosine": 4}},
+}
 
 
 def graded(n, low, high):
@@ -22,6 +30,39 @@ def graded(n, low, high):
 
 
 # ------------------------------------------------------------------------------------------------ order of convergence
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize(
+    ("method", "descending"),
+    [(method, False) for method in SAID] + [(m, True) for m in ("euler", "midpoint", "heun", "rk4", "ab2", "ab4")],
+)
+def test_orders_are_as_said_on_every_grid(method, descending, grid):
+    counts, slopes = [48, 96, 192, 384] if method == "rk4" else [64, 128, 256, 512], []  # rk4: before rounding shows
+    for problem in (Riccati(), Gaussians()):
+        times = [time_grid(n, grid, torch.float64) for n in counts]
+        errors = [error_of(problem, method, t.flip(0) if descending else t) for t in times]
+        slopes.append(slope_of(counts, errors))
+    said = SAID[method].get(grid, SAID[method]["uniform"])
+    print(method, grid, slopes)
+    # up to log n, or short of the limit: where the order falls from that within (0, 1) to 2, or hardly any error is left
+    assert min(slopes) > said - (0.4 if method in (*LAMBDA, "ipndm2", "rk4") else 0.25)
+    if grid == "uniform":  # what is said is not too little; on the others large errors hide those that fall slowest
+        assert min(slopes) < said + 0.2
+
+
+def test_ab4_starts_with_its_order_at_one_evaluation_a_step():
+    """A velocity of t^2: Euler's first step misses h^3, which is made up for once three nodes are known."""
+    seen = []
+
+    def velocity(x, t):
+        seen.append(t[0].item())
+        return 3 * (t**2)[:, None] + 0 * x
+
+    times = torch.tensor([0.0, 0.1, 0.25, 0.3, 0.5, 0.8, 1.0], dtype=torch.float64)
+    x = integrate(velocity, torch.zeros(1, 1, dtype=torch.float64), times, "ab4", trajectory=True)
+    assert seen == pytest.approx(times[:-1].tolist()) and x[1] == 0  # the prediction
+    torch.testing.assert_close(x[4:, 0, 0], times[4:] ** 3, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize(("method", "order"), [("ab2", 2), ("ab4", 4)])
 @pytest.mark.parametrize("descending", [False, True], ids=["up", "down"])
 def test_adams_orders(method, order, descending):
