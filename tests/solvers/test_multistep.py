@@ -43,7 +43,7 @@ def test_orders_are_as_said_on_every_grid(method, descending, grid):
         slopes.append(slope_of(counts, errors))
     said = SAID[method].get(grid, SAID[method]["uniform"])
     print(method, grid, slopes)
-    # up to log n, or short of the limit: where the order falls from that within (0, 1) to 2, or hardly any error is left
+    # short of the limit: a log n, an order that falls from that within (0, 1) to 2, hardly any error left
     assert min(slopes) > said - (0.4 if method in (*LAMBDA, "ipndm2", "rk4") else 0.25)
     if grid == "uniform":  # what is said is not too little; on the others large errors hide those that fall slowest
         assert min(slopes) < said + 0.2
