@@ -181,7 +181,7 @@ def _adams_row(nodes: Sequence[float], step: int, order: int) -> list[float]:
     """
     x0, *velocities = torch.eye(step + 2, dtype=torch.float64)
     given = iter(velocities)
-    *_, row = adams(order)(lambda x, t: next(given), x0, nodes[: step + 2])
+    *_, row = adams(order)(lambda x, t: next(given), x0, list(nodes[: step + 2]))
     return row.tolist()
 
 
