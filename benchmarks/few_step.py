@@ -242,7 +242,7 @@ def quality_measure(sampler: Any, options: Options) -> Callable[[Any], tuple[flo
     from common.images import to_uint8
 
     folder = ROOT / options.model
-    classifier, _ = load_classifier(folder / "results" / "classifier.pt")
+    classifier, *_ = load_classifier(folder / "results" / "classifier.pt")
     real, _ = classify(classifier, real_images(options.model, options.data))
 
     def measure(made: Any) -> tuple[float, int]:

@@ -18,17 +18,20 @@ def real_parts(data: Data, smoke: bool = False) -> tuple[ImageData, ImageData]:
     from common.evaluate.classifier import real_images
 
     limit = min(REAL, REAL_BYTES // (data.channels * data.image_size**2))
-    return real_images(lambda split: load_split(data, split, smoke, limit), not smoke and has_test(data))
+    return real_images(lambda split: load_split(data, split, smoke, limit), not smoke)
 
 
 def load_split(data: Data, split: str, smoke: bool = False, limit: int | None = None) -> ImageData:
     """Real images of "train" or "test", all or so many evenly spread; for --smoke made-up ones."""
     from common.data.loading import load_images, synthetic_images
+    from common.data.splits import NoSplit
 
     if smoke:
         return synthetic_images(64, data.image_size, data.channels, 10, seed=0)
     try:
         return load_images(data.dataset, data.image_size, data.channels, root=_root(data), split=split, limit=limit)
+    except NoSplit:
+        raise
     except (OSError, ValueError) as error:  # it speaks of the flags that the data folders have
         flags = str(error).replace("--data-root", "--config.data.root").replace("--data", "--config.data.dataset")
         raise ValueError(flags) from error
@@ -36,16 +39,3 @@ def load_split(data: Data, split: str, smoke: bool = False, limit: int | None = 
 
 def _root(data: Data) -> Path:
     return Path(data.root) if data.root else Path(__file__).resolve().parent / "data"
-
-
-def has_test(data: Data) -> bool:
-    """Whether the data has a test split of its own."""
-    from common.data.opening import open_source
-
-    if data.dataset.startswith("torchvision:"):
-        return True
-    try:
-        names = [open_source(data.dataset, _root(data), part, lambda line: None).names for part in ("test", "train")]
-        return names[0] != names[1]
-    except ValueError:  # train/ without test/
-        return False

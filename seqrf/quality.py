@@ -119,7 +119,7 @@ def make_image_judge(
     recogniser = None
     if given is not None or train.labels is not None:
         path = given or workdir / "classifier.pt"
-        recogniser = make_recogniser(train, test, path, flip=data.random_flip, seed=seed)
+        recogniser = make_recogniser(train, test, path, seed, asked_for=given is not None, flip=data.random_flip)
     elif weights is None:
         print("images without labels and no Inception weights: their quality is not measured; --config.data.inception")
     known = workdir / "statistics"

@@ -6,6 +6,7 @@ and with the distance between two sets of real images, and needs no download.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common import checkpoint
-from common.data.loading import Batches, ImageData
+from common.data.loading import Batches, ImageData, mark_of
+from common.data.splits import NoSplit
 from common.metrics import frechet_distance, gaussian_statistics
 from common.runtime import autocast, generator
 
@@ -136,14 +138,23 @@ def train_classifier(
     return net.eval()
 
 
-def save_classifier(path: Path, net: Classifier, accuracy: float, source: str) -> None:
-    """Write weights with what they are: float16, but float32 for vectors, since variances may be small."""
+def save_classifier(path: Path, net: Classifier, accuracy: float, source: str, data: str) -> None:
+    """Write weights with what they are: float16, but float32 for vectors, since variances may be small.
+
+    Args:
+        path: the file.
+        net, accuracy: see :class:`Recogniser`.
+        source: what the training images are called.
+        data: their mark, see ``common.data.loading.mark_of``.
+    """
     half = {k: v.half() if v.ndim > 1 else v for k, v in net.state_dict().items()}
-    checkpoint.save(path, {"classifier": net.arguments, "weights": half, "accuracy": accuracy, "source": source})
+    checkpoint.save(
+        path, {"classifier": net.arguments, "weights": half, "accuracy": accuracy, "source": source, "data": data}
+    )
 
 
-def load_classifier(path: Path) -> tuple[Classifier, float]:
-    """A saved classifier in eval mode and its test accuracy.
+def load_classifier(path: Path) -> tuple[Classifier, float, str]:
+    """A saved classifier in eval mode, its test accuracy, and the mark of its training images.
 
     Raises:
         ValueError: the file is something else.
@@ -153,7 +164,7 @@ def load_classifier(path: Path) -> tuple[Classifier, float]:
         raise ValueError(f"{path} holds no classifier: remove it, the next measurement trains one")
     net = Classifier(**state["classifier"])
     net.load_state_dict(state["weights"])
-    return net.float().eval(), state["accuracy"]
+    return net.float().eval(), state["accuracy"], state.get("data", "")
 
 
 @torch.no_grad()
@@ -176,12 +187,14 @@ def real_images(load: Callable[[str], ImageData], has_test: bool) -> tuple[Image
     """Training and test images; without a test split, one image in five of the training images is held out.
 
     Args:
-        load: load(split) -> the images of "train" or "test".
-        has_test: whether there is a test split.
+        load: load(split) -> the images of "train" or "test"; NoSplit where there are none.
+        has_test: whether a test split is to be used, where there is one.
     """
     data = load("train")
     if has_test:
-        return data, load("test")
+        with contextlib.suppress(NoSplit):
+            return data, load("test")
+    print(f"{data.source}: every fifth image is held out, to measure on")
     held = torch.arange(len(data)) % 5 == 4
 
     def part(mask: Tensor) -> ImageData:
@@ -201,7 +214,7 @@ class Recogniser:
     """
 
     net: Classifier
-    accuracy: float
+    accuracy: float | None
     real: Tensor
     floor: float
 
@@ -217,24 +230,36 @@ def make_recogniser(
     test: ImageData,
     path: Path | None,
     seed: int = 0,
+    asked_for: bool = False,
     **options: Any,
 ) -> Recogniser:
     """The classifier of a file; where there is none yet, one trained on the training images and kept there.
 
+    A classifier that was trained on other images is not used, and another one is kept beside it.
+
     Args:
+        train, test: images with labels.
         path: the file; None: train and keep nothing.
         seed, options: of the training, see :func:`train_classifier`.
+        asked_for: the user named this file: it is used, whatever it was trained on.
 
     Raises:
         ValueError: images without labels and no classifier yet, or a classifier of images with other channels.
     """
+    mark = mark_of(train, len(train))
+    if path and path.exists() and not asked_for and load_classifier(path)[2] != mark:
+        print(f"{path} was trained on other images than {train.source}: it is left alone")
+        path = path.with_stem(f"{path.stem}-{mark.split()[-1]}")
     if path and path.exists():
-        net, accuracy = load_classifier(path)
+        net, accuracy, trained_on = load_classifier(path)
+        known, channels = net.arguments["channels"], test.images.shape[1]
+        if known != channels:
+            raise ValueError(f"the classifier {path} is for images of {known} channels, not {channels}")
+        if trained_on != mark:
+            print(f"note: {path} was trained on other images than {train.source}")
+            accuracy = None if test.labels is None else _accuracy(net, test)
     else:
         net, accuracy = _trained(train, test, path, seed=seed, **options)
-    channels = test.images.shape[1]
-    if net.arguments["channels"] != channels:
-        raise ValueError(f"the classifier {path} is for images of {net.arguments['channels']} channels, not {channels}")
     real, _ = classify(net, test.images)
     order = torch.randperm(len(train), generator=generator(seed, "measure"))
     other, _ = classify(net, train.images[order[: len(real)].sort().values])
@@ -244,10 +269,14 @@ def make_recogniser(
 def _trained(train: ImageData, test: ImageData, path: Path | None, **options: Any) -> tuple[Classifier, float]:
     """A new classifier and its accuracy, written to the file if there is to be one."""
     net = train_classifier(train, **options)
-    _, predicted = classify(net, test.images)
-    accuracy = (predicted == test.labels).float().mean().item()
+    accuracy = _accuracy(net, test)
     print(f"classifier: {accuracy:.2%} of {len(test)} test images")
     if path:
-        save_classifier(path, net, accuracy, Path(train.source).name)
-        return load_classifier(path)  # in float16, as the next measurement will have it
+        save_classifier(path, net, accuracy, Path(train.source).name, mark_of(train, len(train)))
+        return load_classifier(path)[:2]  # in float16, as the next measurement will have it
     return net, accuracy
+
+
+def _accuracy(net: Classifier, data: ImageData) -> float:
+    """The share of images that are recognised as what their labels say."""
+    return (classify(net, data.images)[1] == data.labels).float().mean().item()

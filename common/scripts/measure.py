@@ -18,7 +18,7 @@ def measure_main(
     """Share of class-conditional samples recognised as their class, and the feature distance to real images.
 
     Args:
-        has_test: whether the data has a test split; else a part of the training images is held out.
+        has_test: whether the folder's own data has a test split; where there is none a part of the images is held out.
         residual: the classifier, when it has to be trained: ResNet-9 rather than a plain one.
     """
     config, extra = cli.parse_with_extra(MeasureConfig, description=description, argv=argv)
@@ -40,7 +40,7 @@ def measure_main(
     sampler, info = make_sampler(folder, config, extra)  # first, since missing weights end it here
 
     load = partial(load_data, folder, config, preset.image_size, preset.in_channels)
-    train, test = real_images(lambda split: load(split=split), has_test and not config.smoke)
+    train, test = real_images(lambda split: load(split=split), (has_test or bool(config.data)) and not config.smoke)
     keep = None if config.smoke else folder.here / "results" / "classifier.pt"
     options = {"epochs": config.epochs, "flip": preset.flip, "precision": config.mixed_precision}
     options["residual"] = residual and not config.smoke

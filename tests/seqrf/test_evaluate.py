@@ -255,7 +255,7 @@ def test_a_classifier_that_does_not_fit_or_is_not_there(tmp_path, monkeypatch):
     grey = Q.make_image_judge(image_options(tmp_path), 0, tmp_path).recogniser
     assert isinstance(grey, measure.Recogniser)
     with pytest.raises(ValueError, match="is for images of 1 channels, not 3"):
-        Q.make_image_judge(image_options(tmp_path, channels=3), 0, tmp_path)
+        Q.make_image_judge(image_options(tmp_path, channels=3, classifier=str(tmp_path / "classifier.pt")), 0, tmp_path)
     with pytest.raises(FileNotFoundError, match="no classifier at nowhere.pt: leave out --config.data.classifier"):
         Q.make_image_judge(image_options(tmp_path, classifier="nowhere.pt"), 0, tmp_path)
 
@@ -331,9 +331,9 @@ def test_a_test_split_is_found(tmp_path):
         file = tmp_path / place
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.zeros((8, 8), np.uint8)).save(file)
-    folders = {name: real.has_test(O.Data(dataset=str(tmp_path / name))) for name in ("whole", "split", "half")}
-    assert folders == {"whole": False, "split": True, "half": False}
-    assert not real.has_test(image_options(tmp_path)) and real.has_test(O.Data(dataset="torchvision:MNIST"))
+    for name, expected in (("whole", [1, 0]), ("split", [1, 1]), ("half", [1, 0])):
+        data = O.Data(dataset=str(tmp_path / name), image_size=8, channels=1)
+        assert [len(part) for part in real.real_parts(data)] == expected
     parts = measure.real_images(lambda split: images(20), False)
     assert [len(part) for part in parts] == [16, 4] and torch.equal(parts[1].images, images(20).images[4::5])
 
