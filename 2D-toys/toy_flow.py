@@ -85,7 +85,7 @@ def run(options: Options) -> None:
         options, name = replace(options, steps=20, batch_size=64, width=16, depth=2, n_samples=200), "smoke"
     if options.weights:
         options, net = loaded(options)
-        name = f"{options.source}-{options.target}-{options.method}"
+        name = "smoke" if options.smoke else f"{options.source}-{options.target}-{options.method}"
     out = Path(options.out) if options.out else HERE / "results" / name
     check(options)
     facts: dict[str, Any] = {}

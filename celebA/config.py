@@ -90,7 +90,7 @@ GENERATOR = TrainConfig(
 GENERATOR_FOLDER = replace(
     FOLDER,
     presets={"default": GENERATOR},
-    runs="checkpoints",
+    run="checkpoints",
     weights="checkpoints/rf_best.pth",
     weights_name="rf_weights_step_final.pt",
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from _repo import HERE
+from _repo import HERE  # noqa: F401
 from common import cli
 from common.cli.ranges import Count, Device, Seed
 from common.runtime import run_main
@@ -20,7 +20,7 @@ class Options:
     """Options of mnist_test.py."""
 
     weights: str = ""
-    """Checkpoint file or run folder; empty: the shipped weights"""
+    """Checkpoint file or run folder; empty: the newest run's, else the shipped ones"""
     n_steps: Count = 100
     """RK4 steps; four network evaluations each"""
     seed: Seed = 0
@@ -28,7 +28,7 @@ class Options:
     device: Device = "auto"
     """auto, cpu, cuda, cuda:1, mps"""
     out: str = ""
-    """Picture to write; empty: samples/mnist_test.png"""
+    """Picture to write; empty: samples/mnist_test.png here"""
     smoke: bool = False
     """Two steps"""
 
@@ -43,13 +43,13 @@ def main() -> None:
     from common.runtime import pick_device
     from mnist.mnist_train import generate_sample
 
-    model, info = load_network(options.weights or HERE / FOLDER.weights)
+    model, info = load_network(FOLDER.find_weights(options.weights))
     model = model.to(pick_device(options.device))
     size = info["config"].get("image_size", 28)
     torch.manual_seed(options.seed)
     steps = 2 if options.smoke else options.n_steps
     digits = [generate_sample(model, (1, size, size), steps, label) for label in range(10)]
-    out = options.out or HERE / "samples" / "mnist_test.png"
+    out = options.out or FOLDER.samples(options, "mnist_test.png")
     save_png(out, grid(torch.cat(digits), n_columns=10))
     print(f"ten digits, {4 * steps} network evaluations each: {out}")
 

@@ -47,6 +47,9 @@ def smoke(run: Run) -> Run:
     n = min(c.eval.num_samples, 64 if c.data.dataset.startswith(PLANE) else 8)
     evaluation = replace(c.eval, num_samples=n, batch_size=min(c.eval.batch_size, 32))
     sampling = replace(c.sampling, tol=max(c.sampling.tol, 1e-2))
+    folder = workdir(run)  # a folder of its own: what is there is not done again, and would be the real run's
+    if folder.resolve().parent == HERE / "exp" and not folder.name.startswith("smoke-"):
+        run = replace(run, workdir=str(folder.with_name(f"smoke-{folder.name}")))
     return replace(run, config=replace(c, training=training, eval=evaluation, sampling=sampling))
 
 

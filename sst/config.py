@@ -23,7 +23,7 @@ class Options:
     mode: Literal["all", "train", "evaluate"] = "all"
     """all: train, then forecast and evaluate; evaluate: with the weights that are there"""
     weights: str = ""
-    """evaluate: checkpoint file or run folder; empty: the run folder"""
+    """evaluate: checkpoint file or run folder; empty: the run folder, or the shipped weights where no run has ended"""
 
     # ---- data
     data: str = ""
@@ -111,7 +111,7 @@ class Options:
 
     # ---- running
     out: str = ""
-    """Run folder; empty: results/METHOD-DATA beside the script"""
+    """Run folder; empty: runs/METHOD-DATA beside the script"""
     resume: Literal["no", "auto"] = "no"
     """auto: continue from the run folder's last checkpoint, if there is one"""
     seed: Seed = 0
@@ -129,7 +129,7 @@ class DrawOptions:
     """Options of simple_gen_test.py."""
 
     weights: str = ""
-    """Checkpoint file or run folder; empty: the shipped weights"""
+    """Checkpoint file or run folder; empty: the newest run's, else the shipped ones"""
     data: str = ""
     """The data that the weights were trained on; empty: the synthetic field"""
     members: Annotated[int, AtLeast(2)] = 50
@@ -183,8 +183,13 @@ def run_folder(options: Options) -> Path:
     """Where a run goes."""
     if options.out:
         return Path(options.out)
+    return HERE / ("results/smoke" if options.smoke else f"runs/{run_name(options)}")
+
+
+def run_name(options: Options) -> str:
+    """Name of a run: method and data."""
     name = Path(options.data).name.split(".nc")[0] if options.data else "synthetic"
-    return HERE / "results" / ("smoke" if options.smoke else f"{options.method.upper()}-{name}")
+    return f"{options.method.upper()}-{name}"
 
 
 def stored(options: Options) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from common import checkpoint, training
 from common.cli.configs import check_logger
 from common.networks import build_network
 from common.runtime import Processes, pick_device, processes, write_json
+from common.scripts.folder import newest
 from common.training.report import Event, HeldOut, Report
 from sst import maps, skill
-from sst.config import DEFAULT, WEIGHTS, DrawOptions, Options, run_folder, smoke
+from sst.config import DEFAULT, WEIGHTS, DrawOptions, Options, run_folder, run_name, smoke
 from sst.flow import FieldBatches, FieldTrainer, check, description
 from sst.forecast import Ensemble, Forecaster, World, fit_spread, forecast, load_forecaster, world
 
@@ -36,8 +37,13 @@ def run(options: Options) -> dict[str, Any]:
     check_logger(options.logger)
     with here.main_first():
         data = world(options)
-    final = Path(options.weights) if options.weights else out / weights_name(options)
-    if options.mode != "evaluate":
+    if options.mode == "evaluate":
+        own, shipped = out / weights_name(options), HERE / "results" / run_name(options) / weights_name(options)
+        if options.weights or options.out or options.smoke:
+            final = Path(options.weights or own)
+        else:
+            final = newest([own] if own.exists() else [], shipped)
+    else:
         final = train(options, data, out, here)
     if options.mode == "train" or not here.is_main:
         return {}
@@ -160,7 +166,8 @@ def draw(options: DrawOptions) -> Path:
     print("\n".join(skill.lines(skill.evaluate(data, ensemble, options.seed), "deg_C")))
     nfe, seconds = ensemble.nfe, ensemble.seconds
     print(f"{members} members, step {model.step}, NFE {nfe:g} a lead, seed {options.seed}, {seconds:.1f} s")
-    out = Path(options.out) if options.out else HERE / "samples" / f"forecast_{data.fields.name}.png"
+    name = f"{'smoke-' * options.smoke}forecast_{data.fields.name}.png"
+    out = Path(options.out) if options.out else HERE / "samples" / name
     maps.forecast_maps(out, data, ensemble, index=len(ensemble.box) // 2)
     print(f"picture: {out}")
     return out
@@ -168,7 +175,8 @@ def draw(options: DrawOptions) -> Path:
 
 def _model_to_draw(options: DrawOptions, device: torch.device) -> Forecaster:
     """The weights that are asked for; an untrained network for ``--smoke`` where there are none."""
-    path = Path(options.weights) if options.weights else HERE / WEIGHTS
+    runs = HERE.glob("runs/*/*_sst_weights_step_final.pt")
+    path = Path(options.weights) if options.weights else newest(runs, HERE / WEIGHTS)
     if options.smoke and not options.weights and not path.exists():
         small = smoke(DEFAULT)
         torch.manual_seed(0)

@@ -72,9 +72,9 @@ class Options:
     seed: Seed = 0
     """One seed for everything"""
     out: str = ""
-    """Run folder; empty: results/SYSTEM here"""
+    """Run folder; empty: runs/SYSTEM here"""
     smoke: bool = False
-    """Seconds: little data, few steps; writes to results/smoke_SYSTEM"""
+    """Seconds: little data, few steps; writes to results/smoke-SYSTEM"""
 
     def check_together(self) -> None:
         """Raises ValueError where options do not fit together."""
@@ -86,7 +86,7 @@ def completed(options: Options) -> Options:
     if options.smoke:
         tiny = {"n_trajectories": 8, "total_steps": 60, "width": 32, "depth": 2, "forecasts": 8, "sets": 2}
         options = replace(options, **tiny, frames=min(options.frames, 100), length=300)
-    folder = HERE / "results" / (f"smoke_{options.system}" if options.smoke else options.system)
+    folder = HERE / (f"results/smoke-{options.system}" if options.smoke else f"runs/{options.system}")
     return replace(options, out=options.out or str(folder))
 
 

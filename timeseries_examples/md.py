@@ -90,9 +90,9 @@ class Options:
     seed: Seed = 0
     """One seed for everything"""
     out: str = ""
-    """Run folder; empty: results/md here"""
+    """Run folder; empty: runs/md here"""
     smoke: bool = False
-    """Seconds: a tiny network on a little of the data, or on made-up angles; writes to results/smoke_md_model"""
+    """Seconds: a tiny network on a little of the data, or on made-up angles; writes to results/smoke-md"""
 
     def check_together(self) -> None:
         """Raises ValueError where options do not fit together."""
@@ -115,7 +115,7 @@ def completed(options: Options) -> Options:
             "solver": "euler",
         }
         options = replace(options, **tiny, leads=(1, 2), length=50)
-    folder = HERE / "results" / ("smoke_md_model" if options.smoke else "md")
+    folder = HERE / ("results/smoke-md" if options.smoke else "runs/md")
     data = options.data or str(HERE / "trajectories")
     return replace(options, out=options.out or str(folder), data=data)
 

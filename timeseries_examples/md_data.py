@@ -55,7 +55,7 @@ class Options:
     out: str = ""
     """Folder of the files; empty: trajectories/ here"""
     smoke: bool = False
-    """Two trajectories of 2 ps of 2 residues, into results/smoke_md"""
+    """Two trajectories of 2 ps of 2 residues, into results/smoke-md-data"""
 
     def check_together(self) -> None:
         """Raises ValueError where options do not fit together."""
@@ -71,7 +71,7 @@ def completed(options: Options) -> Options:
     folder = HERE / "trajectories"
     if options.smoke:
         tiny = {"residues": 2, "n_trajectories": 2, "nanoseconds": 0.002, "frame": 0.2, "equilibration": 0.4}
-        options, folder = replace(options, **tiny), HERE / "results" / "smoke_md"
+        options, folder = replace(options, **tiny), HERE / "results" / "smoke-md-data"
     return replace(options, out=options.out or str(folder))
 
 

@@ -35,7 +35,7 @@ class Options:
     n_test: Count = 5000
     """Test points"""
     smoke: bool = False
-    """Seconds: shows only that it runs"""
+    """Seconds: shows only that it runs; writes to results/smoke-frontier"""
     out: str = ""
     """Folder; empty: results/frontier/NAME"""
 
@@ -43,7 +43,8 @@ class Options:
 def main() -> None:
     """Fit what is missing, draw."""
     options = cli.parse(Options, description=__doc__ or "")
-    out = Path(options.out) if options.out else HERE / "results" / "frontier" / Path(options.dataset_name).stem
+    kind = "smoke-frontier" if options.smoke else "frontier"
+    out = Path(options.out) if options.out else HERE / "results" / kind / Path(options.dataset_name).stem
     experiment = Experiment(options.dataset_name, options.seed, n_test=options.n_test, verbose=0)
     experiment = replace(experiment, **SMOKE) if options.smoke else experiment
     rows = points(experiment, options.budgets, options.widths, out / "frontier.json")

@@ -81,7 +81,7 @@ class Options:
     verbose: Annotated[int, AtLeast(0), AtMost(2)] = 1
     """0: only the table; 1: progress bars; 2: also a line for each sweep"""
     smoke: bool = False
-    """Seconds: few points, sweeps and steps; shows only that it runs"""
+    """Seconds: few points, sweeps and steps; shows only that it runs; writes to results/smoke-NAME"""
 
     def check_together(self) -> None:
         """Raises ValueError where options do not fit together, or this machine."""

@@ -29,7 +29,8 @@ def main() -> None:
     options = cli.parse(Options, description=help_text, aliases=ALIASES)
     from ttflow.experiment import run
 
-    run(options, Path(options.out) if options.out else HERE / "results" / Path(options.dataset_name).stem)
+    name = "smoke-" * options.smoke + Path(options.dataset_name).stem
+    run(options, Path(options.out) if options.out else HERE / "results" / name)
 
 
 if __name__ == "__main__":

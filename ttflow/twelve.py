@@ -38,7 +38,7 @@ class Options:
     table: bool = False
     """Only print the runs that are there"""
     smoke: bool = False
-    """Seconds: shows only that it runs"""
+    """Seconds: shows only that it runs; writes to results/smoke-table"""
     out: str = ""
     """Folder of the runs; empty: results/table"""
 
@@ -46,7 +46,7 @@ class Options:
 def main() -> None:
     """Run what is missing and print the table."""
     options = cli.parse(Options, description=__doc__ or "")
-    out = Path(options.out) if options.out else HERE / "results" / "table"
+    out = Path(options.out) if options.out else HERE / "results" / ("smoke-table" if options.smoke else "table")
     for seed in () if options.table else options.seeds:
         for name in options.names:
             sizes = {"n_test": options.n_test, "sinkhorn_draws": options.sinkhorn_draws}

@@ -131,7 +131,7 @@ class TrainConfig:
     seed: Seed = 0
     """One seed for everything"""
     out: str = ""
-    """Run folder; empty: results/METHOD-WEIGHT-SIGMA beside the script"""
+    """Run folder; empty: runs/METHOD-WEIGHT-SIGMA beside the script"""
     resume: Literal["no", "auto"] = "no"
     """auto: continue from the run folder's last checkpoint, if there is one"""
     device: Device = "auto"
@@ -155,7 +155,7 @@ class TrainConfig:
     logger: Literal["none", "tensorboard", "wandb"] = "none"
     """A logger beside metrics.jsonl"""
     smoke: bool = False
-    """Seconds on a CPU: a tiny network, few steps, made-up data; writes to results/smoke"""
+    """Seconds on a CPU: a tiny network, few steps, made-up data; writes to results/smoke-METHOD"""
 
     def check_together(self) -> None:
         """Raises ValueError where options do not fit together."""
@@ -193,7 +193,7 @@ class WeightsConfig:
     """Options of all that samples from a network: which weights, how they are run."""
 
     weights: str = ""
-    """Checkpoint file or run folder; empty: the shipped weights"""
+    """Checkpoint file or run folder; empty: those of the newest run in runs/, else the shipped ones"""
     cfg: NotNegative = 1.0
     """Guidance scale of conditional weights; 1: none, 0: unconditional"""
     landing: Annotated[float | None, Above(0), AtMost(1), NoneFor(0)] = None

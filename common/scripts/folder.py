@@ -6,7 +6,7 @@ beside this one, the same everywhere. Torch is imported inside the functions, so
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,14 @@ class Folder:
         here: the folder.
         presets: training options by name; the first is the default.
         data: the usual ``--data``; empty where the images have to be fetched by hand, to one of ``places``.
-        weights: the shipped weights, relative to ``here``.
+        weights: the weights that are shipped, or that their authors offer, relative to ``here``; nothing else is
+            written to their folder.
         weights_name: name of a run's final weights; ``{METHOD}`` is replaced.
         landing: the usual ``--landing``: below 1 for weights whose velocity near the data is mostly error.
         load_data: loads the data when ``data`` needs more than ``common.data.loading.load_images``.
         places: files and folders below data/ (or ``--data_root``) that are the images, the first that is there.
         advice: what to fetch, and where from, when none of them is there.
-        runs: the run folder, relative to ``here``; empty: results/ with a name that says method and constants.
+        run: the run folder, relative to ``here``; empty: runs/ with a name that says method and constants.
     """
 
     here: Path
@@ -43,20 +44,53 @@ class Folder:
     load_data: Callable[..., Any] | None = None
     places: tuple[str, ...] = ()
     advice: str = ""
-    runs: str = ""
+    run: str = ""
 
     def run_folder(self, config: TrainConfig) -> Path:
-        """Where a run goes without ``--out``."""
-        if self.runs and not config.smoke:
-            return self.here / self.runs
-        return self.here / "results" / self.run_name(config)
+        """Where a run goes.
+
+        Raises:
+            ValueError: ``--out`` is the folder of weights that no run here has made.
+        """
+        if config.smoke and not config.out:
+            return self.here / "results" / f"smoke-{config.method}"
+        out = Path(config.out or self.here / (self.run or f"runs/{self.run_name(config)}"))
+        if self.ships(out) and not (out / "run.lock").exists():
+            name = Path(self.weights).name
+            raise ValueError(f"{out} holds {name}, which no run here has made: give another folder by --out")
+        return out
 
     def run_name(self, config: TrainConfig) -> str:
         """Name of a run's folder: METHOD-WEIGHT-SIGMA for idff as in its paper, METHOD-SIGMA otherwise."""
-        if config.smoke:
-            return f"smoke-{config.method}"
         weight = f"{config.flow_weight}-" if "flow_weight" in method_of(config.method).constants else ""
         return f"{config.method.upper()}-{weight}{config.sigma}"
+
+    def find_weights(self, given: str) -> Path:
+        """The weights of ``--weights``; without it the final ones of the newest run, else the shipped ones: says which.
+
+        What it returns need not exist.
+        """
+        runs = self.here.glob(f"{self.run or 'runs/*'}/{self.weights_name.format(METHOD='*')}")
+        return Path(given) if given else newest(runs, self.here / self.weights)
+
+    def ships(self, path: Path) -> bool:
+        """Whether a path is that of the shipped weights, or their folder."""
+        weights = (self.here / self.weights).resolve()
+        return weights.exists() and path.resolve() in (weights, weights.parent)
+
+    def samples(self, config: Any, name: str) -> Path:
+        """Where samples go without a flag that says so: samples/NAME, those of ``--smoke`` beside it."""
+        return self.here / "samples" / (f"smoke-{name}" if config.smoke else name)
+
+
+def newest(runs: Iterable[Path], shipped: Path) -> Path:
+    """The newest of the weights that runs have left, else the shipped ones; one line says which."""
+    own = [path for path in runs if ".previous" not in path.suffixes]
+    path = max(own, key=lambda path: path.stat().st_mtime, default=shipped)
+    if path.exists():
+        whose = "of the newest run here" + f"; --weights {shipped} are the shipped ones" * shipped.exists()
+        print(f"weights: {path}, {whose if own else 'as shipped: no run here has ended'}")
+    return path
 
 
 def smoke_preset(config: TrainConfig) -> TrainConfig:

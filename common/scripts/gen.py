@@ -24,7 +24,7 @@ def gen_main(folder: Folder, description: str, argv: list[str] | None = None) ->
     with here.main_first():  # it keeps an adaptive grid beside the weights, and begins the set; the others read both
         sampler, info = make_sampler(folder, replace(config, device=str(here.device)), extra)
         start, stop = cli.index_range(config.range, config.n_samples)
-        target = Path(config.save_dir) if config.save_dir else folder.here / "samples" / "gen"
+        target = Path(config.save_dir) if config.save_dir else folder.samples(config, "gen")
         keys = ("n_steps", "cfg", "label", "seed", "ema", "rtol", "atol")
         fingerprint = {"weights": weights_hash(info["path"]), **{key: getattr(config, key) for key in keys}}
         fingerprint |= {"label": -1 if config.label is None else config.label}

@@ -33,7 +33,7 @@ def grid_main(folder: Folder, description: str, argv: list[str] | None = None) -
         made = generate.sample_many(sampler, range(config.n_samples), config.batch_size, config.label)
     batches = list(with_bar(made, config.n_samples))  # type: ignore[type-var]
     images, nfe = torch.cat([part for *_, part, _ in batches]), batches[-1][-1]
-    out = Path(config.out) if config.out else folder.here / "samples" / f"{sampler.solver}_nfe{nfe}{name}.png"
+    out = Path(config.out) if config.out else folder.samples(config, f"{sampler.solver}_nfe{nfe}{name}.png")
     save_png(out, grid(images, columns))
     print(
         f"{len(images)} images, {info['method']['name']} weights of step {info.get('step', '?')}, "

@@ -38,7 +38,7 @@ def invert(folder: Folder, config: GridConfig, extra: dict[str, Any]) -> Path:
     if noise.std() > 2:
         print("note: what these weights miss of the image is magnified on the way to the noise; train longer")
     print(f"error after both ways: RMS {error:.3f} of 255 grey levels, PSNR {ratio:.1f} dB")
-    out = Path(config.out) if config.out else folder.here / "samples" / f"invert_{Path(config.invert).stem}.png"
+    out = Path(config.out or folder.samples(config, f"invert_{Path(config.invert).stem}.png"))
     save_png(out, grid(torch.cat([image, noise / 3, again]), 3))
     print(f"picture: {out}")
     return out

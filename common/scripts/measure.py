@@ -22,6 +22,8 @@ def measure_main(
         residual: the classifier, when it has to be trained: ResNet-9 rather than a plain one.
     """
     config, extra = cli.parse_with_extra(MeasureConfig, description=description, argv=argv)
+    if config.card and config.smoke:
+        raise ValueError("--card with --smoke: made-up images measure nothing; leave one of them out")
     import torch
 
     from common import checkpoint, generate

@@ -40,7 +40,7 @@ def make_sampler(folder: Folder, config: SampleConfig, extra: dict[str, Any]) ->
     device = pick_device(config.device)
     if device.type == "cpu":
         keep_freed_memory()
-    path = Path(config.weights) if config.weights else folder.here / folder.weights
+    path = folder.find_weights(config.weights)
     if config.smoke and not config.weights and not path.exists():
         net, info = _untrained(smoke_preset(next(iter(folder.presets.values()))))
     elif not path.exists() and not config.weights:
@@ -74,7 +74,7 @@ def make_sampler(folder: Folder, config: SampleConfig, extra: dict[str, Any]) ->
         raise ValueError(f"--cfg {config.cfg} needs class-conditional weights; {path.name} is unconditional")
     if config.cfg != 1 and not net.null_class:
         raise ValueError(f"--cfg {config.cfg} needs weights trained with --label_dropout > 0; {path.name} was not")
-    sampler = resolved(sampler, config, checkpoint.find(path) if path.exists() else None)
+    sampler = resolved(sampler, config, checkpoint.find(path) if path.exists() else None, not folder.ships(path))
     sampler.check()
     return sampler, info | {"path": str(path)}
 
@@ -111,11 +111,12 @@ def weights_hash(path: str) -> str:
     return file_hash(find(path)) if Path(path).exists() else "untrained"
 
 
-def resolved(sampler: Sampler, config: SampleConfig, weights: Path | None) -> Sampler:
+def resolved(sampler: Sampler, config: SampleConfig, weights: Path | None, keep: bool = True) -> Sampler:
     """The sampler with its solver and times as ``config`` asks for them.
 
     Args:
         weights: the file of the sampler's network; None: a network without one, of --smoke.
+        keep: whether an adaptive grid is kept beside it.
 
     Raises:
         ValueError: no sampler was fitted for these steps, or it is asked for with a time grid.
@@ -139,11 +140,13 @@ def resolved(sampler: Sampler, config: SampleConfig, weights: Path | None) -> Sa
     solver = usual if config.solver == "auto" else config.solver
     grid = GRID if config.grid == "auto" else config.grid
     sampler = replace(sampler, solver=solver, grid=grid)
-    return replace(sampler, nodes=adaptive_nodes(sampler, config.n_steps, weights)) if grid == "adaptive" else sampler
+    if grid != "adaptive":
+        return sampler
+    return replace(sampler, nodes=adaptive_nodes(sampler, config.n_steps, weights, keep))
 
 
-def adaptive_nodes(sampler: Sampler, n_steps: int, weights: Path | None) -> Tensor:
-    """The adaptive grid of a network: kept beside its weights, or made (32 noises, 64 fine steps) and kept there."""
+def adaptive_nodes(sampler: Sampler, n_steps: int, weights: Path | None, keep: bool = True) -> Tensor:
+    """The adaptive grid of a network: beside its weights, or made (32 noises, 64 fine steps) and kept there."""
     import torch
 
     from common.solvers import fitted
@@ -158,7 +161,7 @@ def adaptive_nodes(sampler: Sampler, n_steps: int, weights: Path | None) -> Tens
     cost = segment_costs(teacher.states, teacher.times)
     steps = sorted({*range(1, min(LARGEST, fine) + 1), n_steps})
     grids = {n: [round(teacher.times[i], 6) for i in partition(cost, n)] for n in steps}
-    if weights is not None:
+    if weights is not None and keep:
         key = {"cfg": sampler.cfg, "landing": sampler.landing}
         fitted.keep(weights, "adaptive", [{"n_steps": n, **key, "times": grids[n]} for n in steps])
     return torch.tensor(grids[n_steps], dtype=torch.float64)

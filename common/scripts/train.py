@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,9 +29,7 @@ def train_main(
     if run is None:
         from common.training import train as run
     here = processes(config.device)
-    out = Path(config.out) if config.out else folder.run_folder(config)
-    if config.smoke and not config.out and config.resume == "no" and here.is_main:
-        shutil.rmtree(out, ignore_errors=True)
+    out = folder.run_folder(config)
     shape = (config.image_size, config.in_channels)
     with here.main_first():  # which downloads where it has to
         stream = config.resident == "stream" or (config.resident == "auto" and too_large(folder, config, *shape))

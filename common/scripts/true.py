@@ -22,7 +22,7 @@ def true_main(folder: Folder, description: str, argv: list[str] | None = None) -
     chosen = {"split": config.split, "limit": config.n_samples or None}
     stream = too_large(folder, config, *shape, **chosen)
     images = load_data(folder, config, *shape, stream=stream, **chosen)
-    target = Path(config.save_dir) if config.save_dir else folder.here / "samples" / "true"
+    target = Path(config.save_dir) if config.save_dir else folder.samples(config, "true")
     fingerprint = {"data": config.data or folder.data or images.source, "split": config.split, "n": len(images)}
     writer = open_writer(target, len(images), (shape[1], shape[0], shape[0]), fingerprint)
     for index in tqdm(writer.missing(0, len(images)), unit="image", dynamic_ncols=True):

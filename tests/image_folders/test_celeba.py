@@ -235,7 +235,7 @@ def test_train_main_runs_what_it_is_given(place, tmp_path):
     photographs(tmp_path / "data" / "faces")
     seen = []
     train_main(
-        replace(place, runs="mine"), "", [*CPU, "--epochs", "2"], run=lambda *given: seen.append(given) or given[2]
+        replace(place, run="mine"), "", [*CPU, "--epochs", "2"], run=lambda *given: seen.append(given) or given[2]
     )
     config, data, out, name, processes = seen[0]
     assert config.total_steps == math.ceil(2 * 18 / 8) and len(data) == 20 and processes.is_main

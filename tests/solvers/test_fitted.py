@@ -202,7 +202,7 @@ FIT = ["--n_noises", "4", "--n_test", "2", "--fine_steps", "12", "--search", "2"
 
 def test_fit_then_sample(tmp_path, capsys):
     folder = tiny.folder(tmp_path, CONDITIONAL)
-    weights = tiny.weights(tmp_path / "results" / "shipped.pt", CONDITIONAL)
+    weights = tiny.weights(tmp_path / "runs" / "mine" / "RF_weights_step_final.pt", CONDITIONAL)
     results = fit.fit_main(folder, "", [*FIT, "--n_steps", "3", "5"])
     assert [r["n_steps"] for r in results] == [3, 5] and all(r["rms"] < r["rms_euler"] for r in results)
     assert "use it with --solver fitted --n_steps 5" in capsys.readouterr().out
