@@ -14,17 +14,51 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from typing_extensions import Required, TypedDict
 
 from common import foreign
 from common.methods import NAMES, method_of, recorded_method
-from common.networks import build_network
-from common.runtime import atomic_write
+from common.networks import build_network, check_description
+from common.runtime import atomic_write, checked
 
 FORMAT = "flow-checkpoint"
+
+
+class Method(TypedDict, total=False):
+    """Of a checkpoint; some folders say more."""
+
+    name: Required[str]
+    sigma: Annotated[float, Meta(ge=0, le=1e6)]
+    flow_weight: Annotated[float, Meta(ge=0, le=1e6)]
+    coupling: str
+
+
+class Contents(TypedDict, total=False):
+    """What a checkpoint of our format holds; some folders add more."""
+
+    format: Required[Literal["flow-checkpoint"]]
+    version: Required[int]
+    step: Required[Annotated[int, Meta(ge=0)]]
+    config: Required[dict[str, Any]]
+    network: Required[dict[str, Any]]
+    method: Required[Method]
+    ema_model: dict[str, Tensor]
+    net_model: dict[str, Tensor]
+    images_seen: Annotated[int, Meta(ge=0)]
+    seconds: Annotated[float, Meta(ge=0)]
+    optim: dict[str, Any]
+    ema: dict[str, Any]
+    scaler: dict[str, Any]
+    skipped: Annotated[int, Meta(ge=0)]
+    best: float
+
+
 # ---- files
 
 
@@ -103,9 +137,14 @@ def load(path: str | PathLike[str], map_location: str | torch.device = "cpu") ->
         raise ValueError(_refusal(path, error)) from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, not a dict of weights: it is not a checkpoint")
-    if state.get("format") == FORMAT:
+    if _is_own(state):
         _verify(path, state)
     return state
+
+
+def _is_own(state: dict[str, Any]) -> bool:
+    """Whether a file is of our format, or was before it was damaged: no other project describes its network so."""
+    return {"network", "method"} <= state.keys() or str(state.get("format")) == FORMAT
 
 
 def _is_zip(path: Path) -> bool:
@@ -144,9 +183,13 @@ def _refusal(path: Path, error: Exception) -> str:
 
 
 def _verify(path: Path, state: dict[str, Any]) -> None:
-    """Raises ValueError for a version that this code does not know, or tensors that are not as they were written."""
-    if state.get("version") != 1:
-        raise ValueError(f"{path} is of format version {state.get('version')}, this code reads version 1: update it")
+    """Raises ValueError for other entries, a version that this code does not know, or a byte that is not as written."""
+    damage = f"{path} is damaged, copy it again or use an older checkpoint"
+    checked(state, Contents, damage)
+    if len(gaps := {"images_seen", "seconds"} - state.keys()) == 1:  # both are of the same age
+        raise ValueError(f"{damage}: it has no {gaps.pop()}")
+    if state["version"] != 1:
+        raise ValueError(f"{path} is of format version {state['version']}, this code reads version 1: update it")
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -184,7 +227,7 @@ def load_network(
     path = find(path)
     state, options = load(path), dict(extra or {})
     try:
-        info, tensors = _own(state, ema) if state.get("format") == FORMAT else _foreign(state, ema, options, path)
+        info, tensors = _own(state, ema) if _is_own(state) else _foreign(state, ema, options, path)
         if different := _differences(options, info["network"], info["method"]["name"]):
             raise ValueError(
                 f"it is of another network than the options say ({'; '.join(different)}): drop -c or change it"
@@ -201,11 +244,12 @@ def _own(state: dict[str, Any], ema: bool) -> tuple[dict[str, Any], dict[str, Te
     key = "ema_model" if ema and "ema_model" in state else "net_model"
     if "ema_model" in state and key not in state:
         raise ValueError("it holds averaged weights only: leave out --no-ema")
-    if missing := [entry for entry in ("network", "method", key) if entry not in state]:
-        raise ValueError(f"it holds no network to sample from (missing: {', '.join(missing)})")
+    if key not in state:
+        raise ValueError(f"it holds no weights to sample from (missing: {key})")
+    check_description(state["network"])
     method = recorded_method(state)
-    info = {"config": state.get("config") or {}, "network": state["network"], "method": method}
-    info |= {"step": state.get("step"), "report": []}
+    info = {"config": state["config"], "network": state["network"], "method": method, "step": state["step"]}
+    info["report"] = []
     weights = "averaged" if key == "ema_model" else "raw"
     return info | {"kind": f"{weights} {method['name']} weights, step {info['step']}"}, state[key]
 
@@ -250,19 +294,42 @@ def _differences(options: dict[str, Any], network: dict[str, Any], method: str) 
 
 def _fill(description: dict[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
     """Build a network around float32 copies of its weights, without drawing random ones first."""
-    try:
-        with torch.device("meta"):
-            network = build_network(description)
-    except TypeError as error:
-        raise ValueError(f"this code cannot build its network {description} ({error}): update it") from error
+    if wrong := [key for key, tensor in tensors.items() if not _is_finite(tensor)]:
+        raise ValueError(f"{len(wrong)} of its tensors hold something that is no finite number, first {wrong[0]}")
+    with torch.device("meta"), NothingDrawn():
+        network = build_network(description)
+    return take_weights(network, tensors).eval()
+
+
+class NothingDrawn(TorchFunctionMode):
+    """Weights are not drawn, since they are to be replaced: on "meta" the first draw would import for two seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_):
+            return kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def take_weights(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The network with float32 copies of weights from a file.
+
+    Raises:
+        ValueError: tensors are missing, too many, of other shapes, or hold something that is no finite number.
+    """
     expected = network.state_dict()
-    differences = {
+    both = [key for key in expected if key in tensors]
+    faults = {
         "missing": [key for key in expected if key not in tensors],
         "unexpected": [key for key in tensors if key not in expected],
-        "of another shape": [k for k in expected if k in tensors and expected[k].shape != tensors[k].shape],
+        "of another shape": [key for key in both if expected[key].shape != tensors[key].shape],
+        "without finite numbers only": [key for key in both if not _is_finite(tensors[key])],
     }
-    if wrong := [f"{len(keys)} tensors {what}, first {keys[0]}" for what, keys in differences.items() if keys]:
-        raise ValueError(f"the weights do not fit their network {description}: {'; '.join(wrong)}")
+    if wrong := [f"{len(keys)} tensors {what}, first {keys[0]}" for what, keys in faults.items() if keys]:
+        raise ValueError(f"the weights do not fit their network, a {type(network).__name__}: {'; '.join(wrong)}")
     # copied, since memory mapped from a file would break if somebody overwrote the file
     network.load_state_dict({key: tensors[key].to(torch.float32, copy=True) for key in expected}, assign=True)
-    return network.eval()
+    return network
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and bool(torch.isfinite(tensor).all())

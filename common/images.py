@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """[-1, 1] to 0..255, rounded; values outside are clamped."""
+    """[-1, 1] to 0..255, rounded; values outside are clamped.
+
+    Raises:
+        ValueError: NaN or infinity, which would become black or white.
+    """
+    if not torch.isfinite(x).all():
+        raise ValueError("the images hold NaN or infinity: the weights are damaged or have diverged, or try -mp no")
     return x.float().clamp(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8)
 
 

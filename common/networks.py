@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Annotated, Any, Literal, get_type_hints
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
-from common.unet import ONE_TIME, ConditionalUNet, UNet, end_embedding
+from common.runtime import checked
+from common.unet import ONE_TIME, ConditionalUNet, Count, UNet, Whole, end_embedding
+
+Activation = Literal["ELU", "GELU", "LeakyReLU", "Mish", "ReLU", "SELU", "SiLU", "Softplus", "Tanh"]
 
 
 class MLP(nn.Module):
@@ -27,12 +32,12 @@ class MLP(nn.Module):
 
     def __init__(
         self,
-        dim: int,
-        width: int = 64,
-        depth: int = 3,
+        dim: Count,
+        width: Count = 64,
+        depth: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 3,
         activation: type[nn.Module] = nn.SELU,
-        num_classes: int = 0,
-        out_dim: int | None = None,
+        num_classes: Whole = 0,
+        out_dim: Count | None = None,
         two_times: bool = False,
     ) -> None:
         super().__init__()
@@ -131,18 +136,41 @@ def network_description(config: Any, heads: int = 1, two_times: bool = False) ->
 
 
 def build_network(description: dict[str, Any]) -> nn.Module:
-    """Build the network that ``network_description`` (or a checkpoint) describes."""
-    arguments = dict(description)
-    match arguments.pop("name", None):
-        case "UNet":
-            return UNet(**arguments)
-        case "ConditionalUNet":
-            return ConditionalUNet(**arguments)
-        case "MLP":
-            return MLP(**arguments | {"activation": getattr(nn, arguments["activation"])})
-        case "GeneratorUNet":
-            from common.foreign.generator_unet import GeneratorUNet
+    """Build the network that ``network_description`` (or a checkpoint) describes.
 
-            return GeneratorUNet(**arguments)
-        case name:
-            raise ValueError(f"unknown network {name!r}; known: UNet, ConditionalUNet, GeneratorUNet, MLP")
+    Raises:
+        ValueError: an unknown network, or an argument of it that is missing, unknown, of another type or out of range.
+    """
+    arguments = dict(description)
+    network = check_description(arguments)
+    del arguments["name"]
+    if "activation" in arguments:
+        arguments["activation"] = getattr(nn, arguments["activation"])
+    return network(**arguments)
+
+
+def check_description(description: dict[str, Any]) -> type[nn.Module]:
+    """The class of a network that can be built of a description; errors as in :func:`build_network`."""
+    from common.foreign.generator_unet import GeneratorUNet
+
+    known = {network.__name__: network for network in (UNet, ConditionalUNet, GeneratorUNet, MLP)}
+    name = description.get("name")
+    if not isinstance(name, str) or name not in known:
+        raise ValueError(f"unknown network {name!r}; known: {', '.join(known)}")
+    arguments = {key: value for key, value in description.items() if key != "name"}
+    checked(arguments, _arguments_of(known[name], frozenset(arguments)), f"its {name}")
+    return known[name]
+
+
+@functools.cache
+def _arguments_of(network: type[nn.Module], given: frozenset[str]) -> Any:
+    """The constructor's arguments as a type: all of them, lest a default be guessed, but those that came later."""
+    hints = get_type_hints(network.__init__, include_extras=True)
+    hints |= {"activation": Activation} if "activation" in hints else {}
+    later = {"two_times", "attention_levels"}
+    if not given & {"null_class", "checkpointing"}:  # those of sst have neither
+        later |= {"null_class", "checkpointing"}
+    fields = [
+        (key, hint, msgspec.UNSET) if key in later else (key, hint) for key, hint in hints.items() if key != "return"
+    ]
+    return msgspec.defstruct(network.__name__, fields, kw_only=True, forbid_unknown_fields=True)

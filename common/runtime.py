@@ -89,6 +89,23 @@ def _is_out_of_memory(error: Exception) -> bool:
     return refused or isinstance(error, (MemoryError, out_of_memory))
 
 
+def checked(value: Any, kind: Any, name: str) -> Any:
+    """The value as it came, once it is of a kind: a type, also a TypedDict or one with msgspec's ranges.
+
+    Raises:
+        ValueError: it is not; the line begins with the name and says which entry is what instead.
+    """
+    import msgspec
+
+    try:
+        msgspec.convert(value, kind)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:  # tensors: some are taken for mappings
+        what, _, place = str(error).partition(" - at ")
+        place = place.replace("`", "").replace("$.", "").replace("$", "")
+        raise ValueError(f"{name}{place and f', {place}'}: {what[0].lower()}{what[1:]}") from error
+    return value
+
+
 def silent(*_: object) -> None:
     """Say nothing: for functions that take one to tell the user something."""
 
@@ -354,16 +371,17 @@ def atomic_write(path: str | os.PathLike[str], sync: bool = True) -> Iterator[Pa
         temporary.unlink(missing_ok=True)
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """The value of a JSON file.
+def read_json(path: str | os.PathLike[str], kind: Any = object) -> Any:
+    """The value of a JSON file, of a kind as :func:`checked` takes it.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is damaged, in one line that names it.
+        ValueError: it is damaged or of another kind, in one line that names it.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        return value if kind is object else checked(value, kind, "its value")
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}): delete it, or restore it from a copy") from error
 
 

@@ -10,13 +10,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import torch
 import torch.nn.functional as F
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
+
+# What a file may say of a network; far above what is trained, low enough to be built in a moment (without its weights).
+Count = Annotated[int, Meta(ge=1, le=2**14)]
+Blocks = Annotated[int, Meta(ge=1, le=32)]
+Whole = Annotated[int, Meta(ge=0, le=2**20)]
+Share = Annotated[float, Meta(ge=0, lt=1)]
+HeadWidth = Annotated[int, Meta(ge=-1, le=2**14)]
+Multipliers = Annotated[Sequence[Annotated[int, Meta(ge=1, le=64)]], Meta(min_length=1, max_length=12)]
 
 ONE_TIME = "a second time was given to a network of one time: leave r out, or train with a method of two times"
 NO_LABELS = "labels were given to an unconditional network: leave y out, or train with --num_classes"
@@ -230,19 +239,19 @@ class UNet(nn.Module):
 
     def __init__(
         self,
-        image_size: int,
-        in_channels: int,
-        out_channels: int,
-        channels: int = 128,
-        channel_mult: Sequence[int] = (1, 2, 2, 2),
-        num_res_blocks: int = 2,
-        attention_resolutions: Sequence[int] = (16,),
-        num_heads: int = 4,
-        head_channels: int = 64,
-        dropout: float = 0.0,
-        num_classes: int = 0,
+        image_size: Count,
+        in_channels: Count,
+        out_channels: Count,
+        channels: Count = 128,
+        channel_mult: Multipliers = (1, 2, 2, 2),
+        num_res_blocks: Blocks = 2,
+        attention_resolutions: Sequence[Whole] = (16,),
+        num_heads: Count = 4,
+        head_channels: HeadWidth = 64,
+        dropout: Share = 0.0,
+        num_classes: Whole = 0,
         null_class: bool = False,
-        patch_size: int = 1,
+        patch_size: Count = 1,
         checkpointing: bool = False,
         two_times: bool = False,
     ):
@@ -374,15 +383,15 @@ class ConditionalUNet(nn.Module):
 
     def __init__(
         self,
-        in_channels: int = 1,
-        out_channels: int | None = None,
-        channels: int = 64,
-        channel_mult: Sequence[int] = (1, 2, 2, 4),
-        num_res_blocks: int = 1,
-        attention_levels: int = 2,
-        num_heads: int = 4,
-        dropout: float = 0.1,
-        num_classes: int = 0,
+        in_channels: Count = 1,
+        out_channels: Count | None = None,
+        channels: Count = 64,
+        channel_mult: Multipliers = (1, 2, 2, 4),
+        num_res_blocks: Blocks = 1,
+        attention_levels: Whole = 2,
+        num_heads: Count = 4,
+        dropout: Share = 0.1,
+        num_classes: Whole = 0,
         null_class: bool = False,
         checkpointing: bool = False,
         two_times: bool = False,

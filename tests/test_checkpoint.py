@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import pickle
 import random
+import time
 import zipfile
 from argparse import Namespace
 from pathlib import Path
@@ -278,10 +280,10 @@ def test_another_version_or_an_incomplete_file(tmp_path):
     with pytest.raises(ValueError, match="format version 2, this code reads version 1"):
         checkpoint.load(tmp_path / "a.pt")
     checkpoint.save(tmp_path / "b.pt", {"format": "flow-checkpoint", "version": 1, "step": 3})
-    with pytest.raises(ValueError, match=r"holds no network to sample from \(missing: network, method, net_model\)"):
+    with pytest.raises(ValueError, match="b.pt is damaged, copy it again .*: object missing required field `config`"):
         checkpoint.load_network(tmp_path / "b.pt")
     checkpoint.save(tmp_path / "c.pt", state | {"network": state["network"] | {"new_option": 1}})
-    with pytest.raises(ValueError, match="cannot build its network .*new_option"):
+    with pytest.raises(ValueError, match="c.pt: its UNet: object contains unknown field `new_option`"):
         checkpoint.load_network(tmp_path / "c.pt")
 
 
@@ -293,5 +295,86 @@ def test_checkpoint_of_another_network_names_the_options(tmp_path):
     checkpoint.load_network(tmp_path / "a.pt", extra=vars(CONFIG))
     wider = network_description(TrainConfig(num_channel=64, image_size=16, head_channels=-1))
     checkpoint.save(tmp_path / "b.pt", state | {"network": wider})
-    with pytest.raises(ValueError, match=r"do not fit their network .* tensors missing, first .*of another shape"):
+    with pytest.raises(
+        ValueError, match=r"do not fit their network, a UNet: .* tensors missing, first .*of another shape"
+    ):
         checkpoint.load_network(tmp_path / "b.pt")
+
+
+# ---- damaged entries
+
+
+WRONG = {
+    "none": None,
+    "list": [1, 2],
+    "text": "x",
+    "negative": -5,
+    "huge": 2**40,
+    "half": 2.5,
+    "tensor": torch.zeros(3),
+}
+
+
+def damaged(state):
+    """Our format with one entry of another type, out of range, or gone; by what is wrong with it."""
+    for key in state:
+        yield f"without {key}", {k: v for k, v in state.items() if k != key}
+        allowed = {"step": ("huge",), "images_seen": ("huge",), "seconds": ("huge", "half")}.get(key, ())
+        yield from ((f"{key} {name}", state | {key: value}) for name, value in WRONG.items() if name not in allowed)
+    for key, good in state["network"].items():
+        gone = {k: v for k, v in state["network"].items() if k != key}
+        yield f"network without {key}", state | {"network": gone}
+        bad = {name: value for name, value in WRONG.items() if not (key == "dropout" and name == "huge")}
+        for name, value in bad.items():
+            if not (isinstance(good, list) and name == "list"):
+                yield f"{key} {name}", state | {"network": gone | {key: value}}
+    for name, values in {"long": [1] * 3000, "nested": [[2]], "empty": []}.items():
+        yield f"channel_mult {name}", state | {"network": state["network"] | {"channel_mult": values}}
+    for name in ("Module", "functional", "__class__", "Nope"):
+        network = {"name": "MLP", "dim": 2, "width": 8, "depth": 1, "activation": name, "num_classes": 0, "out_dim": 2}
+        yield f"activation {name}", state | {"network": network}
+    for sigma in (math.nan, math.inf, -1.0, "x"):
+        yield f"sigma {sigma}", state | {"method": state["method"] | {"sigma": sigma}}
+    yield "method unknown", state | {"method": state["method"] | {"name": "zzz"}}
+    tensors = state["ema_model"]
+    for value in (math.nan, math.inf):
+        first = next(iter(tensors))
+        one = tensors[first].clone()
+        one.view(-1)[-1] = value
+        yield f"weights {value}", state | {"ema_model": {**tensors, first: one}}
+    yield "weights int", state | {"ema_model": {k: v.long() for k, v in tensors.items()}}
+    yield "weights complex", state | {"ema_model": {k: v.to(torch.complex64) for k, v in tensors.items()}}
+    yield "no weights", state | {"ema_model": {}}
+
+
+def test_a_damaged_entry_is_refused_in_one_line_before_anything_is_built(tmp_path):
+    """Whichever it is, in a moment: sizes that would take hours or all of memory are never built."""
+    state = {key: value for key, value in own_state()[1].items() if key not in ("net_model", "ema")}
+    state |= {"seconds": 1.0, "images_seen": 8}
+    file, accepted, count = tmp_path / "bad.pt", [], 0
+    start = time.perf_counter()
+    for name, bad in damaged(state):
+        torch.save(bad, file)
+        count += 1
+        try:
+            checkpoint.load_network(file)
+        except ValueError as error:
+            assert str(file) in str(error) and "\n" not in str(error), name
+        else:
+            accepted.append(name)
+    assert not accepted and count > 150 and time.perf_counter() - start < 0.2 * count
+
+
+def test_files_of_sst_without_classes_and_of_one_time_are_whole(tmp_path):
+    _, state = own_state()
+    network = {k: v for k, v in state["network"].items() if k not in ("null_class", "checkpointing")}
+    checkpoint.save(tmp_path / "a.pt", state | {"network": network})
+    net, _ = checkpoint.load_network(tmp_path / "a.pt")
+    assert same(net, state["ema_model"])
+
+
+def test_a_network_is_built_without_drawing_its_weights():
+    before = torch.get_rng_state()
+    with torch.device("meta"), checkpoint.NothingDrawn():
+        net = build_network(network_description(CONFIG))
+    assert torch.equal(before, torch.get_rng_state()) and all(p.is_meta for p in net.parameters())

@@ -70,8 +70,10 @@ class Velocity(nn.Module):
     def save(self, path: Path) -> None:
         """Write it to a file of tensors and primitives; see :func:`load`."""
         method = {"name": "fm", "scale": self.scale, "recipe": self.recipe}
-        state = {"format": checkpoint.FORMAT, "version": 1, "step": 0, "network": self.net.description}
-        checkpoint.save(path, state | {"method": method, "net_model": self.net.state_dict()})
+        state = {"format": checkpoint.FORMAT, "version": 1, "step": 0, "config": {}}
+        checkpoint.save(
+            path, state | {"network": self.net.description, "method": method, "net_model": self.net.state_dict()}
+        )
 
 
 def load(path: Path) -> Velocity:

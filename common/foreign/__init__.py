@@ -187,6 +187,7 @@ def describe(
     known |= {
         "num_heads": extra.get("num_heads", 4 if file.project == PYTORCH or known["name"] != "UNet" else 1),
         "dropout": extra.get("dropout", 0.0),
+        "checkpointing": False,
         "null_class": bool(rows) and "num_classes" in extra and rows == extra["num_classes"] + 1,
     }
     if rows and "num_classes" not in extra:

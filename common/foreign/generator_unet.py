@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.unet import NO_LABELS, check_images
+from common.unet import NO_LABELS, Count, check_images
 
 
 def time_frequencies(count: int) -> Tensor:
@@ -76,7 +76,9 @@ class GeneratorUNet(nn.Module):
 
     num_classes, null_class = 0, False
 
-    def __init__(self, in_channels: int, out_channels: int, channels: int, time_channels: int, image_size: int = 128):
+    def __init__(
+        self, in_channels: Count, out_channels: Count, channels: Count, time_channels: Count, image_size: Count = 128
+    ):
         super().__init__()
         self.in_channels, self.out_channels, self.image_size = in_channels, out_channels, image_size
         c1, c2, c3, c4 = (channels * k for k in (1, 2, 4, 8))

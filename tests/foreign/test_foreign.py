@@ -58,6 +58,7 @@ def test_torchcfm_weights_give_the_same_output(tmp_path, prefix):
         "name": "UNet", "image_size": 16, "in_channels": 3, "out_channels": 3, "channels": 64,
         "channel_mult": [1, 2, 2], "num_res_blocks": 1, "attention_resolutions": [8], "num_heads": 1,
         "head_channels": 64, "dropout": 0.0, "num_classes": 0, "null_class": False, "patch_size": 1,
+        "checkpointing": False,
     }  # fmt: skip
     assert "torchcfm or IDFF" in info["report"][0]
     assert any("assumed: head_channels 64" in line for line in info["report"])
