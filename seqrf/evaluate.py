@@ -95,8 +95,7 @@ def draw(
 ) -> Samples:
     """The samples of some indices, batch by batch under a bar.
 
-    Within a solver's precision a sample does not depend on its batch; dopri5 shares its steps among a batch, so there
-    it may differ by about the tolerance.
+    But for rounding, a sample does not depend on its batch; with dopri5 its NFE does, being that of the slowest.
 
     Args:
         model: Teacher or student.

@@ -72,8 +72,8 @@ class PairOptions:
             ``common.solvers.SOLVERS`` with n_steps.
         n_steps: Steps in every segment, or in each; in a manifest see :attr:`Manifest.n_steps`.
         tolerance: dopri5's rtol and atol; in a manifest None where another solver was asked for.
-        batch_size: Samples solved together, all of one segment and one shard. dopri5 takes its steps for the whole
-            batch, so it belongs to the result.
+        batch_size: Samples solved together, all of one segment and one shard. It changes roundings, which dopri5's
+            choice of steps amplifies; so with dopri5 it belongs to the result.
         shard_size: Pairs of a file (the last one may have fewer); None: 2048, fewer where those would be over 64 MB.
         ends: How x_b is stored: "float16", "float32", or "uint8" for the pixels at t = 1 and float16 before.
     """
@@ -226,7 +226,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
         write_json(path, FORMAT | manifest.facts())
     fixed = read_manifest(folder)  # another process may have been first
     free = {"noise", "data"}  # the last bits of another machine's noise; a name, whose hash is compared
-    free |= {"batch_size"} if fixed.n_steps and 0 not in fixed.n_steps else set()  # dopri5's steps are a batch's
+    free |= {"batch_size"} if fixed.n_steps and 0 not in fixed.n_steps else set()  # dopri5 amplifies roundings
     free |= {"n_steps"} if manifest.options.solver == "auto" else set()  # chosen once
     facts = manifest.facts()
     for key, value in {"coupling": "auto", **fixed.facts()}.items():

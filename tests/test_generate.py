@@ -63,7 +63,8 @@ def test_noise_of_an_image_is_a_function_of_seed_stream_and_index():
 
 
 @pytest.mark.parametrize(
-    ("solver", "method"), [("euler", "rf"), ("dpmpp2m", "idff"), ("idff", "idff"), ("euler_maruyama", "rf")]
+    ("solver", "method"),
+    [("euler", "rf"), ("dpmpp2m", "idff"), ("idff", "idff"), ("euler_maruyama", "rf"), ("dopri5", "rf")],
 )
 def test_an_image_does_not_depend_on_batch_size_or_order(solver, method):
     config = replace(CONDITIONAL, method=method, sigma=0.2)

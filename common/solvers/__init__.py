@@ -12,11 +12,11 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from common.solvers.adaptive import dopri5
 from common.solvers.grids import GRIDS, Times, nodes_of, time_grid
 from common.solvers.multistep import MULTISTEP, Slope
 
@@ -167,40 +167,6 @@ class CountNFE:
 
 
 # ------------------------------------------------------------------------------------------- solvers of other packages
-def dopri5(
-    velocity: Velocity, x: Tensor, times: Times, rtol: float = 1e-5, atol: float = 1e-5, trajectory: bool = False
-) -> Tensor:
-    """Adaptive Dormand-Prince 5(4) of torchdiffeq from times[0] to times[-1]; inner times are interpolated for nothing.
-
-    Six evaluations a step, as many steps as the tolerances ask for, none outside the range of times. The error is the
-    root mean square over the *batch*, as usual, so within the tolerance a sample depends on its neighbours.
-
-    Raises:
-        ValueError: torchdiffeq is missing, tolerances not positive, or the step size became 0 (velocity not finite).
-    """
-    try:
-        from torchdiffeq import odeint
-    except ImportError as error:
-        raise ValueError("solver dopri5 needs torchdiffeq: pip install torchdiffeq, or use --solver heun") from error
-    if rtol <= 0 or atol <= 0:
-        raise ValueError(f"tolerances must be positive, but rtol is {rtol:g} and atol {atol:g}; try 1e-5")
-    nodes, x = nodes_of(times), _state(x)
-    clock = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
-    span = torch.tensor(nodes if trajectory else [nodes[0], nodes[-1]], dtype=clock, device=x.device)
-    # step_t: without it the last step runs past the end, where a velocity need not exist.
-    options = {"dtype": clock, "step_t": span[-1:], "max_num_steps": 100_000}
-
-    def slope(t: Tensor, x: Tensor) -> Tensor:
-        return velocity(x, t.to(x.dtype).expand(x.shape[0])).to(x.dtype)
-
-    try:
-        states: Any = odeint(slope, x, span, rtol=rtol, atol=atol, method="dopri5", options=options)
-    except AssertionError as error:
-        reason = str(error).split(":")[0][:60]
-        raise ValueError(f"dopri5 stopped ({reason}): velocity not finite, or rtol {rtol:g} too small") from error
-    return states if trajectory else states[-1]
-
-
 def torchdyn_solve(
     velocity: Velocity,
     x: Tensor,
@@ -226,15 +192,23 @@ def torchdyn_solve(
         from torchdyn.core import NeuralODE
     except ImportError as error:
         raise ValueError("solver torchdyn needs torchdyn: pip install torchdyn, or use --solver euler") from error
-    nodes, x = nodes_of(times), _state(x)
+    nodes, x, f = nodes_of(times), _state(x), _at(velocity)
+
+    # Its fixed solvers refuse times closer than 1e-5 to each other: their clock counts steps
+    fixed = solver in ("euler", "midpoint")
 
     def field(t: Tensor, x: Tensor, args: dict | None = None) -> Tensor:
-        return velocity(x, t.to(x.dtype).expand(x.shape[0])).to(x.dtype)
+        if not fixed:
+            return f(x, float(t))
+        i = min(int(t), len(nodes) - 2)
+        h = nodes[i + 1] - nodes[i]
+        return h * f(x, nodes[i] + (float(t) - i) * h)
 
-    tolerances: dict = {"rtol": rtol, "atol": atol} if solver in ("dopri5", "tsit5") else {}
+    tolerances: dict = {} if fixed else {"rtol": rtol, "atol": atol}
     unused = [torch.nn.Parameter(torch.zeros(1))]  # without one torchdyn prints a line at every call
     ode = NeuralODE(field, solver=solver, sensitivity="adjoint", optimizable_params=unused, **tolerances)
-    states = ode.trajectory(x, torch.tensor(nodes, dtype=x.dtype, device=x.device))
+    clock = torch.tensor(list(range(len(nodes))) if fixed else nodes, dtype=x.dtype, device=x.device)
+    states = ode.trajectory(x, clock)
     return states if trajectory else states[-1]
 
 

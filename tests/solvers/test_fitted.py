@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -52,6 +53,13 @@ def test_it_is_the_solver_that_is_optimal(method, order, monkeypatch):
     assert error < 1e-6
     for i, row in enumerate(sampler.weights):
         assert row == pytest.approx(fitted._adams_row(times.tolist(), i, order), abs=2e-3)
+
+
+def test_times_are_found_again_from_the_logarithms_of_their_steps_over_the_last_one():
+    times = [0.0, 0.1, 0.35, 0.6, 1.0]
+    z = fitted._log_ratios(times)
+    assert z == pytest.approx([math.log(step / 0.4) for step in (0.1, 0.25, 0.25)])
+    assert fitted._from_log_ratios(z) == pytest.approx(times)
 
 
 @pytest.mark.parametrize("order", [1, 2, 4])

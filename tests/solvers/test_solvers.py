@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
 
 import pytest
 import torch
 
+from common.cli.configs import SampleConfig
+from common.generate import Sampler
 from common.networks import MLP
 from common.solvers import (
     GRIDS,
@@ -20,7 +23,7 @@ from common.solvers import (
     time_grid,
     torchdyn_solve,
 )
-from problems import Bridge, Gaussians, Riccati, error_of, slope_of
+from problems import Bridge, Gaussians, Mixture, Riccati, error_of, slope_of
 
 ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "ab2": 2, "dpmpp2m": 2}
 COST = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "ab2": 1, "dpmpp2m": 1}
@@ -74,6 +77,37 @@ def test_dopri5_meets_its_tolerance_inside_the_times():
     assert integrate(problem.velocity, problem.start, time_grid(3), "dopri5", trajectory=True).shape == (4, 4, 1)
 
 
+def test_dopri5_steps_each_sample_for_itself():
+    """Alone or among others, and against another package's at the same tolerance."""
+    from torchdiffeq import odeint
+
+    problem, x0 = Mixture(), torch.randn(40, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    nodes = [0.0, 0.35, 0.6, 1.0]
+    exact = dopri5(problem.velocity, x0, nodes, 1e-12, 1e-12, trajectory=True)
+    for tol in (1e-3, 1e-5, 1e-7):
+        path = dopri5(problem.velocity, x0, nodes, tol, tol, trajectory=True)
+        alone = torch.cat([dopri5(problem.velocity, x[None], nodes, tol, tol, True) for x in x0], dim=1)
+        torch.testing.assert_close(path, alone, rtol=0, atol=1e-14)
+        one = CountNFE(problem.velocity)
+        for k in (0, 7):
+            one.reset()
+            dopri5(one, x0[k : k + 1], [0.0, 1.0], tol, tol)
+            count = CountNFE(problem.velocity)
+            theirs = odeint(
+                lambda t, x: count(x, t.expand(1)), x0[k : k + 1], torch.tensor([0.0, 1.0]).double(),
+                rtol=tol, atol=tol, method="dopri5", options={"step_t": torch.tensor([1.0]).double()},
+            )  # fmt: skip
+            assert one.nfe <= 1.5 * count.nfe
+            bound = max(20 * tol, 3 * (theirs[-1] - exact[-1, k]).abs().max().item())
+            assert (path[-1, k] - exact[-1, k]).abs().max() < bound
+        assert (path - exact).abs().max() < 200 * tol
+
+
+def test_dopri5s_tolerance_is_that_of_the_flags():
+    defaults = [inspect.signature(f).parameters for f in (dopri5, integrate, Sampler)]
+    assert {p[name].default for p in defaults for name in ("rtol", "atol")} == {SampleConfig().rtol} == {1e-5}
+
+
 def test_dopri5_reports_a_velocity_that_is_not_finite():
     with pytest.raises(ValueError, match="not finite"):
         dopri5(lambda x, t: x / 0, torch.ones(2, 1), [0.0, 1.0])
@@ -100,6 +134,16 @@ def test_torchdyn_agrees_with_ours(capsys):
     torch.testing.assert_close(x, problem.exact(1), rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="euler, midpoint, dopri5"):
         torchdyn_solve(problem.velocity, problem.start, times, "rk4")
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_torchdyn_takes_steps_of_any_length(grid):
+    """Its own check takes neighbouring times of the cosine and power grids with 400 to 500 steps for one."""
+    problem, times = Riccati(), time_grid(500, grid)  # float32, as samplers have it
+    for method in ("euler", "midpoint"):
+        ours = integrate(problem.velocity, problem.start, times, method)
+        theirs = torchdyn_solve(problem.velocity, problem.start, times, method)
+        torch.testing.assert_close(theirs, ours, rtol=1e-10, atol=1e-10)
 
 
 def test_torchdyn_is_not_imported_after_tensorflow(monkeypatch):
