@@ -9,20 +9,35 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = ROOT / "cifar10" / "train_cifar10.py"
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+
+from common import cli
+from common.cli.ranges import Count
+from common.runtime import run_main
+
+SCRIPT = Path(__file__).resolve().parents[1] / "cifar10" / "train_cifar10.py"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the measurement."""
+
+    rounds: Count = 5
+    """Starts of each kind, after one that warms up"""
 
 
 def main() -> None:
     """Time --help and ``import torch`` in turn: the ratio says what leaving torch out saves."""
+    rounds = cli.parse(Options, description=__doc__ or "").rounds
     commands = {
         "--help": [sys.executable, str(SCRIPT), "--help"],
         "import torch": [sys.executable, "-c", "import torch"],
     }
     seconds: dict[str, list[float]] = {name: [] for name in commands}
-    for _ in range(6):
+    for _ in range(rounds + 1):
         for name, command in commands.items():
             start = time.perf_counter()
             subprocess.run(command, check=True, capture_output=True)
@@ -34,4 +49,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

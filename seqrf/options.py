@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
 from common.cli.configs import SolverName
-from common.cli.ranges import Above, AtLeast, AtMost, Below, Device, Matches, OneOf, Whole
+from common.cli.ranges import Above, AtLeast, AtMost, Below, Device, Matches, MayBeEmpty, OneOf, Whole
 
 Count = Annotated[int, AtLeast(1, "give 1 or more")]
 Seed = Annotated[int, AtLeast(0, "give 0 or more"), Below(2**63, "give 0 or more, below 2^63")]
@@ -167,13 +167,13 @@ class Pipeline:
     """Seeds; each has its own teacher (toy2d), pairs, students and noises"""
     segments: tuple[Count, ...] = (1, 2, 4)
     """Numbers of segments to reflow with; 1: plain reflow (2-RF)"""
-    adaptive: tuple[Count, ...] = (4,)
+    adaptive: Annotated[tuple[Count, ...], MayBeEmpty()] = (4,)
     """Numbers of adaptive segments to reflow with"""
-    distill: tuple[Count, ...] = (1, 4)
+    distill: Annotated[tuple[Count, ...], MayBeEmpty()] = (1, 4)
     """Students to distil, by their number of segments, which must be among the ones above; 1: one-step distillation"""
     steps: tuple[Count, ...] = (1, 2, 4, 8, 16)
     """Steps of Euler's method to evaluate everything at; students at no fewer than their segments"""
-    teacher_steps: tuple[Count, ...] = (100,)
+    teacher_steps: Annotated[tuple[Count, ...], MayBeEmpty()] = (100,)
     """More steps to evaluate the teacher at"""
 
 

@@ -234,6 +234,15 @@ def test_scripts_are_short():
     assert long <= LONGER.keys() and len(lines) > 40, long - LONGER.keys()
 
 
+def test_every_script_reads_its_arguments():
+    """One that did not would start its work at ``--help`` or at a mistyped flag."""
+    reads = re.compile(r"\bparse\(|_main\(\w*FOLDER|\.parse_args\(|parse_with_extra\(")
+    scripts = [path for path in FILES if path.suffix == ".py" and path.parts[-2] != "tests"]
+    texts = {ids(path): path.read_text(encoding="utf-8") for path in scripts}
+    deaf = [name for name, text in texts.items() if 'if __name__ == "__main__"' in text and not reads.search(text)]
+    assert set(deaf) <= {"common/prepare/__main__.py"} and len(texts) > 100, deaf
+
+
 # ---- documents
 
 

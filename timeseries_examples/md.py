@@ -97,7 +97,7 @@ class Options:
     def check_together(self) -> None:
         """Raises ValueError where options do not fit together."""
         check_bridge(self.method, self.sigma)
-        if not self.leads or list(self.leads) != sorted(set(self.leads)) or self.leads[0] != 1:
+        if list(self.leads) != sorted(set(self.leads)) or self.leads[0] != 1:
             raise ValueError(f"--leads {','.join(map(str, self.leads))}: give growing numbers that begin with 1")
 
 

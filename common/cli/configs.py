@@ -17,6 +17,7 @@ from common.cli.ranges import (
     AtMost,
     Count,
     Device,
+    MayBeEmpty,
     NoneFor,
     NotNegative,
     OneOf,
@@ -72,7 +73,7 @@ class TrainConfig:
     """Channel multiplier of each level, finest first"""
     num_res_blocks: Count = 2
     """Residual blocks of each level"""
-    attention_resolutions: tuple[Count, ...] = (16,)
+    attention_resolutions: Annotated[tuple[Count, ...], MayBeEmpty()] = (16,)
     """Feature map sides at which self-attention is used"""
     num_heads: Count = 4
     """Attention heads, unless head_channels is given"""
@@ -161,8 +162,6 @@ class TrainConfig:
         """Raises ValueError where options do not fit together."""
         check_bridge(self.method, self.sigma)
         check_logger(self.logger)
-        if not self.channel_mult:
-            raise ValueError("--channel_mult: give one whole number per level, e.g. 1,2,2,2")
         if self.batch_size % self.grad_accum:
             raise ValueError(f"--grad_accum {self.grad_accum}: must divide --batch_size {self.batch_size}")
         levels, size = len(self.channel_mult), self.image_size
@@ -337,8 +336,6 @@ class FitConfig(WeightsConfig):
 
     def check_together(self) -> None:
         """Raises ValueError where options do not fit together."""
-        most = max(self.n_steps, default=0)
-        if not most:
-            raise ValueError("--n_steps: give one number of steps or more, e.g. 8")
+        most = max(self.n_steps)
         if self.fine_steps < 2 * most:
             raise ValueError(f"--fine_steps {self.fine_steps} is less than twice the {most} steps to fit")

@@ -93,6 +93,11 @@ class NoneFor:
     number: float
 
 
+@dataclass(frozen=True)
+class MayBeEmpty:
+    """A list that says something without a value, too; others need one."""
+
+
 # ---- those of many fields
 
 Count = Annotated[int, AtLeast(1)]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from common.cli.ranges import NoneFor, OneOf
+from common.cli.ranges import MayBeEmpty, NoneFor, OneOf
 
 # ---- kinds of fields
 
@@ -33,6 +33,7 @@ class Kind:
         element: The kind of a tuple's elements, where it is one of any length.
         optional: Whether None is a value.
         nothing: Numbers that stand for None.
+        may_be_empty: Whether a list without values is one.
     """
 
     base: Any
@@ -41,6 +42,7 @@ class Kind:
     element: Kind | None
     optional: bool
     nothing: tuple[float, ...]
+    may_be_empty: bool
 
 
 @functools.cache
@@ -63,6 +65,7 @@ def kind_of(hint: Any) -> Kind:
         element=kind_of(get_args(hint)[0]) if origin is tuple and get_args(hint)[1:] == (...,) else None,
         optional=optional,
         nothing=tuple(mark.number for mark in marks if isinstance(mark, NoneFor)),
+        may_be_empty=any(isinstance(mark, MayBeEmpty) for mark in marks),
     )
 
 
@@ -136,18 +139,25 @@ def _to_int(value: Any) -> int:
     if isinstance(value, bool):
         raise TypeError
     try:
-        return int(value) if isinstance(value, str) else operator.index(value)
+        return int(_plain(value)) if isinstance(value, str) else operator.index(value)
     except (TypeError, ValueError):
-        if float(value) != int(float(value)):
+        if float(_plain(value)) != int(float(value)):
             raise
         return int(float(value))
+
+
+def _plain(value: Any) -> Any:
+    """A text that is not of other scripts' digits, which Python would read as numbers."""
+    if isinstance(value, str) and not value.isascii():
+        raise ValueError
+    return value
 
 
 def _to_float(value: Any) -> float:
     """Numbers, also those that YAML takes for text, such as 2e-4."""
     if isinstance(value, bool):
         raise TypeError
-    return float(value)
+    return float(_plain(value))
 
 
 def _to_str(value: Any) -> str:
@@ -201,6 +211,9 @@ def validate(config: Any, prefix: str = "") -> None:
         flag = f"--{prefix}{name}"
         if convert(flag, hint, value) not in (value,):  # made by hand; nan is itself, though not equal to itself
             raise ValueError(f"{flag} {value!r}: {allowed(hint)}")
+        usual = getattr(type(config), name, ())
+        if value == () != usual and not kind_of(hint).may_be_empty:
+            raise ValueError(f"{flag}: give one value or more, e.g. {shown(usual)}")
         _check_ranges(flag, kind_of(hint), value)
     if hasattr(config, "check_together"):
         config.check_together()
@@ -212,6 +225,8 @@ def _check_ranges(flag: str, kind: Kind, value: Any) -> None:
     for each in kind.ranges if value is not None else ():
         if not each.allows(value):
             raise ValueError(f"{flag} {shown(value)}: {each}")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ValueError(f"{flag} {shown(value)}: must be below 2^63")
     if kind.element and isinstance(value, tuple):
         for part in value:
             _check_ranges(flag, kind.element, part)

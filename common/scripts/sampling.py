@@ -74,6 +74,7 @@ def make_sampler(folder: Folder, config: SampleConfig, extra: dict[str, Any]) ->
         raise ValueError(f"--cfg {config.cfg} needs class-conditional weights; {path.name} is unconditional")
     if config.cfg != 1 and not net.null_class:
         raise ValueError(f"--cfg {config.cfg} needs weights trained with --label_dropout > 0; {path.name} was not")
+    generate.labels_for([0], generate.real_classes(net), config.label)  # a wrong label ends it here
     sampler = resolved(sampler, config, checkpoint.find(path) if path.exists() else None, not folder.ships(path))
     sampler.check()
     return sampler, info | {"path": str(path)}
