@@ -22,6 +22,7 @@ STYLES = {  # of skill curves: colour, line, marker
     "climatology, Gaussian": ("#0072b2", "--", "s"),
     "damped persistence, Gaussian": ("#009e73", "--", "D"),
     "damped persistence, fitted": ("#009e73", ":", "v"),
+    "linear inverse model": ("#cc79a7", "--", "^"),
     "exact": ("#cc79a7", ":", "*"),
 }
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sst import linear
 from sst.scores import by_lead, crps, crps_gaussian, mse_of_mean, rank_histogram, spread_skill_ratio, weighted_mean
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 POINT = ("persistence", "climatology", "damped persistence")
 GAUSSIAN = ("climatology, Gaussian", "damped persistence, Gaussian")
 FITTED = "damped persistence, fitted"  # the last one, its spread fitted to the validation years like the flow's
+LINEAR = "linear inverse model"  # a normal distribution, see linear.py
 EXACT = "exact"
 
 
@@ -56,12 +58,25 @@ def baselines(
     found: dict[str, tuple[Tensor, Tensor | None]] = dict(zip(POINT, ((still, None), (zero, None), (damped, None))))
     found[GAUSSIAN[0]] = (zero, torch.ones_like(zero))
     found[GAUSSIAN[1]] = (damped, maps["residual"][:leads])
+    found[LINEAR] = inverse(data, drawn)
     if validation is not None:
         factors = fitted_spread(data, validation, leads)[:, None, None, None]
         found[FITTED] = (damped, factors * maps["residual"][:leads])
     if data.fields.made is not None:
         found[EXACT] = exact(data, drawn)
     return found
+
+
+def inverse(data: World, drawn: Ensemble) -> tuple[Tensor, Tensor]:
+    """Mean and spread of the linear inverse model's forecasts, see ``linear``."""
+    leads, models = len(drawn.target), linear.models(data, len(drawn.target))
+    means, stds = torch.empty_like(drawn.target), torch.empty_like(drawn.target)
+    for k, model in enumerate(models):
+        rows = drawn.box == k
+        for lead in range(leads):
+            means[lead, rows] = model.mean(drawn.start[rows], lead + 1)
+            stds[lead, rows] = model.residual[lead]
+    return means, stds
 
 
 def exact(data: World, drawn: Ensemble) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ from sst import config as O
 from sst import data as D
 from sst import flow as F
 from sst import forecast as P
-from sst import maps, skill
+from sst import linear, maps, skill
 from sst import sst_pipeline as pipeline
 from sst import synthetic as S
 from sst.scores import crps_gaussian, spread_skill_ratio
@@ -448,6 +450,52 @@ def test_baselines_by_hand():
     assert "exact" not in table and (drawn.members[..., :, :] * (1 - box.ocean)).abs().max() >= 0
     land = torch.stack([data.boxes[k].ocean for k in drawn.box.tolist()]) == 0
     assert land.any() and (drawn.members[:, :, land] == 0).all()
+
+
+def rotating(frames: int, noise: float, draw: torch.Generator) -> Tensor:
+    """Two patterns (T, 12, 12) whose amplitudes turn into each other: no cell's own past says what comes."""
+    turn = 0.95 * torch.tensor([[math.cos(0.7), math.sin(0.7)], [-math.sin(0.7), math.cos(0.7)]])
+    states = [torch.randn(2, generator=draw)]
+    for _ in range(frames - 1):
+        states.append(states[-1] @ turn + 0.3 * torch.randn(2, generator=draw))
+    places = torch.linalg.qr(torch.randn(144, 2, generator=draw))[0].T.reshape(2, 12, 12) * 12
+    return torch.einsum("tk,kij->tij", torch.stack(states), places) + noise * torch.randn(
+        frames, 12, 12, generator=draw
+    )
+
+
+def test_a_linear_inverse_model_finds_patterns_that_turn_into_each_other():
+    """Its errors are what is new in each step, and its spread is as large."""
+    draw = torch.Generator().manual_seed(0)
+    a = rotating(1200, 0.05, draw)
+    box: Any = SimpleNamespace(anomalies=a, damping=C.persistence(a[:900], 3)[0])
+    model = linear.fit(box, linear.patterns(a[:900], 2), 900, 3)
+    for lead in (1, 3):
+        error = a[900 + lead :] - model.mean(a[900:-lead], lead)
+        new = 0.3 * math.sqrt(2 * sum(0.95 ** (2 * k) for k in range(lead)))  # of two patterns
+        assert error.std().item() == pytest.approx(new, rel=0.1)
+        assert model.residual[lead - 1].square().mean().sqrt().item() == pytest.approx(error.std().item(), rel=0.1)
+        still = (a[900 + lead :] - a[900:-lead] * box.damping[lead - 1]).std()
+        assert error.std() < 0.8 * still
+
+
+def test_patterns_are_those_of_the_covariance(world):
+    for a in (world.boxes[0].anomalies[:50], world.boxes[0].anomalies[:, :5, :5]):
+        found = linear.patterns(a, 4).flatten(1)
+        assert torch.allclose(found @ found.T, torch.eye(4), atol=1e-4)
+        power = (a.flatten(1) @ found.T).square().sum(0)
+        assert power[0].item() == pytest.approx(torch.linalg.matrix_norm(a.flatten(1), 2).item() ** 2, rel=1e-4)
+        assert (power.diff() <= 1e-3).all()
+
+
+def test_the_linear_inverse_model_is_no_worse_than_damped_persistence(world):
+    drawn = P.forecast(P.Forecaster(Silent(), TINY), world, world.starts(replace(TINY, starts=0)), 2, 0, "")
+    found = skill.baselines(world, drawn)
+    mean, std = found[skill.LINEAR]
+    damped, _ = found["damped persistence"]
+    assert mean.shape == std.shape == drawn.target.shape and (std > 0).all()
+    area = skill.area_of(world, drawn.box)
+    assert ((mean - drawn.target).square() * area).sum() < 1.05 * ((damped - drawn.target).square() * area).sum()
 
 
 def test_damped_persistence_can_have_its_spread_fitted(world):
