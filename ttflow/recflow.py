@@ -5,9 +5,13 @@ are the mean and the standard deviations of the points of the paths at time t. F
 the flow: the velocity is R (s' z) + m'. The train is fitted to what the velocities u have besides, R^T (u - m') - s' z,
 so it has to learn only what is not Gaussian; and z fills the same box at all times.
 
+Outside the box that nearly all of the data are in, the train goes on with its value at the edge, so the flow goes on as
+the frame's, which is linear: a point of the tails is carried as one of a Gaussian, and has such a density. A straight
+continuation of the train would be that of its noise at the edge.
+
 The best fit is a mean of such velocities, so the end of a path that it points to, x + (1 - t) v, lies among those that
-the velocities u point to: it is kept within their range, or if x is outside, no further out than x. A flow cannot
-explode, even where there were no data to say what the train should be.
+the velocities u point to: it is kept within their range, or where the frame alone points further out, no further than
+that. A flow cannot explode, even where there were no data to say what the train should be.
 
 What it is fitted to comes from a draw, see ``draws``.
 
@@ -126,7 +130,7 @@ class TTVelocity(nn.Module):
     Args:
         frame: See the module.
         train: Inputs z_1, ..., z_d, t; outputs the part of the velocity that the frame does not have.
-        bound: Least and largest R^T (x + (1 - t) v), (2, d).
+        bound: Least and largest R^T (x + (1 - t) v), (2, d), where that of the frame alone is not beyond.
         options: Primitives to keep with it, how it was made for instance.
     """
 
@@ -155,17 +159,16 @@ class TTVelocity(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """The velocity (B, d)."""
         turned, z, t, slope, _ = self._place(x, t)
-        velocity, _ = self._bounded(turned, z, t, slope, self.train_.at([*z, t]).T)
+        velocity, _, _ = self._bounded(turned, z, t, slope, self.train_.at([*z, t]).T)
         return (velocity.T @ self.frame.rotation.T).to(x)
 
     def with_divergence(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The velocity (B, d) and its exact divergence (B,), at about three times the cost."""
         turned, z, t, slope, scale = self._place(x, t)
         value, diagonal = self.train_.value_and_diagonal([*z, t])
-        velocity, free = self._bounded(turned, z, t, slope, value.T)
-        low, high = self.bound[:, :, None]
-        # at a bound v = (bound - R^T x) / (1 - t); where x is outside it is x itself that the end may not exceed: v = 0
-        edge = torch.where((turned >= low) & (turned <= high), -1 / _left(t), 0.0)
+        velocity, free, fixed = self._bounded(turned, z, t, slope, value.T)
+        # where the bound is a number v = (bound - R^T x) / (1 - t), where it is the frame's end v is the frame's
+        edge = torch.where(fixed, -1 / _left(t), slope / scale)
         divergence = torch.where(free, (diagonal.T + slope) / scale, edge).sum(0)
         return (velocity.T @ self.frame.rotation.T).to(x), divergence.to(x)
 
@@ -181,15 +184,17 @@ class TTVelocity(nn.Module):
         turned = self.frame.rotation.T @ x.to(dtype).T
         return turned, (turned - self.frame.rotation.T @ mean) / scale, t, slope, scale
 
-    def _bounded(self, turned: Tensor, z: Tensor, t: Tensor, slope: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """R^T v, and where the end that it points to is within the bounds by itself."""
+    def _bounded(
+        self, turned: Tensor, z: Tensor, t: Tensor, slope: Tensor, value: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """R^T v, where the end that it points to is within the bounds by itself, and where the bound is a number."""
         left, (low, high) = _left(t), self.bound[:, :, None]
-        drift = self.frame.rotation.T @ (self.frame.means[1] - self.frame.means[0])
-        velocity = torch.addcmul(value, z, slope) + drift[:, None]
-        end = torch.addcmul(turned, velocity, left)
-        inside = end.clamp(turned.minimum(low), turned.maximum(high))
-        free = inside == end
-        return (velocity if free.all() else torch.where(free, velocity, (inside - turned) / left)), free
+        drift = (self.frame.rotation.T @ (self.frame.means[1] - self.frame.means[0]))[:, None]
+        velocity = torch.addcmul(value, z, slope) + drift
+        end, linear = (torch.addcmul(turned, v, left) for v in (velocity, z * slope + drift))
+        inside = end.clamp(linear.minimum(low), linear.maximum(high))
+        free, fixed = inside == end, (inside == low) | (inside == high)
+        return (velocity if free.all() else torch.where(free, velocity, (inside - turned) / left)), free, fixed
 
     def state(self) -> dict[str, Any]:
         """Tensors and primitives; see :meth:`from_state`."""
@@ -323,7 +328,8 @@ class Shape:
         output = order.index(d) if self.output_at is None else self.output_at
         if not 0 <= output <= d:
             raise ValueError(f"output_at is {output}: the positions of this train are 0 to {d}")
-        bases = [make(self.basis, self.n_basis, *box, **(self.basis_options or {})) for box in boxes]
+        options = {"outside": "clamp", **(self.basis_options or {})}
+        bases = [make(self.basis, self.n_basis, *box, **options) for box in boxes]
         bases.append(make(self.time_basis, self.n_time, 0.0, 1.0, outside="clamp"))
         by_position, g = [bases[k] for k in order], generator(self.seed, "start")
         if self.separate:
