@@ -281,7 +281,8 @@ def test_the_likelihood_holds_in_the_tails(name):
     """Of draws that nothing was fitted to, and beyond them all, as the experiment fits its trains.
 
     The flow goes on as the frame's outside the box of the data. With a straight continuation of the train, and ends
-    that could not be beyond those of the data, points at 4.5 deviations were wrong by 130 and 99 nats, at six by up to 3,600.
+    that could not be beyond those of the data, points at 4.5 deviations were wrong by 130 and 99 nats, at six by up to
+    3,600.
     """
     draw, log_density, tails = {
         "gaussian": (lambda n, k: normal_numbers(n, 2, k=k) @ GAUSSIAN, gaussian_log_density, gaussian_tails),
