@@ -213,7 +213,54 @@ def repeated_kernel(weight: Tensor) -> Tensor:
     return taps.flip(2, 3).transpose(0, 1)
 
 
-class UNet(nn.Module):
+def check_images(x: Tensor, channels: int, multiple: int) -> None:
+    """Raise ValueError unless x is (B, channels, H, W) with sides divisible by ``multiple``."""
+    if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % multiple or x.shape[3] % multiple:
+        raise ValueError(
+            f"this network takes images of shape (B, {channels}, H, W) with H and W divisible by {multiple}; "
+            f"got {tuple(x.shape)}"
+        )
+
+
+class ImageNetwork(nn.Module):
+    """What the U-Nets share: the check of their input, the embedding of times and labels, checkpointing."""
+
+    channels: int
+    in_channels: int
+    multiple: int  # of what the sides are to be
+    num_classes: int
+    null_class: bool
+    checkpointing: bool
+    end_embed: nn.Sequential | None
+
+    def embed(
+        self, x: Tensor, t: Tensor, y: Tensor | None, r: Tensor | None, time: nn.Module, labels: nn.Module | None
+    ) -> Tensor:
+        """The sum of the embeddings, (B, 4 channels); without a label that of "no label", if there is one."""
+        check_images(x, self.in_channels, self.multiple)
+        emb = time(timestep_embedding(t, self.channels).to(x.dtype))
+        if self.end_embed is not None:
+            emb = emb + self.end_embed(timestep_embedding(t if r is None else r, self.channels).to(x.dtype))
+        elif r is not None:
+            raise ValueError(ONE_TIME)
+        if labels is None:
+            if y is not None:
+                raise ValueError(NO_LABELS)
+            return emb
+        if y is None:
+            if not self.null_class:
+                raise ValueError("this network is class-conditional and knows no 'no label': give y")
+            y = torch.full((len(x),), self.num_classes - 1, device=x.device, dtype=torch.long)
+        return emb + labels(y)
+
+    def run(self, stage: Callable[..., Tensor], h: Tensor, emb: Tensor) -> Tensor:
+        """A stage, its activations computed again in the backward pass if ``checkpointing`` says so."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(stage, h, emb, use_reentrant=False)
+        return stage(h, emb)
+
+
+class UNet(ImageNetwork):
     """The ADM U-Net, called ``net(x, t, y=None, r=None)``.
 
     Args:
@@ -256,11 +303,9 @@ class UNet(nn.Module):
         two_times: bool = False,
     ):
         super().__init__()
-        self.channels = channels
-        self.in_channels, self.out_channels = in_channels, out_channels
-        self.num_classes, self.null_class = num_classes, null_class
+        self.channels, self.in_channels, self.out_channels = channels, in_channels, out_channels
+        self.num_classes, self.null_class, self.checkpointing = num_classes, null_class, checkpointing
         self.patch_size = patch_size
-        self.checkpointing = checkpointing
         self.multiple = patch_size * 2 ** (len(channel_mult) - 1)
 
         emb_channels = 4 * channels
@@ -313,53 +358,20 @@ class UNet(nn.Module):
         self.end_embed = end_embedding(channels, emb_channels) if two_times else None
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, r: Tensor | None = None) -> Tensor:
-        check_images(x, self.in_channels, self.multiple)
-        emb = self.time_embed(timestep_embedding(t, self.channels).to(x.dtype))  # (B, 4 channels)
-        if self.end_embed is not None:
-            emb = emb + self.end_embed(timestep_embedding(t if r is None else r, self.channels).to(x.dtype))
-        elif r is not None:
-            raise ValueError(ONE_TIME)
-        if self.num_classes:
-            emb = emb + self.label_emb(labels_or_null(y, len(x), self.num_classes, self.null_class, x.device))
-        elif y is not None:
-            raise ValueError(NO_LABELS)
+        emb = self.embed(x, t, y, r, self.time_embed, self.label_emb if self.num_classes else None)
         h = F.pixel_unshuffle(x, self.patch_size) if self.patch_size > 1 else x
-        run = self._stage
         skips = []
         for stage in self.input_blocks:
-            h = run(stage, h, emb)
+            h = self.run(stage, h, emb)
             skips.append(h)
-        h = run(self.middle_block, h, emb)
+        h = self.run(self.middle_block, h, emb)
         for stage in self.output_blocks:
-            h = run(stage, torch.cat([h, skips.pop()], dim=1), emb)
+            h = self.run(stage, torch.cat([h, skips.pop()], dim=1), emb)
         h = self.out(h)
         return F.pixel_shuffle(h, self.patch_size) if self.patch_size > 1 else h
 
-    def _stage(self, stage: Callable[..., Tensor], h: Tensor, emb: Tensor) -> Tensor:
-        if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(stage, h, emb, use_reentrant=False)
-        return stage(h, emb)
 
-
-def check_images(x: Tensor, channels: int, multiple: int) -> None:
-    """Raise ValueError unless x is (B, channels, H, W) with sides divisible by ``multiple``."""
-    if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % multiple or x.shape[3] % multiple:
-        raise ValueError(
-            f"this network takes images of shape (B, {channels}, H, W) with H and W divisible by {multiple}; "
-            f"got {tuple(x.shape)}"
-        )
-
-
-def labels_or_null(y: Tensor | None, batch: int, num_classes: int, null_class: bool, device: torch.device) -> Tensor:
-    """The given labels, or the "no label" row of a network that has one."""
-    if y is not None:
-        return y
-    if not null_class:
-        raise ValueError("this network is class-conditional and knows no 'no label': give y")
-    return torch.full((batch,), num_classes - 1, device=device, dtype=torch.long)
-
-
-class ConditionalUNet(nn.Module):
+class ConditionalUNet(ImageNetwork):
     """A plain time- and class-conditional U-Net: GroupNorm with 8 groups, SiLU, attention at low resolutions.
 
     Four levels by default (128 -> 64 -> 32 -> 16), as in the Flow Image Generator.
@@ -397,11 +409,8 @@ class ConditionalUNet(nn.Module):
         two_times: bool = False,
     ):
         super().__init__()
-        self.channels = channels
-        self.in_channels = in_channels
-        self.out_channels = out_channels or in_channels
-        self.num_classes, self.null_class = num_classes, null_class
-        self.checkpointing = checkpointing
+        self.channels, self.in_channels, self.out_channels = channels, in_channels, out_channels or in_channels
+        self.num_classes, self.null_class, self.checkpointing = num_classes, null_class, checkpointing
         self.multiple = 2 ** (len(channel_mult) - 1)
         emb = 4 * channels
         self.time_mlp = nn.Sequential(nn.Linear(channels, emb), nn.SiLU(), nn.Linear(emb, emb))
@@ -434,29 +443,19 @@ class ConditionalUNet(nn.Module):
         self.end_embed = end_embedding(channels, emb) if two_times else None
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, r: Tensor | None = None) -> Tensor:
-        check_images(x, self.in_channels, self.multiple)
         # A factor of 1000 spreads t over the sinusoids' periods, as for the integer steps of diffusion models.
-        emb = self.time_mlp(timestep_embedding(1000 * t, self.channels).to(x.dtype))
-        if self.end_embed is not None:
-            emb = emb + self.end_embed(timestep_embedding(1000 * (t if r is None else r), self.channels).to(x.dtype))
-        elif r is not None:
-            raise ValueError(ONE_TIME)
-        if self.num_classes:
-            emb = emb + self.class_embedding(labels_or_null(y, len(x), self.num_classes, self.null_class, x.device))
-        elif y is not None:
-            raise ValueError(NO_LABELS)
+        t, r = 1000 * t, None if r is None else 1000 * r
+        emb = self.embed(x, t, y, r, self.time_mlp, self.class_embedding if self.num_classes else None)
         h = self.stem(x)
         skips = []
         for i, stage in enumerate(self.encoder):
-            h = self._stage(stage, h, emb)
+            h = self.run(stage, h, emb)
             skips.append(h)
             if i < len(self.downs):
                 h = self.downs[i](h)
-        h = self._stage(self.bottleneck, h, emb)
+        h = self.run(self.bottleneck, h, emb)
         for i, stage in enumerate(self.decoder):
-            h = self._stage(stage, torch.cat([h, skips.pop()], dim=1), emb)
+            h = self.run(stage, torch.cat([h, skips.pop()], dim=1), emb)
             if i < len(self.ups):
                 h = self.ups[i](h)
         return self.head(h)
-
-    _stage = UNet._stage
