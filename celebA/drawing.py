@@ -45,7 +45,8 @@ def sample_from_checkpoint(
     method = info["method"]["name"]
     side = info["network"].get("image_size") or info["config"].get("image_size", 128)
     shape = (net.out_channels // METHODS[method].heads, side, side)
-    noise = generate.noise_for(range(batch_size), shape, seed).to(pick_device())
+    start = METHODS[method].path(info["method"].get("sigma", 0.0)).start
+    noise = start * generate.noise_for(range(batch_size), shape, seed).to(pick_device())
     velocity = generate.velocity_of(net, method)
     with torch.no_grad(), tqdm(total=4 * steps, unit="evaluation", dynamic_ncols=True) as bar:
 

@@ -61,14 +61,14 @@ def bits(config: BitsConfig, command: str = "") -> dict[str, Any]:
     from common.solvers import time_grid
 
     started, device = time.perf_counter(), pick_device(config.device)
-    velocity, channels, size, step = _flow(config.weights, device)
+    velocity, noise, channels, size, step = _flow(config.weights, device)
     limit = config.n_samples
     images = load_images(config.data, size, channels, split=config.split, labels=False, limit=limit).images
     values, times, nfe = [], time_grid(config.n_steps), 0
     for start in tqdm(range(0, len(images), config.batch_size), desc="bits", unit="batch", dynamic_ncols=True):
         part = images[start : start + config.batch_size].to(device)
         draws = [generator(config.seed, "bits", start + k) for k in range(len(part))]
-        per_image, density = scores.bits_per_dimension(velocity, part, times, config.solver, config.probes, draws)
+        per_image, density = scores.bits_per_dimension(velocity, part, times, config.solver, config.probes, draws, noise)
         values.append(per_image)
         nfe = density.nfe
     per_image = torch.cat(values)
@@ -81,8 +81,8 @@ def bits(config: BitsConfig, command: str = "") -> dict[str, Any]:
     return write({**card, **circumstances(config.device, command, started)}, config.out)
 
 
-def _flow(weights: str, device: torch.device) -> tuple[Callable[..., Any], int, int, int | None]:
-    """The velocity of a checkpoint's flow, channels and side of its images, and its step."""
+def _flow(weights: str, device: torch.device) -> tuple[Callable[..., Any], float, int, int, int | None]:
+    """The velocity of a checkpoint's flow, the spread of its noise, channels and side of its images, and its step."""
     from common import checkpoint, generate
     from common.methods import METHODS
 
@@ -93,6 +93,6 @@ def _flow(weights: str, device: torch.device) -> tuple[Callable[..., Any], int, 
     if generate.real_classes(net) and not net.null_class:
         raise ValueError(f"{weights} needs a class for each image: bits are for weights that do without")
     flow = generate.velocity_of(net.to(device).requires_grad_(False), method)
-    latest = METHODS[method].latest
+    latest, path = METHODS[method].latest, METHODS[method].path(info["method"].get("sigma", 0.0))
     channels = info["network"]["in_channels"] // METHODS[method].heads
-    return lambda x, t: flow(x, t.clamp(max=latest)), channels, size, info.get("step")
+    return lambda x, t: flow(x, t.clamp(max=latest)), path.start, channels, size, info.get("step")

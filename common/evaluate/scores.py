@@ -207,11 +207,12 @@ def log_likelihood(
     method: str = "heun",
     probes: int | None = None,
     draw: Draw = None,
+    start: float = 1.0,
 ) -> Likelihood:
-    """Log density of samples x at t = 1 under the flow dx/dt = velocity(x, t) of standard normal noise at t = 0.
+    """Log density of samples x at t = 1 under the flow dx/dt = velocity(x, t) of normal noise at t = 0.
 
     The flow is followed from x backwards together with the divergence of the velocity along it:
-    log p(x(1)) = log N(x(0); 0, I) - int_0^1 div velocity(x(t), t) dt. The state is float64 (on MPS float32), the
+    log p(x(1)) = log N(x(0); 0, start^2 I) - int_0^1 div velocity(x(t), t) dt. The state is float64 (on MPS float32), the
     velocity gets the dtype of x. The error is that of the solver (``heun``: order 2 for the density, too).
 
     The divergence is exact (one backward pass for each coordinate) or Hutchinson's estimate, the mean of e . (dv/dx) e
@@ -226,6 +227,10 @@ def log_likelihood(
         method: As in ``common.solvers.integrate``.
         probes: Of the estimate; 0: exact. None: exact up to 64 coordinates, else 1.
         draw: Generator of the signs, on the CPU; with one for each row a row does not depend on the others.
+        start: Standard deviation of the noise, see ``common.paths``.
+
+    Returns:
+        ``noise`` is x(0) / start.
 
     Raises:
         ValueError: no rows, times that do not ascend from 0, or a velocity without a derivative.
@@ -248,10 +253,10 @@ def log_likelihood(
         v, divergence = _divergence(velocity, state[:, :d].reshape(x.shape).to(x.dtype), t.to(x.dtype), signs)
         return torch.cat([v.flatten(1).to(state.dtype), divergence.to(state.dtype)[:, None]], 1)
 
-    start = torch.cat([flat, flat.new_zeros(len(flat), 1)], 1)
+    state = torch.cat([flat, flat.new_zeros(len(flat), 1)], 1)
     with torch.no_grad():
-        end = integrate(slope, start, nodes[::-1], method)
-    noise, change = end[:, :d], end[:, d]  # change: the integral of the divergence from 1 to 0
+        end = integrate(slope, state, nodes[::-1], method)
+    noise, change = end[:, :d] / start, end[:, d] - d * math.log(start)  # change: the integral of the divergence from 1 to 0
     log_density = change - (noise.square().sum(1) + d * math.log(2 * math.pi)) / 2
     return Likelihood(log_density.cpu().double(), noise.reshape(x.shape).to(x.dtype), count, count * (probes or d))
 
@@ -288,6 +293,7 @@ def bits_per_dimension(
     method: str = "heun",
     probes: int | None = None,
     draw: Draw = None,
+    start: float = 1.0,
 ) -> tuple[Tensor, Likelihood]:
     """Bits for each pixel value of uint8 images under a flow whose data are u / 127.5 - 1; (B,) float64.
 
@@ -296,7 +302,7 @@ def bits_per_dimension(
     upper bound of the bits of the discrete images. A flow that does not know the images needs 8.
 
     Args:
-        velocity, times, method, probes: As in :func:`log_likelihood`.
+        velocity, times, method, probes, start: As in :func:`log_likelihood`.
         images: uint8, (B, C, H, W), on the velocity's device.
         draw: Generator of e and of the probes, on the CPU; or one for each image.
 
@@ -305,6 +311,6 @@ def bits_per_dimension(
     if images.dtype != torch.uint8:
         raise ValueError(f"bits are those of uint8 images, not {images.dtype}")
     e = _uniform(1, images.shape, draw)[0].to(images.device) - 0.5
-    likelihood = log_likelihood(velocity, (images + e) / 127.5 - 1, times, method, probes, draw)
+    likelihood = log_likelihood(velocity, (images + e) / 127.5 - 1, times, method, probes, draw, start)
     nats = -likelihood.log_density / images[0].numel()
     return nats / math.log(2) + math.log2(127.5), likelihood

@@ -10,6 +10,7 @@ import torch
 from common import metrics
 from common.evaluate import scores
 from common.metrics import Moments, frechet_distance, gaussian_statistics
+from common.paths import LinearPath
 from common.runtime import generator
 from common.solvers import time_grid
 from problems import Gaussians, slope_of
@@ -186,6 +187,15 @@ def exact_linear(x):
     e = torch.linalg.matrix_exp(A)
     normal = torch.distributions.MultivariateNormal(torch.zeros(3).double(), e @ e.T)
     return normal.log_prob(x)
+
+
+def test_density_starts_from_the_spread_of_the_noise():
+    """Of cfm with sigma 0.75 it is 1.25: a flow that leaves everything where it is has the density of its noise."""
+    x, start = randn(6, 3), LinearPath(0.75).start
+    found = scores.log_likelihood(lambda x, t: 0 * x, x, time_grid(2), start=start)
+    want = torch.distributions.Normal(0, 1.25).log_prob(x).sum(1)
+    torch.testing.assert_close(found.log_density, want.double())
+    torch.testing.assert_close(found.noise, x / 1.25)
 
 
 def test_density_of_a_linear_flow():
