@@ -68,7 +68,9 @@ def bits(config: BitsConfig, command: str = "") -> dict[str, Any]:
     for start in tqdm(range(0, len(images), config.batch_size), desc="bits", unit="batch", dynamic_ncols=True):
         part = images[start : start + config.batch_size].to(device)
         draws = [generator(config.seed, "bits", start + k) for k in range(len(part))]
-        per_image, density = scores.bits_per_dimension(velocity, part, times, config.solver, config.probes, draws, noise)
+        per_image, density = scores.bits_per_dimension(
+            velocity, part, times, config.solver, config.probes, draws, noise
+        )
         values.append(per_image)
         nfe = density.nfe
     per_image = torch.cat(values)

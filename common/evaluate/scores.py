@@ -256,7 +256,10 @@ def log_likelihood(
     state = torch.cat([flat, flat.new_zeros(len(flat), 1)], 1)
     with torch.no_grad():
         end = integrate(slope, state, nodes[::-1], method)
-    noise, change = end[:, :d] / start, end[:, d] - d * math.log(start)  # change: the integral of the divergence from 1 to 0
+    noise, change = (
+        end[:, :d] / start,
+        end[:, d] - d * math.log(start),
+    )  # change: the integral of the divergence from 1 to 0
     log_density = change - (noise.square().sum(1) + d * math.log(2 * math.pi)) / 2
     return Likelihood(log_density.cpu().double(), noise.reshape(x.shape).to(x.dtype), count, count * (probes or d))
 
