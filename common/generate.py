@@ -195,27 +195,27 @@ class Sampler:
             return solvers.idff_sampler(heads_of(net, y, self.cfg), x0, times, 2 * self.sigma)
         if self.solver == "flowmap":
             return solvers.follow_map(guided(net, y, self.cfg), x0, times)
+
+        def walk(times: Tensor) -> Tensor:
+            """The SDE or the ODE over times, as far as no step lands."""
+            if self.solver == "euler_maruyama":
+                sde = sde_of(net, self.method, self.sigma, y, self.cfg, self.coupling)
+                return solvers.euler_maruyama(*sde, x0, times, self._path_noise(indices))
+            velocity = velocity_of(net, self.method, y, self.cfg)
+            how = {"final_euler": True, "rtol": self.rtol, "atol": self.atol}
+            return solvers.integrate(velocity, x0, times, self.solver, **how)
+
         head_lands = METHODS[self.method].heads == 2 and self.solver not in ("dopri5", "torchdyn")
         if self.landing == 1 and not head_lands and self.solver != "euler_maruyama":
-            return self._integrate(net, x0, times, y, indices)
+            return walk(times)
         # The last step is Euler's, and lands on the predicted data
-        x = self._integrate(net, x0, times[:-1], y, indices) if len(times) > 2 else x0
+        x = walk(times[:-1]) if len(times) > 2 else x0
         return solvers.integrate(velocity_of(net, self.method, y, self.cfg, float(times[-2])), x, times[-2:])
 
-    def _integrate(
-        self, net: CountedNetwork, x: Tensor, times: Tensor, y: Tensor | None, indices: Sequence[int]
-    ) -> Tensor:
-        """The SDE or the ODE over times, as far as no step lands."""
-        if self.solver == "euler_maruyama":
-            streams = [generator(self.seed, "path", k) for k in indices]
-
-            def noise(i: int, x: Tensor) -> Tensor:
-                return torch.stack([torch.randn(*self.shape, generator=s) for s in streams]).to(x)
-
-            drift, diffusion = sde_of(net, self.method, self.sigma, y, self.cfg, self.coupling)
-            return solvers.euler_maruyama(drift, diffusion, x, times, noise)
-        velocity = velocity_of(net, self.method, y, self.cfg)
-        return solvers.integrate(velocity, x, times, self.solver, final_euler=True, rtol=self.rtol, atol=self.atol)
+    def _path_noise(self, indices: Sequence[int]) -> solvers.Noise:
+        """The noise of a stochastic solver's steps, each image's from a stream of its own."""
+        streams = [generator(self.seed, "path", k) for k in indices]
+        return lambda i, x: torch.stack([torch.randn(*self.shape, generator=s) for s in streams]).to(x)
 
     def times(self) -> Tensor:
         """The nodes; on the CPU, since solvers read them as numbers and must not wait for a GPU to get them."""

@@ -212,8 +212,8 @@ def log_likelihood(
     """Log density of samples x at t = 1 under the flow dx/dt = velocity(x, t) of normal noise at t = 0.
 
     The flow is followed from x backwards together with the divergence of the velocity along it:
-    log p(x(1)) = log N(x(0); 0, start^2 I) - int_0^1 div velocity(x(t), t) dt. The state is float64 (on MPS
-    float32), the velocity gets the dtype of x. The error is that of the solver (``heun``: order 2 for the density, too).
+    log p(x(1)) = log N(x(0); 0, start^2 I) - int_0^1 div velocity(x(t), t) dt. The state is float64 (on MPS float32),
+    the velocity gets the dtype of x. The error is that of the solver (``heun``: order 2 for the density, too).
 
     The divergence is exact (one backward pass for each coordinate) or Hutchinson's estimate, the mean of e . (dv/dx) e
     over random signs e, drawn once for the whole path, so that the ODE stays an ODE: unbiased, one backward pass for
