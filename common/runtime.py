@@ -106,6 +106,23 @@ def checked(value: Any, kind: Any, name: str) -> Any:
     return value
 
 
+@contextlib.contextmanager
+def reading(path: str | os.PathLike[str], advice: str) -> Iterator[None]:
+    """Whatever goes wrong inside, on what a file holds, is the file's fault: a line that names it and says what to do.
+
+    Raises:
+        ValueError: something went wrong that is not for want of the file, of memory or of a package.
+    """
+    try:
+        yield
+    except (OSError, MemoryError, ModuleNotFoundError):
+        raise
+    except Exception as error:
+        what = in_one_line(error)
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(what if str(path) in what else f"{path} is damaged ({kind}{what}): {advice}") from error
+
+
 def silent(*_: object) -> None:
     """Say nothing: for functions that take one to tell the user something."""
 
@@ -378,11 +395,9 @@ def read_json(path: str | os.PathLike[str], kind: Any = object) -> Any:
         FileNotFoundError: no such file.
         ValueError: it is damaged or of another kind, in one line that names it.
     """
-    try:
+    with reading(path, "delete it, or restore it from a copy"):
         value = json.loads(Path(path).read_text(encoding="utf-8"))
         return value if kind is object else checked(value, kind, "its value")
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it, or restore it from a copy") from error
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

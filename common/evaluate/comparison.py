@@ -192,7 +192,7 @@ def _described(spec: str, features: FeatureSet) -> dict[str, Any]:
     facts["content"] = features.content
     made = path / "samples.json" if path.is_dir() else path.with_suffix(".samples.json")
     if made.is_file():
-        known = read_json(made)
+        known = read_json(made, dict[str, Any])
         facts["made"] = {k: Path(v).name if isinstance(v, str) and "/" in v else v for k, v in known.items()}
     return facts
 

@@ -8,7 +8,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from common.runtime import file_hash, read_json, write_json
+
+
+class Side(TypedDict, total=False):
+    """One of the sets of images that an evaluation compares, on its card."""
+
+    name: str
+    images: int
+    made: dict[str, Any]
+
+
+class Card(TypedDict, total=False):
+    """A card of weights or of an evaluation, as far as it is read again."""
+
+    sha256: str
+    measured: list[dict[str, Any]]
+    kind: str
+    metrics: dict[str, Any]
+    a: Side
+    b: Side
+    hardware: str
+    hours: float
+    processes: int
+    command: str
 
 
 def commit() -> str:
@@ -50,8 +75,8 @@ def add_measurement(weights: Path, result: dict[str, Any]) -> Path:
         ValueError: the card belongs to other weights.
     """
     path, sha256 = card_path(weights), file_hash(weights)
-    card: dict[str, Any] = read_json(path) if path.exists() else {"sha256": sha256}
-    if card["sha256"] != sha256:
+    card: dict[str, Any] = read_json(path, Card) if path.exists() else {"sha256": sha256}
+    if card.get("sha256") != sha256:
         raise ValueError(f"{path} is the card of other weights than {weights.name}: remove it first")
     settings = ("solver", "n_steps", "grid", "landing", "cfg", "seed", "generated")
     others = [m for m in card.get("measured", []) if any(m.get(key) != result.get(key) for key in settings)]

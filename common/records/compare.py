@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.records.cards import commit
+from common.records.cards import Card, commit
 from common.records.page import in_words, refresh
 from common.runtime import atomic_write, read_json, write_json
 
@@ -79,8 +79,8 @@ def read_card(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no card at {path}: python -m common.evaluate A B --out {path} writes one")
-    card = read_json(path)
-    if not isinstance(card, dict) or card.get("kind") not in _ALIKE or not isinstance(card.get("metrics"), dict):
+    card = read_json(path, Card)
+    if card.get("kind") not in _ALIKE or "metrics" not in card:
         raise ValueError(f"{path} is no card of an evaluation: python -m common.evaluate A B --out {path} writes one")
     return card
 

@@ -17,10 +17,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.records.rows import JsonLines
-from common.runtime import atomic_write, read_json
+from common.records.cards import Card
+from common.records.rows import JsonLines, Metrics
+from common.runtime import atomic_write, checked, read_json, reading
 
 NAME = "page.html"
+HUGE = 1e100  # what is larger, or NaN, is no value that a chart can show
 SHOWN_BYTES, SHOWN_SIDE = 200_000, 720  # pictures larger than this are shown as JPEG, no wider than this
 MEASURES = {
     "FID": ("fid",),
@@ -59,7 +61,7 @@ def page(folder: Path, grids: int = 6) -> str:
     """
     from jinja2 import Environment, StrictUndefined
 
-    rows = JsonLines(folder / "metrics.jsonl").read()
+    rows = JsonLines(folder / "metrics.jsonl").read(Metrics)
     cards = _cards(folder)
     pictures = sorted((folder / "samples").glob("*.png"))
     if not (rows or cards or pictures):
@@ -77,7 +79,7 @@ def page(folder: Path, grids: int = 6) -> str:
         against_nfe=_against_nfe(results),
         missing=_missing(results, rows, pictures),
         commands=dict.fromkeys(str(card["command"]) for card in cards.values() if card.get("command")),
-        config=config.read_text(encoding="utf-8") if config.is_file() else "",
+        config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
         cards=[(name, json.dumps(card, indent=2)) for name, card in cards.items()],
         in_words=in_words,
     )
@@ -87,7 +89,8 @@ def _cards(folder: Path) -> dict[str, dict[str, Any]]:
     """The JSON cards of a folder, by name; other JSON files are left out."""
     files = {file.name: read_json(file) for file in sorted(folder.glob("*.json"))}
     kinds = ({"sha256"}, {"measured"}, {"kind", "metrics"})  # of weights, and of evaluations
-    return {n: c for n, c in files.items() if isinstance(c, dict) and any(kind <= c.keys() for kind in kinds)}
+    cards = {n: c for n, c in files.items() if isinstance(c, dict) and any(kind <= c.keys() for kind in kinds)}
+    return {name: checked(card, Card, f"{folder / name} is damaged") for name, card in cards.items()}
 
 
 def _results(card: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -114,7 +117,7 @@ def _picture(file: Path) -> tuple[str, str]:
     if len(content) > SHOWN_BYTES:
         from PIL import Image
 
-        with Image.open(io.BytesIO(content)) as image:
+        with reading(file, "remove it"), Image.open(file) as image:
             smaller, buffer = image.convert("RGB"), io.BytesIO()
         smaller.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)
         smaller.save(buffer, "JPEG", quality=88)
@@ -165,12 +168,12 @@ def _against_nfe(results: Sequence[Mapping[str, Any]]) -> list[Chart]:
         for r in results:
             if isinstance(r.get(key), (int, float)) and isinstance(r.get("nfe"), (int, float)):
                 label = " ".join(str(r[name]) for name in ("solver", "grid") if name in r)
-                label += "".join(f", {name} {r[name]:g}" for name in ("landing", "cfg") if name in r)
+                label += "".join(f", {name} {in_words(r[name])}" for name in ("landing", "cfg") if name in r)
                 lines.setdefault(label, []).append((r["nfe"], r[key]))
         if len({x for points in lines.values() for x, _ in points}) > 1:
             lines = {label: sorted(points) for label, points in lines.items()}
             charts.append(chart(lines, "NFE", key.replace("_", " ")))
-    return charts
+    return [each for each in charts if each]
 
 
 def _missing(results: Sequence[Mapping[str, Any]], rows: Sequence[Any], pictures: Sequence[Path]) -> list[str]:
@@ -191,13 +194,14 @@ def chart(lines: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_la
     """A line chart over the range of the values, 560 by 220 pixels at (70, 28); None where there are no points.
 
     Args:
-        lines: label -> points (x, y); empty lines are left out.
+        lines: label -> points (x, y); those that are not finite are left out, and so are empty lines.
         x_label, y_label: what the axes are; the second stands above the chart.
 
     Returns:
         The axes with five ticks each as (pixel, pixel, words, words), and the lines in pixels.
     """
-    shown = {label: points for label, points in lines.items() if points}
+    finite = {label: [p for p in points if abs(p[0]) < HUGE and abs(p[1]) < HUGE] for label, points in lines.items()}
+    shown = {label: points for label, points in finite.items() if points}
     if not shown:
         return None
     (low_x, high_x), (low_y, high_y) = map(_range, zip(*(point for points in shown.values() for point in points)))

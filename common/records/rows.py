@@ -10,7 +10,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.runtime import atomic_write
+from typing_extensions import Required, TypedDict
+
+from common.runtime import atomic_write, checked, reading
+
+
+class Row(TypedDict, total=False):
+    """A row of a log that is cut where a run goes on."""
+
+    step: int
+
+
+class Metrics(TypedDict, total=False):
+    """A row of a run's metrics.jsonl, as far as it is drawn."""
+
+    step: Required[int]
+    images_seen: int
+    loss: float | None
+    val_loss: float | None
+    images_per_s: float | None
+    seconds: float | None
 
 
 class JsonLines:
@@ -30,19 +49,26 @@ class JsonLines:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(text)
 
-    def read(self) -> list[dict[str, Any]]:
-        """All complete rows; an empty list when there is no file."""
+    def read(self, kind: Any = dict) -> list[dict[str, Any]]:
+        """All complete rows; an empty list when there is no file.
+
+        Raises:
+            ValueError: a row is not of the kind, as ``common.runtime.checked`` takes it, or the file is not text.
+        """
+        if not self.path.exists():
+            return []
         rows = []
-        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ():
-            with contextlib.suppress(ValueError):  # torn by a crash
-                rows.append(json.loads(line))
-        return [row for row in rows if isinstance(row, dict)]
+        with reading(self.path, "delete the line, or restore the file from a copy"):
+            for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), 1):
+                with contextlib.suppress(json.JSONDecodeError):  # torn by a crash
+                    rows.append(checked(json.loads(line), kind, f"line {number}"))
+        return rows
 
     def truncate_after(self, step: int) -> None:
         """Drop the rows beyond a step and a line torn by a crash, so that a resumed run logs each step once."""
         if not self.path.exists():
             return
-        lines = [json.dumps(row) + "\n" for row in self.read() if row.get("step", step) <= step]
+        lines = [json.dumps(row) + "\n" for row in self.read(Row) if row.get("step", step) <= step]
         with atomic_write(self.path) as temporary:
             temporary.write_text("".join(lines), encoding="utf-8")
 
