@@ -14,6 +14,7 @@ import json
 import operator
 import os
 import platform
+import re
 import signal
 import sys
 import threading
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     import torch
 
 
+_CONTROL = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+
+
 # ---- errors of a script
 
 
@@ -37,6 +41,7 @@ def run_main(main: Callable[[], object]) -> None:
     count as the user's; any other exception is ours and keeps its traceback. SIGTERM is treated like Ctrl-C unless
     somebody handles it already. ``FLOW_TRACEBACK=1`` in the environment shows the traceback of every error.
     """
+    sys.stdout, sys.stderr = (_Harmless(stream) for stream in (sys.stdout, sys.stderr))
     in_main_thread = threading.current_thread() is threading.main_thread()  # signals belong to it
     if in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -52,6 +57,23 @@ def run_main(main: Callable[[], object]) -> None:
         if message is None:
             raise
         _leave(f"error: {message}", 2)
+
+
+class _Harmless:
+    """A stream that shows the control characters of foreign names and values, which a terminal would obey.
+
+    Line ends, tabs and the carriage return of progress bars stay; so does one of a name, which may hide its own line.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = getattr(stream, "_stream", stream)
+
+    def write(self, text: str) -> int:
+        """Write a text; what turns the direction of writing or takes no room is shown, too."""
+        return self._stream.write(_CONTROL.sub(lambda match: ascii(match[0])[1:-1], text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _leave(message: str, code: int) -> None:

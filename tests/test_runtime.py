@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from common import runtime
+from common.runtime import checked, reading, run_main
 from tiny import ROOT
 
 
@@ -159,6 +161,7 @@ def test_import_is_light():
     code = """
 import sys
 from common import runtime
+from common.runtime import checked, reading, run_main
 try:
     runtime.run_main(lambda: int("x"))
 except SystemExit as left:
@@ -412,3 +415,48 @@ def test_a_cpu_without_half_precision_computes_in_float32_and_says_so_once(preci
     monkeypatch.setattr(runtime, "computes", lambda precision: True)
     with runtime.autocast(torch.device("cpu"), precision):
         assert (x @ x).dtype == {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+# ---- what a terminal would obey
+
+
+def test_control_characters_of_names_are_shown_and_not_obeyed(capsys):
+    evil = "a\x1b[31mb\x1b]0;title\x07c\x9b2Jd\u202ee\x00f\ud800"
+    shown = r"a\x1b[31mb\x1b]0;title\x07c\x9b2Jd\u202ee\x00f\ud800"
+
+    def main():
+        print(f"{evil}: größer → 3σ\tand more")
+        print(evil, file=sys.stderr)
+        raise ValueError(f"{evil} is no name")
+
+    with pytest.raises(SystemExit):
+        run_main(main)
+    out, err = capsys.readouterr()
+    assert out == f"{shown}: größer → 3σ\tand more\n" and err == f"{shown}\nerror: {shown} is no name\n"
+
+
+# ---- values of a kind
+
+
+def test_a_value_of_another_kind_is_named_by_its_place():
+    kind = dict[str, list[int]]
+    assert checked({"a": [1]}, kind, "x.json") == {"a": [1]}
+    for bad, line in [
+        ({"a": [1, "b"]}, r"^x\.json, \[\.\.\.\]\[1\]: expected `int`, got `str`$"),
+        ([1], r"^x\.json: expected `object`, got `array`$"),
+    ]:
+        with pytest.raises(ValueError, match=line):
+            checked(bad, kind, "x.json")
+
+
+def test_what_goes_wrong_in_a_file_is_the_files_fault(tmp_path):
+    for error, line in [
+        (KeyError("w"), "w.pt is damaged (KeyError: 'w'): copy it again"),
+        (RuntimeError("shapes"), "w.pt is damaged (RuntimeError: shapes): copy it again"),
+        (ValueError("too\nlong"), "w.pt is damaged (too long): copy it again"),
+        (ValueError("w.pt is of another network"), "w.pt is of another network"),
+    ]:
+        with pytest.raises(ValueError, match=f"^{re.escape(line)}$"), reading("w.pt", "copy it again"):
+            raise error
+    with pytest.raises(FileNotFoundError), reading("w.pt", "copy it again"):
+        open(tmp_path / "gone")

@@ -165,6 +165,8 @@ class TrainConfig:
         if self.batch_size % self.grad_accum:
             raise ValueError(f"--grad_accum {self.grad_accum}: must divide --batch_size {self.batch_size}")
         levels, size = len(self.channel_mult), self.image_size
+        if levels > 12:
+            raise ValueError(f"--channel_mult has {levels} levels: give at most 12, e.g. 1,2,2,2")
         unit = self.patch_size * 2 ** (levels - 1)  # every level halves the sides, and the first one works on patches
         if size % unit:
             near = sorted({max(unit, size // unit * unit), (size // unit + 1) * unit})

@@ -11,6 +11,8 @@ from typing import Any
 from common.cli.flags import Names
 from common.cli.values import convert, field_types, shown
 
+LARGEST = 20_000  # bytes of a file of options, and values in it
+
 
 def to_yaml(config: Any) -> str:
     """The options as YAML of plain scalars and lists; ``-c`` reads it back to an equal instance."""
@@ -54,14 +56,34 @@ def load_config(file: Path) -> Mapping[Any, Any]:
     raise ValueError(f"{file}: it must hold a mapping, one `name: value` per line, not {shown(raw)}")
 
 
+def _text(file: Path) -> str:
+    """The text of a file of options, which is never large."""
+    if file.stat().st_size > LARGEST:
+        raise ValueError(f"it has {file.stat().st_size:,} bytes: a file of options has at most {LARGEST:,}")
+    return file.read_text(encoding="utf-8")
+
+
 def _load_yaml(file: Path) -> Any:
     import yaml
 
-    return yaml.safe_load(file.read_text(encoding="utf-8"))
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(_text(file))  # in C, if it is there: deep nesting is slow
+    node = loader.get_single_node()
+    if _values_in(node, {}) > LARGEST:
+        raise ValueError(f"it holds more than {LARGEST:,} values, with its aliases written out")
+    return None if node is None else loader.construct_document(node)
+
+
+def _values_in(node: Any, known: dict[int, int]) -> int:
+    """Values of a YAML node when each alias is written out, counted without doing so: ten short lines can make 10^9."""
+    if id(node) not in known:
+        parts = node.value if isinstance(getattr(node, "value", None), list) else []
+        inner = (each for part in parts for each in (part if isinstance(part, tuple) else (part,)))
+        known[id(node)] = 1 + sum(_values_in(each, known) for each in inner)
+    return known[id(node)]
 
 
 def _load_json(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
+    return json.loads(_text(file))
 
 
 def _load_python(file: Path) -> Any:
@@ -102,7 +124,7 @@ def read_values(
     for key, value in raw.items():
         field = names.key(str(key))
         if field is None:
-            raise ValueError(f"{where}: unknown key {key}{names.suggestion(str(key), names.hints)}")
+            raise ValueError(f"{where}: unknown key {shown(str(key))}{names.suggestion(str(key), names.hints)}")
         place, hint = f"{where}: {field}", names.hints[field]
         if dataclasses.is_dataclass(hint):
             inner = read_values(hint, _section(value, hint, place), place)

@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -26,6 +27,7 @@ PRESETS = {
 
 SCRIPT = """
 import sys
+import time
 sys.path.insert(0, {root!r})
 from common.cli import parse
 from common.cli.configs import {cls}
@@ -556,3 +558,43 @@ def test_help_from_a_terminal_of_any_width(script, monkeypatch):
     for width in ("40", "200"):
         monkeypatch.setitem(os.environ, "COLUMNS", width)
         assert script("--help")[0] == 0
+
+
+# ---- files that would take all time or memory, or talk to the terminal
+
+
+BOMB = "&a [1,1,1,1,1,1,1,1,1,1]"
+for level in "bcdefghi":
+    BOMB = f"&{level} [{BOMB}{f', *{chr(ord(level) - 1)}' * 9}]"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "match"),
+    [
+        ("a.yaml", f"lr: {BOMB}\n", "more than 20,000 values, with its aliases written out"),
+        ("a.yaml", f"channel_mult: {BOMB}\n", "more than 20,000 values"),
+        ("a.yaml", "lr: &a [*a]\n", "RecursionError"),
+        ("a.yaml", "lr: " + "[" * 5_000, "not readable as .yaml"),
+        ("a.yaml", "#" * 3_000_000 + "\nlr: 1\n", "it has 3,000,007 bytes"),
+        ("a.json", '{"channel_mult": [' + "1," * 10**6 + "1]}", "it has 2,000,021 bytes"),
+        (
+            "a.yaml",
+            "channel_mult: [" + "1," * 9_000 + "1]",
+            "--channel_mult has 9001 levels: give at most 12",
+        ),
+        ("a.yaml", f"{'k' * 900}: 1\n", r"unknown key \S{1,60}$"),
+        ("a.yaml", "lr: \xff", "a number"),
+    ],
+)
+def test_files_are_refused_by_their_size_before_they_are_expanded(tmp_path, name, text, match):
+    (tmp_path / name).write_text(text)
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match=match) as error:
+        parse(TrainConfig, argv=["-c", str(tmp_path / name)])
+    assert len(str(error.value)) < 300 and time.perf_counter() - start < 2
+
+
+def test_aliases_of_a_file_of_options_are_read(tmp_path):
+    (tmp_path / "a.yaml").write_text("channel_mult: &m [1, 2]\nattention_resolutions: *m\n")
+    config = parse(TrainConfig, argv=["-c", str(tmp_path / "a.yaml")])
+    assert config.channel_mult == config.attention_resolutions == (1, 2)
