@@ -160,7 +160,8 @@ def resident(rounds: int) -> None:
     import torch
 
     from common.cli.configs import TrainConfig
-    from common.data.loading import Batches, synthetic_images
+    from common.data.loading import Batches
+    from common.data.synthetic import synthetic_images
     from common.runtime import Processes
     from common.training.batches import Batch
     from common.training.trainer import Trainer

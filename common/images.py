@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.runtime import atomic_write, check_same, read_json, write_json
+from common.records.kept import check_same
+from common.runtime import atomic_write, read_json, write_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -201,7 +202,7 @@ def open_writer(
     return writer
 
 
-COUNTED = ("nfe",)  # in samples.json, but known only once images are made
+_FREE = ("nfe", "stamp")  # in samples.json, but no settings of the images
 
 
 def facts_file(path: Path) -> Path:
@@ -224,7 +225,7 @@ def _check_fingerprint(file: Path, fingerprint: dict[str, Any], path: Path, begu
         if begun or path.is_file():
             raise ValueError(f"{path} holds images of unknown origin (no {file.name} in it); {advice}")
         write_json(file, fingerprint)
-    check_same(path, read_json(file), fingerprint, advice, COUNTED)
+    check_same(path, read_json(file), fingerprint, advice, _FREE)
 
 
 class PngFolder:

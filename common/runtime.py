@@ -10,6 +10,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import io
 import json
 import operator
 import os
@@ -19,7 +20,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,7 @@ def run_main(main: Callable[[], object]) -> None:
     count as the user's; any other exception is ours and keeps its traceback. SIGTERM is treated like Ctrl-C unless
     somebody handles it already. ``FLOW_TRACEBACK=1`` in the environment shows the traceback of every error.
     """
-    sys.stdout, sys.stderr = (_Harmless(stream) for stream in (sys.stdout, sys.stderr))
+    sys.stdout, sys.stderr = (_Harmless(_writable(stream)) for stream in (sys.stdout, sys.stderr))
     in_main_thread = threading.current_thread() is threading.main_thread()  # signals belong to it
     if in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -74,6 +75,15 @@ class _Harmless:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def _writable(stream: Any) -> Any:
+    """A stream at which no message ends a run: it escapes what a code page lacks; a closed one takes all."""
+    if stream is None or stream.closed:
+        return open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  for the life of the process
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+    return stream
 
 
 def _leave(message: str, code: int) -> None:
@@ -426,40 +436,6 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write a value as JSON, whole or not at all (see :func:`atomic_write`)."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-
-
-def check_same(
-    what: object, old: Mapping[str, Any], new: Mapping[str, Any], advice: str, free: Sequence[str] = ()
-) -> None:
-    """Refuse (ValueError) to use or to go on with what was made from other data or by other options.
-
-    Args:
-        what, advice: Its name and what to do about a difference, for the line that names the keys.
-        old, new: What it says of itself and what is asked for now: JSON-like values that its contents depend on.
-        free: Keys that may differ.
-    """
-    new, old = json.loads(json.dumps(new)), old if isinstance(old, Mapping) else {}
-    keys = [key for key in {**new, **old} if key not in free and new.get(key) != old.get(key)]
-    if keys:
-        differences = ", ".join(f"{key} {old.get(key)} there and {new.get(key)} now" for key in keys[:4])
-        raise ValueError(f"{what} was begun with other settings: {differences}; {advice}")
-
-
-def contents(files: Iterable[str | os.PathLike[str]], known: Mapping[str, Any] = {}) -> dict[str, str]:
-    """What files hold, for :func:`check_same`: "hash" of names and bytes; "times" of sizes and times alone.
-
-    Args:
-        files: In an order that is the same every time.
-        known: An earlier answer: its hash holds, and nothing is read, where sizes and times are still the same.
-    """
-    paths = [Path(file) for file in files]
-    stats = [(path.name, path.stat()) for path in paths]
-    lines = (f"{name} {status.st_size} {status.st_mtime_ns}\n" for name, status in stats)
-    times = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    if times == known.get("times") and known.get("hash"):
-        return {"hash": known["hash"], "times": times}
-    lines = (f"{path.name} {file_hash(path)}\n" for path in paths)
-    return {"hash": hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:32], "times": times}
 
 
 def file_hash(path: str | os.PathLike[str]) -> str:

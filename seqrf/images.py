@@ -23,8 +23,9 @@ def real_parts(data: Data, smoke: bool = False) -> tuple[ImageData, ImageData]:
 
 def load_split(data: Data, split: str, smoke: bool = False, limit: int | None = None) -> ImageData:
     """Real images of "train" or "test", all or so many evenly spread; for --smoke made-up ones."""
-    from common.data.loading import load_images, synthetic_images
+    from common.data.loading import load_images
     from common.data.splits import NoSplit
+    from common.data.synthetic import synthetic_images
 
     if smoke:
         return synthetic_images(64, data.image_size, data.channels, 10, seed=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 import numpy
+import numpy as np
 import pytest
 import torch
 
@@ -460,3 +462,62 @@ def test_what_goes_wrong_in_a_file_is_the_files_fault(tmp_path):
             raise error
     with pytest.raises(FileNotFoundError), reading("w.pt", "copy it again"):
         open(tmp_path / "gone")
+
+
+# ---- other systems
+
+
+def as_script(tmp_path, body: str, before: str = "", redirect: str = "", **environment) -> subprocess.CompletedProcess:
+    """Runs a script whose main function is ``body``, after a sitecustomize ``before``."""
+    (tmp_path / "site").mkdir(exist_ok=True)
+    (tmp_path / "site" / "sitecustomize.py").write_text(before)
+    lines = "".join(f"    {line}\n" for line in body.splitlines())
+    script = tmp_path / "script.py"
+    script.write_text(f"from common.runtime import run_main\ndef main():\n{lines}run_main(main)\n", encoding="utf-8")
+    paths = os.pathsep.join([str(tmp_path / "site"), str(ROOT)])
+    command = f"{shlex.quote(sys.executable)} {shlex.quote(str(script))} {redirect}"
+    environment = {**os.environ, "PYTHONPATH": paths, **environment}
+    return subprocess.run(command, shell=True, env=environment, capture_output=True, check=False)
+
+
+def test_what_a_code_page_lacks_is_escaped(tmp_path):
+    body = "print('\u732b_0.png is 12x8')\nraise ValueError('\u732b is damaged')"
+    ended = as_script(tmp_path, body, PYTHONIOENCODING="cp1252")
+    assert ended.returncode == 2 and ended.stdout.split() == [rb"\u732b_0.png", b"is", b"12x8"]
+    assert ended.stderr.strip() == rb"error: \u732b is damaged"
+
+
+@pytest.mark.parametrize("redirect", ["2>&-", ">&-", ">&- 2>&-"])
+def test_closed_streams_take_all(tmp_path, redirect):
+    out = tmp_path / "out.txt"
+    body = (
+        "import sys\nfrom tqdm import tqdm\n"
+        f"with open({str(out)!r}, 'w') as file:\n"
+        "    for _ in tqdm(range(3)): print('a line', file=sys.stderr)\n"
+        "    print('shown')\n    file.write('whole')\nraise ValueError('a mistake')"
+    )
+    assert as_script(tmp_path, body, redirect=redirect).returncode == 2
+    assert out.read_text() == "whole"  # nothing of the messages is in it
+
+
+WINDOWS = """
+import os, pathlib, sys
+del os.sysconf
+sys.modules["fcntl"] = None
+read = pathlib.Path.read_text
+def read_text(self, *args, **options):
+    if str(self).startswith(("/proc", "/sys")):
+        raise FileNotFoundError(2, "No such file or directory", str(self))
+    return read(self, *args, **options)
+pathlib.Path.read_text = read_text
+"""
+
+
+def test_images_load_where_the_system_says_nothing_of_memory_and_locks(tmp_path):
+    np.save(tmp_path / "set.npy", np.zeros((3, 8, 8), np.uint8))
+    body = (
+        "from common.data.loading import load_images\nfrom common.runtime import run_lock\n"
+        f"with run_lock({str(tmp_path / 'run')!r}): print(len(load_images({str(tmp_path / 'set.npy')!r}, 8, 1)))"
+    )
+    ended = as_script(tmp_path, body, WINDOWS)
+    assert ended.returncode == 0 and ended.stdout.split()[-1] == b"3", ended.stderr

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from common import checkpoint
 from common.cli.configs import TrainConfig
-from common.data.loading import ImageData, synthetic_images
+from common.data.loading import ImageData
+from common.data.synthetic import synthetic_images
 from common.methods import METHODS
 from common.networks import build_network, network_description
 from common.runtime import Processes, generator

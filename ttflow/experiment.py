@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import statistics
 import sys
@@ -161,6 +162,7 @@ class Fitting:
 
     def __init__(self, options: Options, data: Data) -> None:
         self.options, self.dim = options, data.dim
+        self.points = torch.cat([data.train, data.validation]).cpu().numpy()
         n = options.n_pairs or (60_000 if data.dim < 4 else 20_000)
         pairs = data_pairs(data.train, min(n, 20_000), options.coupling, options.seed)
         self.frame = frame_of(*pairs(0))
@@ -192,7 +194,9 @@ class Fitting:
 
         options = self.options
         most = budget(options, self.dim)
-        return hopt.search(error, size, shape, sweeps, options.hopt_max_eval, most, path, options.verbose > 0)
+        about = {key: getattr(options, key) for key in ("coupling", "n_pairs", "seed")} | {"budget": most}
+        about |= {"sweeps": asdict(sweeps), "data": hashlib.sha256(self.points.tobytes()).hexdigest()[:16]}
+        return hopt.search(error, size, shape, sweeps, options.hopt_max_eval, most, path, options.verbose > 0, about)
 
 
 # ------------------------------------------------------------------------------------------------------------ a network

@@ -8,11 +8,12 @@ fits; if none does, it is left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.records.kept import check_same
 from ttflow.bases import KINDS
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def search(
     budget: float,
     path: Path,
     progress: bool = False,
+    about: Mapping[str, Any] = {},
 ) -> tuple[Shape, Sweeps, float]:
     """The best shape and sweeps after n_trials in all, and their validation error.
 
@@ -42,11 +44,12 @@ def search(
         shape, sweeps: For all that is not searched, and the sampler's seed. With the basis "any" the search chooses it.
         n_trials: Of the study; those that its file holds count.
         budget: Most parameters.
-        path: The study. One of other data or another basis needs another file.
+        path: The study. One of other data or options needs another file.
         progress: Show a bar.
+        about: What the trials depend on: data and options, JSON-like.
 
     Raises:
-        ValueError: n_trials < 1, or no trial fits the budget.
+        ValueError: n_trials < 1, no trial fits the budget, or the study is of other data or options.
         ModuleNotFoundError: Optuna is not installed.
     """
     if n_trials < 1:
@@ -59,6 +62,10 @@ def search(
         load_if_exists=True,
         sampler=optuna.samplers.TPESampler(seed=shape.seed),
     )
+
+    if study.trials:
+        check_same(path, study.user_attrs.get("about", {}), about, "delete it, or give another --out")
+    study.set_user_attr("about", dict(about))
 
     def plan(trial: optuna.Trial | optuna.trial.FrozenTrial) -> tuple[Shape, Sweeps] | None:
         chosen = _shape(shape, trial.params, size, budget)

@@ -27,8 +27,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from common import cli
 from common.cli.files import load_config, read_values
 from common.cli.ranges import AtLeast, AtMost, Count, OneOf, Whole
+from common.records.kept import check_same, contents
 from common.records.rows import JsonLines
-from common.runtime import check_same, contents, in_one_line, read_json, run_lock, silent, write_json
+from common.runtime import in_one_line, read_json, run_lock, silent, write_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 _CHUNK = 64  # images between two points from which a killed run goes on
-_FREE = ("times", "pillow", "count", "checksum", "skipped")  # of a finished file: they may differ
+_FREE = ("stamp", "pillow", "count", "checksum", "skipped")  # of a finished file: they may differ
 _PNG_LEVEL = 1  # of zlib: 6% larger than PIL's 6 on photographs of 256x256, in 40% of the time
 
 
@@ -176,7 +177,7 @@ def _plan(config: PrepareConfig, source: Source, names: list[str], old: dict[str
     from common.prepare.containers import digest
 
     before = old["source"] if isinstance(old.get("source"), dict) else {}
-    held = contents(source.files, {"hash": before.get("hash"), "times": old.get("times")})
+    held = contents(source.files, {"hash": before.get("hash"), "stamp": old.get("stamp")})
     rule = f"box {','.join(map(str, config.box))}, " if config.box else f"centre {config.crop}, " if config.crop else ""
     return {
         "format": "prepared images",
@@ -195,7 +196,7 @@ def _plan(config: PrepareConfig, source: Source, names: list[str], old: dict[str
             "names": digest("\n".join(sorted(names)).encode()),
             "hash": held["hash"],
         },
-        "times": held["times"],
+        "stamp": held["stamp"],
     }
 
 
@@ -214,7 +215,7 @@ def _write(
         for file in (begun, work / "journal.jsonl", work / "data"):
             file.unlink(missing_ok=True)
     if begun.exists():
-        check_same(work, read_json(begun), plan, f"go on with those settings, or delete the folder {work}", ("times",))
+        check_same(work, read_json(begun), plan, f"go on with those settings, or delete the folder {work}", ("stamp",))
     else:
         write_json(begun, plan)
     journal = JsonLines(work / "journal.jsonl")

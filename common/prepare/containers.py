@@ -17,6 +17,7 @@ from typing import Any
 
 from common.data.archives import HEADER, environment, keys_of
 from common.data.sources import AGAIN
+from common.runtime import in_one_line
 
 MAX_KEY_BYTES = 511  # of an LMDB
 _MAP_BYTES = 2**26  # of a new LMDB; doubled when it is full
@@ -90,8 +91,11 @@ class LmdbWriter:
     def __init__(self, path: Path, entries: Sequence[Sequence[Any]]):
         import lmdb
 
-        self._full, self._size = lmdb.MapFullError, _MAP_BYTES
-        self._environment = lmdb.open(str(path), subdir=False, lock=False, map_size=self._size, meminit=False)
+        self._lmdb, self._path, self._size = lmdb, path, _MAP_BYTES
+        try:
+            self._environment = lmdb.open(str(path), subdir=False, lock=False, map_size=self._size, meminit=False)
+        except lmdb.Error as error:
+            raise OSError(f"cannot write {path} ({in_one_line(error)}): delete its folder and start again") from error
         with self._environment.begin() as transaction:
             last = entries[-1][0] if entries else None
             if last is not None and transaction.get(last.encode()) is None:
@@ -111,10 +115,14 @@ class LmdbWriter:
             with self._environment.begin(write=True) as transaction:
                 for key, value in items:
                     transaction.put(key, value)
-        except self._full:
+        except self._lmdb.MapFullError:
             self._size *= 2
             self._environment.set_mapsize(self._size)
             self._put(items)
+        except self._lmdb.Error as error:
+            raise OSError(
+                f"cannot write {self._path} ({in_one_line(error)}): is the disk full, or the file damaged?"
+            ) from error
 
     def finish(self, header: dict[str, Any]) -> None:
         """Adds the description and closes the file."""

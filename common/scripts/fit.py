@@ -28,7 +28,7 @@ def fit_main(folder: Folder, description: str, argv: list[str] | None = None) ->
     shared = {f.name: getattr(config, f.name) for f in fields(WeightsConfig)}
     asked = SampleConfig(**shared, solver="euler", grid="uniform")
     sampler, info = make_sampler(folder, asked, extra)
-    weights = checkpoint.find(info["path"]) if Path(info["path"]).exists() else None
+    weights = checkpoint.find(info["path"]) if Path(info["path"]).exists() and config.ema else None
     teacher, velocity_for = teacher_of(
         sampler, config.n_noises, FIT_NOISE, config.fine_steps, "fine trajectories", config.seed
     )
@@ -51,6 +51,6 @@ def fit_main(folder: Folder, description: str, argv: list[str] | None = None) ->
         print(f"{n} steps: RMS to the fine end {facts['rms']:.4f} on {config.n_test} other noises; ", end="")
         print(f"Euler {facts['rms_euler']:.4f}")
         if weights is not None and not (config.smoke and (not config.weights or folder.ships(weights))):
-            path = fitted.keep_fitted(weights, fit, config.cfg, facts, sampler.landing)
+            path = fitted.keep_fitted(weights, fit, config.cfg, facts, sampler.landing, sampler.precision)
             print(f"kept in {path}: use it with --solver fitted --n_steps {n}")
     return results

@@ -141,12 +141,15 @@ def data_spec(folder: Folder, config: Any) -> str:
 def load_data(folder: Folder, config: Any, image_size: int, channels: int, stream: bool = False, **options: Any) -> Any:
     """The images of ``--data``, or the folder's own, or made-up ones for ``--smoke``; ``stream``: decoded when used."""
     from common.data import loading
+    from common.data.synthetic import synthetic_images
 
     if config.smoke:
-        return loading.synthetic_images(64, image_size, channels, getattr(config, "num_classes", 0) or 10, seed=0)
+        return synthetic_images(64, image_size, channels, getattr(config, "num_classes", 0) or 10, seed=0)
     options |= {"root": _data_root(folder, config), "num_workers": getattr(config, "num_workers", 2)}
     if stream:
-        return loading.StreamingImages(data_spec(folder, config), image_size, channels, **options)
+        images = loading.StreamingImages(data_spec(folder, config), image_size, channels, **options)
+        images.tell()
+        return images
     load = folder.load_data if folder.load_data is not None and not config.data else None
     if load is not None:
         return load(image_size=image_size, channels=channels, **options)

@@ -25,7 +25,7 @@ def gen_main(folder: Folder, description: str, argv: list[str] | None = None) ->
         sampler, info = make_sampler(folder, replace(config, device=str(here.device)), extra)
         start, stop = cli.index_range(config.range, config.n_samples)
         target = Path(config.save_dir) if config.save_dir else folder.samples(config, "gen")
-        keys = ("n_steps", "cfg", "label", "seed", "ema", "rtol", "atol")
+        keys = ("n_steps", "cfg", "label", "seed", "ema", "rtol", "atol", "mixed_precision")
         fingerprint = {"weights": weights_hash(info["path"]), **{key: getattr(config, key) for key in keys}}
         fingerprint |= {"label": -1 if config.label is None else config.label}
         fingerprint |= {"solver": sampler.solver, "grid": sampler.grid, "landing": sampler.landing}

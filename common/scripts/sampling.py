@@ -75,7 +75,8 @@ def make_sampler(folder: Folder, config: SampleConfig, extra: dict[str, Any]) ->
     if config.cfg != 1 and not net.null_class:
         raise ValueError(f"--cfg {config.cfg} needs weights trained with --label_dropout > 0; {path.name} was not")
     generate.labels_for([0], generate.real_classes(net), config.label)  # a wrong label ends it here
-    sampler = resolved(sampler, config, checkpoint.find(path) if path.exists() else None, not folder.ships(path))
+    weights = checkpoint.find(path) if path.exists() and config.ema else None
+    sampler = resolved(sampler, config, weights, not folder.ships(path))
     sampler.check()
     return sampler, info | {"path": str(path)}
 
@@ -116,7 +117,8 @@ def resolved(sampler: Sampler, config: SampleConfig, weights: Path | None, keep:
     """The sampler with its solver and times as ``config`` asks for them.
 
     Args:
-        weights: the file of the sampler's network; None: a network without one, of --smoke.
+        weights: the file of the sampler's network; None: a network without one, of --smoke, or raw weights, which
+            samplers are not fitted to.
         keep: whether an adaptive grid is kept beside it.
 
     Raises:
@@ -128,12 +130,14 @@ def resolved(sampler: Sampler, config: SampleConfig, weights: Path | None, keep:
         if config.grid != "auto":
             raise ValueError(f"--solver fitted brings its own times: leave --grid {config.grid} out")
         if weights is None:
-            raise ValueError("--solver fitted needs weights that a sampler was fitted to: give --weights")
-        plan = fitted.find_fitted(weights, config.n_steps, config.cfg, sampler.landing)
+            raise ValueError(
+                "--solver fitted needs weights that a sampler was fitted to: give --weights, without --no-ema"
+            )
+        plan = fitted.find_fitted(weights, config.n_steps, config.cfg, sampler.landing, sampler.precision)
         return replace(sampler, solver="fitted", grid="fitted", fitted=plan)
     if config.solver == "auto" and config.grid == "auto" and weights is not None:
         try:
-            if plan := fitted.fitted_for(weights, config.n_steps, config.cfg, sampler.landing):
+            if plan := fitted.fitted_for(weights, config.n_steps, config.cfg, sampler.landing, sampler.precision):
                 return replace(sampler, solver="fitted", grid="fitted", fitted=plan)
         except ValueError as error:
             print(f"note: {error}")
@@ -155,15 +159,16 @@ def adaptive_nodes(sampler: Sampler, n_steps: int, weights: Path | None, keep: b
 
     fine = max(64, 2 * n_steps)
     if weights is not None:
-        for entry in fitted.read_samplers(weights)["adaptive"]:
-            if (entry["n_steps"], entry["cfg"], entry["landing"]) == (n_steps, sampler.cfg, sampler.landing):
-                return torch.tensor(entry["times"], dtype=torch.float64)
+        entry = fitted.entry_for(weights, "adaptive", n_steps, sampler.cfg, sampler.landing, sampler.precision)
+        if entry is not None:
+            return torch.tensor(entry["times"], dtype=torch.float64)
     teacher, _ = teacher_of(sampler, 32, FIT_NOISE, fine, "adaptive grid")
     cost = segment_costs(teacher.states, teacher.times)
     steps = sorted({*range(1, min(LARGEST, fine) + 1), n_steps})
     grids = {n: [round(teacher.times[i], 6) for i in partition(cost, n)] for n in steps}
     if weights is not None and keep:
         key = {"cfg": sampler.cfg, "landing": sampler.landing}
+        key |= {} if sampler.precision == fitted.FULL else {"precision": sampler.precision}
         fitted.keep(weights, "adaptive", [{"n_steps": n, **key, "times": grids[n]} for n in steps])
     return torch.tensor(grids[n_steps], dtype=torch.float64)
 

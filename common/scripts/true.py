@@ -15,7 +15,8 @@ def true_main(folder: Folder, description: str, argv: list[str] | None = None) -
     import torch
     from tqdm import tqdm
 
-    from common.images import open_writer
+    from common.images import facts_file, open_writer
+    from common.runtime import read_json
 
     preset = next(iter(folder.presets.values()))
     shape = (config.side or preset.image_size, preset.in_channels)
@@ -23,7 +24,9 @@ def true_main(folder: Folder, description: str, argv: list[str] | None = None) -
     stream = too_large(folder, config, *shape, **chosen)
     images = load_data(folder, config, *shape, stream=stream, **chosen)
     target = Path(config.save_dir) if config.save_dir else folder.samples(config, "true")
-    fingerprint = {"data": config.data or folder.data or images.source, "split": config.split, "n": len(images)}
+    facts = facts_file(target)
+    known = read_json(facts) if facts.exists() else {}
+    fingerprint = {**images.contents(known), "split": config.split, "n": len(images)}
     writer = open_writer(target, len(images), (shape[1], shape[0], shape[0]), fingerprint)
     for index in tqdm(writer.missing(0, len(images)), unit="image", dynamic_ncols=True):
         writer.write(index, images.read(torch.tensor([index]))[0][0])

@@ -255,6 +255,7 @@ def _from_log_ratios(z: Sequence[float]) -> list[float]:
 
 # ---------------------------------------------------------------------------------------------------------------- files
 KINDS = ("adaptive", "fitted")
+FULL = "no"  # the precision that is full; entries that name none are of it
 
 
 def samplers_path(weights: Path) -> Path:
@@ -287,9 +288,18 @@ def read_samplers(weights: Path) -> dict[str, list[dict[str, Any]]]:
     return entries
 
 
-def _key(entry: dict[str, Any]) -> tuple[float, float, int]:
+def _key(entry: dict[str, Any]) -> tuple[float, float, int, str]:
     """What an entry is found by."""
-    return entry["cfg"], entry["landing"], entry["n_steps"]
+    return entry["cfg"], entry["landing"], entry["n_steps"], entry.get("precision", FULL)
+
+
+def entry_for(
+    weights: Path, kind: str, n_steps: int, cfg: float, landing: float, precision: str
+) -> dict[str, Any] | None:
+    """The entry made in this precision, or else in full, which suits any network's arithmetic; never the reverse."""
+    entries = {_key(entry): entry for entry in read_samplers(weights)[kind]}
+    found = (entries.get((cfg, landing, n_steps, wanted)) for wanted in (precision, FULL))
+    return next(filter(None, found), None)
 
 
 def _sampler_of(entry: dict[str, Any]) -> FittedSampler:
@@ -309,23 +319,31 @@ def keep(weights: Path, kind: str, entries: Sequence[dict[str, Any]]) -> Path:
     return samplers_path(weights)
 
 
-def keep_fitted(weights: Path, sampler: FittedSampler, cfg: float, facts: dict[str, Any], landing: float = 1.0) -> Path:
+def keep_fitted(
+    weights: Path,
+    sampler: FittedSampler,
+    cfg: float,
+    facts: dict[str, Any],
+    landing: float = 1.0,
+    precision: str = FULL,
+) -> Path:
     """Save a fitted sampler beside its weights."""
-    entry = asdict(replace(sampler, facts={**sampler.facts, **facts}))
-    return keep(weights, "fitted", [{"n_steps": sampler.n_steps, "cfg": cfg, "landing": landing, **entry}])
+    key = {"n_steps": sampler.n_steps, "cfg": cfg, "landing": landing}
+    key |= {} if precision == FULL else {"precision": precision}
+    return keep(weights, "fitted", [key | asdict(replace(sampler, facts={**sampler.facts, **facts}))])
 
 
-def fitted_for(weights: Path, n_steps: int, cfg: float, landing: float = 1.0) -> FittedSampler | None:
+def fitted_for(
+    weights: Path, n_steps: int, cfg: float, landing: float = 1.0, precision: str = FULL
+) -> FittedSampler | None:
     """The sampler fitted to a weights file for a number of steps, a guidance scale and a landing, if there is one."""
-    for entry in read_samplers(weights)["fitted"]:
-        if _key(entry) == (cfg, landing, n_steps):
-            return _sampler_of(entry)
-    return None
+    entry = entry_for(weights, "fitted", n_steps, cfg, landing, precision)
+    return None if entry is None else _sampler_of(entry)
 
 
-def find_fitted(weights: Path, n_steps: int, cfg: float, landing: float = 1.0) -> FittedSampler:
+def find_fitted(weights: Path, n_steps: int, cfg: float, landing: float = 1.0, precision: str = FULL) -> FittedSampler:
     """As :func:`fitted_for`, but ValueError when there is none: which there are, and how to fit one."""
-    if sampler := fitted_for(weights, n_steps, cfg, landing):
+    if sampler := fitted_for(weights, n_steps, cfg, landing, precision):
         return sampler
 
     def named(n: int, cfg: float, landing: float) -> str:

@@ -25,8 +25,8 @@ from common.data.loading import (
     fits_in_memory,
     load_images,
     split_train_val,
-    synthetic_images,
 )
+from common.data.synthetic import synthetic_images
 from common.images import to_uint8
 from mnist import by_keras
 

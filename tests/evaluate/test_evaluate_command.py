@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from common import checkpoint, metrics
-from common.data.loading import synthetic_images
+from common.data.synthetic import synthetic_images
 from common.evaluate import comparison, features, scores
 from common.evaluate import sets as feature_sets
 from common.evaluate.__main__ import main

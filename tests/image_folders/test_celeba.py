@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -246,3 +247,31 @@ def test_train_main_runs_what_it_is_given(place, tmp_path):
 def test_the_files_of_the_last_three_epochs_are_kept(celeba, tmp_path):
     epochs_run(celeba, tmp_path, epochs=5)
     assert {path.name for path in tmp_path.glob("*.pth")} == {*(f"epoch_{k}.pth" for k in (3, 4, 5)), "rf_best.pth"}
+
+
+# ---- real images
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_real_images_know_what_they_were_made_from(place, tmp_path, monkeypatch, resident):
+    monkeypatch.setattr("common.scripts.true.too_large", lambda *args, **options: not resident)
+    photographs(tmp_path / "photos", 3)
+    flags = ["--data", str(tmp_path / "photos"), "--save_dir", str(tmp_path / "true")]
+    true_main(place, "", flags)
+    os.utime(tmp_path / "photos" / "000001.png")  # another time, the same bytes: the same set
+    true_main(place, "", flags)
+    save_png(tmp_path / "photos" / "000001.png", grid(images(9, 16, 3).images[8:]), sync=False)
+    with pytest.raises(ValueError, match="begun with other settings: hash .*give another --save_dir"):
+        true_main(place, "", flags)
+
+
+def test_real_images_of_a_split(place, tmp_path):
+    for split, count in (("Training", 3), ("Validation", 1), ("Testing", 2)):
+        photographs(tmp_path / "photos" / split, count)
+    for split, count in (("train", 3), ("test", 2)):
+        flags = ["--data", str(tmp_path / "photos"), "--split", split, "--save_dir", str(tmp_path / split)]
+        true_main(place, "", flags)
+        assert len(list((tmp_path / split).glob("*.png"))) == count
+    photographs(tmp_path / "photos" / "more", 1)
+    with pytest.raises(ValueError, match="look like splits, but more cannot be placed"):
+        true_main(place, "", flags)

@@ -371,6 +371,54 @@ def test_other_settings_do_not_mix(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "own.zip").read_bytes() == source.read_bytes()
 
 
+@pytest.mark.parametrize("suffix", [".zip", ".lmdb"])
+def test_images_that_have_changed_are_prepared_anew(tmp_path, suffix, capsys):
+    """A damaged image that was repaired, in a folder whose names and number of images are the same."""
+    files = {**FILES, "3.png": FILES["3.png"][:100]}
+    source, out = write_folder(tmp_path / "set", files), tmp_path / f"out{suffix}"
+    assert run(source, out)["count"] == N - 1
+    assert run(source, out)["count"] == N - 1
+    (source / "3.png").write_bytes(FILES["3.png"])
+    header = prepare.prepare(config(source, out))
+    assert "the images have changed since" in capsys.readouterr().out
+    assert header["count"] == N and header["skipped"] == [] and torch.equal(load(out).images, CROPPED)
+    made = out.stat().st_mtime_ns
+    os.utime(source / "3.png")  # another time, the same bytes
+    assert run(source, out) == header and out.stat().st_mtime_ns == made
+    (source / "new.png").write_bytes(FILES["0.png"])
+    with pytest.raises(ValueError, match="other settings: source .*; give another --to"):
+        run(source, out)
+
+
+def test_images_that_change_while_they_are_prepared(tmp_path, monkeypatch):
+    """A run was killed, an image was exchanged: what was written of the old ones does not go into the file."""
+    source, out = write_folder(tmp_path / "set"), tmp_path / "out.zip"
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "_CHUNK", 2)
+        patch.setattr(prepare.JsonLines, "append", dies(prepare.JsonLines.append, 2, True))
+        killed(lambda: run(source, out))
+    (source / "0.png").write_bytes(png(picture(99)))
+    run(source, out)
+    assert torch.equal(load(out).images[1:], CROPPED[1:]) and not torch.equal(load(out).images[0], CROPPED[0])
+    packed = write_tar(tmp_path / "set.tar.gz")
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "_CHUNK", 2)
+        patch.setattr(prepare.JsonLines, "append", dies(prepare.JsonLines.append, 2, True))
+        killed(lambda: run(packed, tmp_path / "two.zip"))
+    write_tar(packed, {**FILES, "6.png": png(picture(99))})  # unpacked again, too
+    run(packed, tmp_path / "two.zip")
+    assert not torch.equal(load(tmp_path / "two.zip").images[6], CROPPED[6])
+
+
+@pytest.mark.parametrize("background", ["white", "black"])
+def test_what_is_transparent_is_prepared_on_a_background(tmp_path, background, capsys):
+    clear = Image.fromarray(np.full((16, 20, 4), (200, 10, 10, 0), np.uint8))
+    source = write_folder(tmp_path / "set", {"0.png": png(clear)})
+    header = prepare.prepare(config(source, tmp_path / "out.zip", background=background))
+    assert header["background"] == background and f"1 transparent, shown on {background}" in capsys.readouterr().out
+    assert (load(tmp_path / "out.zip").images == (255 if background == "white" else 0)).all()
+
+
 def test_a_changed_file_is_noticed(tmp_path):
     out = tmp_path / "out.lmdb"
     run(write_folder(tmp_path / "set"), out)
@@ -482,6 +530,30 @@ def test_files_of_splits(tmp_path):
     assert torch.equal(load(tmp_path / "val.zip").images, CROPPED[2:3])
     with pytest.raises(ValueError, match="no test images in it, only train, val"):
         run(path, tmp_path / "test.zip", split="test")
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_conversion_to_parquet_by_folders_of_splits(tmp_path, split):
+    """As the Hugging Face hub lays them out: default/train/0000.parquet; in its cache they are links to elsewhere."""
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    for k, name in enumerate(("train", "validation", "test")):
+        (tmp_path / "set" / "default" / name).mkdir(parents=True)
+        table = pa.table({"image": [{"bytes": FILES[f"{k}.png"], "path": None}], "labels": [k]})
+        pq.write_table(table, tmp_path / f"blob{k}")
+        os.symlink(tmp_path / f"blob{k}", tmp_path / "set" / "default" / name / "0000.parquet")
+    run(tmp_path / "set", tmp_path / "out.zip", split=split)
+    k = ("train", "val", "test").index(split)
+    assert torch.equal(load(tmp_path / "out.zip").images, CROPPED[k : k + 1])
+    assert run(tmp_path / "set", tmp_path / "all.zip", split="all")["count"] == 3
+    (tmp_path / "set" / "default" / "extra").mkdir()
+    os.symlink(tmp_path / "blob0", tmp_path / "set" / "default" / "extra" / "0000.parquet")
+    with pytest.raises(ValueError, match="look like splits, but extra cannot be placed"):
+        run(tmp_path / "set", tmp_path / "x.zip", split=split)
+    (tmp_path / "set" / "logo.png").write_bytes(FILES["0.png"])
+    with pytest.raises(ValueError, match=r"1 images, such as logo.png, and 4 files of many"):
+        run(tmp_path / "set", tmp_path / "x.zip", split=split)
 
 
 # ---- archives that mean harm, or are damaged
@@ -636,6 +708,24 @@ def test_an_lmdb_grows(tmp_path, monkeypatch):
     assert (tmp_path / "out.lmdb").stat().st_size > 9 * 2**13 and verify(tmp_path / "out.lmdb")["count"] == 9
     with pytest.raises(ValueError, match="longer than an LMDB's 511 bytes; write a .zip"):
         containers.LmdbWriter(tmp_path / "x.lmdb", []).write([("x" * 512, b"")])
+
+
+def test_a_full_disk_is_one_line_that_names_the_lmdb(tmp_path, monkeypatch):
+    import lmdb
+
+    writer = containers.LmdbWriter(tmp_path / "x.lmdb", [])
+
+    def full(*args, **options):
+        raise lmdb.DiskError("mdb_txn_commit: No space left on device")
+
+    monkeypatch.setattr(writer, "_environment", type("Full", (), {"begin": full})())
+    with pytest.raises(
+        OSError, match=r"cannot write .*x.lmdb \(mdb_txn_commit: No space left on device\): is the disk full"
+    ):
+        writer.write([("a", b"b")])
+    (tmp_path / "y.lmdb").write_text("x" * 9000)
+    with pytest.raises(OSError, match=r"cannot write .*y.lmdb .*delete its folder"):
+        containers.LmdbWriter(tmp_path / "y.lmdb", [])
 
 
 def test_packages_that_are_not_there(tmp_path, monkeypatch, capsys):

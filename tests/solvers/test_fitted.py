@@ -307,3 +307,14 @@ def test_fits_and_grids_of_several_landings_lie_side_by_side(tmp_path, capsys):
     for wrong in ("-0.1", "1.5"):
         with pytest.raises(ValueError, match="--landing"):
             grid_main(folder, "", ["--n_samples", "4", "--landing", wrong])
+
+
+def test_a_sampler_fitted_in_less_precision_is_not_used_in_more(tmp_path):
+    weights = tmp_path / "w.pt"
+    torch.save({"w": torch.zeros(1)}, weights)
+    rough, exact = (fitted.adams_sampler([0.0, middle, 1.0], 1) for middle in (0.3, 0.6))
+    fitted.keep_fitted(weights, rough, 1.0, {}, precision="bf16")
+    assert fitted.fitted_for(weights, 2, 1.0) is None and fitted.fitted_for(weights, 2, 1.0, 1.0, "bf16") == rough
+    fitted.keep_fitted(weights, exact, 1.0, {})
+    assert fitted.fitted_for(weights, 2, 1.0) == exact and fitted.fitted_for(weights, 2, 1.0, 1.0, "bf16") == rough
+    assert fitted.fitted_for(weights, 2, 1.0, 1.0, "fp16") == exact  # what holds in full holds in half

@@ -291,6 +291,19 @@ def test_a_search_goes_on_and_keeps_to_the_budget(tmp_path):
         search(0, lambda shape: 1, "rbf")
 
 
+def test_a_study_belongs_to_its_data(tmp_path):
+    def search(**about):
+        error = lambda shape, sweeps: 1.0  # noqa: E731
+        hopt.search(error, lambda shape: 1, rf.Shape("rbf"), rf.SWEEPS, 2, 200, tmp_path / "study.db", about=about)
+
+    search(data="one", seed=0)
+    search(data="one", seed=0)
+    with pytest.raises(
+        ValueError, match="study.db was begun with other settings: data one there and two now; delete it"
+    ):
+        search(data="two", seed=0)
+
+
 def test_a_search_over_all_kinds_finds_the_one_that_fits_best(tmp_path):
     seen = []
 
