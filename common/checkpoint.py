@@ -36,7 +36,7 @@ class Method(TypedDict, total=False):
     name: Required[str]
     sigma: Annotated[float, Meta(ge=0, le=1e6)]
     flow_weight: Annotated[float, Meta(ge=0, le=1e6)]
-    coupling: str
+    coupling: Literal["independent", "ot", "sinkhorn"]
 
 
 class Contents(TypedDict, total=False):

@@ -243,20 +243,6 @@ def labels_for(indices: Sequence[int], num_classes: int, label: int | None = Non
     return torch.tensor([k % num_classes if label is None else label for k in indices])
 
 
-def label_of_one(sampler: Sampler, label: int | None = None) -> Tensor | None:
-    """The label, (1,), of one image that is given: ``label``, or None where the weights can do without.
-
-    Raises:
-        ValueError: the class has to be said, for such weights or for guidance.
-    """
-    classes = real_classes(sampler.net)
-    if label is None and classes:
-        if sampler.cfg != 1 or not sampler.net.null_class:
-            raise ValueError("--invert: say the image's class by --label, which these weights or --cfg need")
-        return None
-    return labels_for([0], classes, label)
-
-
 def real_classes(net: Any) -> int:
     """Classes that a network can be asked for: the rows of its embedding without the "no label" row."""
     return net.num_classes - int(net.null_class)

@@ -27,7 +27,7 @@ def invert(folder: Folder, config: GridConfig, extra: dict[str, Any]) -> Path:
     solver, times = ("rk4", "power") if config.solver == "auto" else (config.solver, "uniform")
     config = replace(config, solver=solver, grid=times if config.grid == "auto" else config.grid)
     sampler, _ = make_sampler(folder, config, extra)
-    labels = generate.label_of_one(sampler, config.label)
+    labels = label_of(sampler, config.label)
     image = from_uint8(torch.from_numpy(read_image(config.invert, sampler.shape)))[None]
     noise, again, nfe = generate.invert(sampler, image, labels)
     error = 127.5 * rms(again, image)
@@ -42,6 +42,22 @@ def invert(folder: Folder, config: GridConfig, extra: dict[str, Any]) -> Path:
     save_png(out, grid(torch.cat([image, noise / 3, again]), 3))
     print(f"picture: {out}")
     return out
+
+
+def label_of(sampler: Any, label: int | None) -> Any:
+    """The label, (1,), of one image that is given: ``label``, or None where the weights can do without.
+
+    Raises:
+        ValueError: the class has to be said, for such weights or for guidance.
+    """
+    from common.generate import labels_for, real_classes
+
+    classes = real_classes(sampler.net)
+    if label is None and classes:
+        if sampler.cfg != 1 or not sampler.net.null_class:
+            raise ValueError("--invert: say the image's class by --label, which these weights or --cfg need")
+        return None
+    return labels_for([0], classes, label)
 
 
 def read_image(path: str, shape: tuple[int, int, int]) -> Any:
