@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from common.cli import validate
 from common.cli.configs import among
+from common.cli.files import read_values
 from common.cli.ranges import AtLeast, Count, Device, NoneFor, NotNegative, Positive, Seed, Share, Whole
 
 HERE = Path(__file__).resolve().parent
@@ -208,5 +210,6 @@ def restored(plain: dict[str, Any], **changes: Any) -> Options:
     if "horizon" not in plain or (unknown := sorted(set(plain) - known)):
         what = unknown[0] if "horizon" in plain else "no horizon"
         raise ValueError(f"these weights are not of a forecaster ({what}): train them with sst_forecaster.py")
-    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in plain.items()}
-    return Options(**(values | changes))
+    options = replace(Options(), **(read_values(Options, plain, "its options") | changes))
+    validate(options)
+    return options

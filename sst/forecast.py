@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
 from common import checkpoint
-from common.runtime import autocast, generator, keep_freed_memory
+from common.runtime import autocast, checked, generator, keep_freed_memory
 from common.series import roll_out
 from common.solvers import CountNFE
 from sst import climate as C
@@ -19,7 +20,9 @@ from sst import synthetic
 from sst.climate import Climate
 from sst.config import Options, restored
 from sst.data import Fields, load
-from sst.flow import Conditioned, Method, condition_of, draw_innovation, method_of
+from sst.flow import Conditioned, Method, condition_of, description, draw_innovation, method_of
+
+Positive = Annotated[float, Meta(gt=0, le=100)]  # a factor of a spread
 
 
 # ---------------------------------------------------------------------------------------------------- data
@@ -102,8 +105,17 @@ def load_forecaster(path: str | Path, device: torch.device, **changes: Any) -> F
         FileNotFoundError, ValueError: no weights, damaged ones, or not a forecaster's.
     """
     net, info = checkpoint.load_network(path)
-    options = restored(info["config"], **changes)
-    spread = tuple(checkpoint.load(path).get("spread", ()))
+    file = checkpoint.find(path)
+    try:
+        options = restored(info["config"], **changes)
+        differences = [key for key, value in description(options).items() if info["network"].get(key, value) != value]
+        if differences:
+            raise ValueError(f"its network is not that of its options ({', '.join(differences)})")
+        spread = tuple(checked(checkpoint.load(file).get("spread", []), list[Positive], "its spread"))
+        if len(spread) not in (0, options.horizon):
+            raise ValueError(f"its spread has {len(spread)} factors for {options.horizon} leads")
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
     if device.type == "cpu":
         keep_freed_memory()
     net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

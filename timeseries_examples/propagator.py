@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 from common import checkpoint
 from common.cli import validate
+from common.cli.files import read_values
 from common.cli.ranges import AtLeast, AtMost, Count
 from common.generate import sde_of, velocity_of
 from common.methods import METHODS, make_loss
 from common.networks import MLP
-from common.runtime import generator, run_lock
+from common.runtime import checked, generator, run_lock
 from common.series import frames_at, windows
 from common.solvers import CountNFE, euler_maruyama, integrate, time_grid
 from common.training.loop import write_final
@@ -56,6 +57,14 @@ class Space:
     scale: list[float]
     centre: list[float] = field(default_factory=list)
     spread: list[float] = field(default_factory=list)
+
+    def check(self, name: str) -> None:
+        """Raises ValueError for numbers that no series gives; the line begins with the name."""
+        numbers, n = torch.tensor([*self.scale, *self.centre, *self.spread]), len(self.scale)
+        if not n or {len(self.centre), len(self.spread)} != {n} or (n % 2 and self.kind == "circle"):
+            raise ValueError(f"{name} has {n} scales, {len(self.centre)} centres and {len(self.spread)} spreads")
+        if not numbers.isfinite().all() or min(*self.scale, *self.spread) <= 0:
+            raise ValueError(f"{name} has a scale that is not above 0, or a number that is not finite")
 
     def features(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., features), of order 1."""
@@ -155,6 +164,12 @@ class Propagator:
         parts += [self.space.target(frames[:, i + 1], frames[:, i]) for i in range(self.recipe.past - 1)]
         return torch.cat(parts, dim=1)
 
+    def sizes(self) -> tuple[int, int]:
+        """Inputs and outputs of the network."""
+        dim, heads = len(self.space.scale), METHODS[self.recipe.method].heads
+        conditions = self.condition(torch.zeros(1, self.recipe.past, dim), torch.zeros(1)).shape[1]
+        return heads * dim + conditions, heads * dim
+
     def conditional(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """The network as losses and solvers call it; y is the condition."""
         return self.net(torch.cat([x, y], dim=1), t)
@@ -211,11 +226,8 @@ def count_nfe(model: Propagator, state: Tensor) -> int:
 def build(space: Space, recipe: Recipe, width: int, depth: int, seed: int) -> Propagator:
     """An untrained propagator with a fully connected network."""
     torch.manual_seed(seed)
-    dim, heads = len(space.scale), METHODS[recipe.method].heads
-    probe = Propagator(nn.Identity(), space, recipe)
-    conditions = probe.condition(torch.zeros(1, recipe.past, dim), torch.zeros(1)).shape[1]
-    net = MLP(heads * dim + conditions, width, depth, nn.SiLU, out_dim=heads * dim)
-    return Propagator(net, space, recipe)
+    inputs, outputs = Propagator(nn.Identity(), space, recipe).sizes()
+    return Propagator(MLP(inputs, width, depth, nn.SiLU, out_dim=outputs), space, recipe)
 
 
 def examples(propagator: Propagator, series: Sequence[Tensor], lead: int = 1) -> tuple[Tensor, Tensor, Tensor]:
@@ -327,9 +339,22 @@ def load(path: Path) -> tuple[Propagator, dict[str, Any]]:
     method = dict(info["method"])
     if "space" not in method:
         raise ValueError(f"{path} holds no propagator: give --weights of a run of this script")
-    space = Space(**method.pop("space"))
-    recipe = Recipe(method=method.pop("name"), **{k: v for k, v in method.items() if k in Recipe.__dataclass_fields__})
-    return Propagator(net.eval(), space, recipe), info["config"]
+    space = _restored(Space, method.pop("space"), f"{path} is damaged, its space")
+    space.check(f"{path} is damaged: its space")
+    model = Propagator(
+        net.eval(), space, _restored(Recipe, method | {"method": method["name"]}, f"{path} is damaged, its recipe")
+    )
+    stated = info["network"]
+    given = (stated.get("dim"), stated.get("out_dim"))
+    if given != (sizes := model.sizes()):
+        raise ValueError(f"{path} is damaged: its network has {given} inputs and outputs, its space and recipe {sizes}")
+    return model, info["config"]
+
+
+def _restored(cls: Any, values: Any, name: str) -> Any:
+    """A record from primitives of a file, once they are of its kinds; entries that are not its are left out."""
+    checked(values, cls, name)
+    return cls(**{key: values[key] for key in cls.__dataclass_fields__ if key in values})
 
 
 def load_as_trained(options: Any, names: Sequence[str], subject: str) -> tuple[Propagator, Any]:
@@ -341,4 +366,10 @@ def load_as_trained(options: Any, names: Sequence[str], subject: str) -> tuple[P
     model, config = load(Path(options.weights))
     if not set(names) <= set(config):
         raise ValueError(f"{options.weights} is no model of {subject}: give one of this script's")
-    return model, replace(options, **{name: config[name] for name in names})
+    name = f"{options.weights}, its options"
+    options = replace(options, **read_values(type(options), {key: config[key] for key in names}, name))
+    try:
+        validate(options)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    return model, options

@@ -28,8 +28,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
-from common.runtime import generator
+from common.runtime import checked, generator
 from ttflow.als import fit, fit_each
 from ttflow.bases import make
 from ttflow.draws import data_pairs, flow_pairs, on_lines, on_trajectories, posterior_means, stratified
@@ -47,6 +48,17 @@ SCALES = ("moving", "whitened", "none")
 LEAST = 1e-4  # least variance in the frame, in parts of the mean variance
 MARGIN = 0.1  # of the range of the ends, on either side
 LAST = 0.01  # of the path: from here on its end is no nearer
+
+
+class Contents(TypedDict):
+    """Of a file of a velocity."""
+
+    format: str
+    version: int
+    frame: dict[str, Tensor]
+    train: dict[str, Any]
+    bound: Tensor
+    options: dict[str, Any]
 
 
 # --------------------------------------------------------------------------------------------------------------- frame
@@ -209,9 +221,38 @@ class TTVelocity(nn.Module):
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> TTVelocity:
-        """The velocity of a :meth:`state`."""
-        frame = Frame(**{name: value.clone() for name, value in state["frame"].items()})
-        return cls(frame, from_state(state["train"]), state["bound"].clone(), state["options"])
+        """The velocity of a :meth:`state`.
+
+        Raises:
+            ValueError: it is not one: entries, shapes or numbers.
+        """
+        checked(state, Contents, "its contents")
+        try:
+            frame = Frame(**{name: value.clone() for name, value in state["frame"].items()})
+            train = from_state(state["train"])
+        except (LookupError, TypeError, RuntimeError, AttributeError) as error:
+            raise ValueError(f"its frame or train is damaged ({type(error).__name__})") from error
+        velocity = cls(frame, train, state["bound"].clone(), state["options"])
+        velocity.check()
+        return velocity
+
+    def check(self) -> None:
+        """Raises ValueError unless shapes fit and all numbers are finite."""
+        d = len(self.frame.rotation)
+        shapes = {"rotation": (d, d), "means": (2, d), "variances": (3, d)}
+        if any(getattr(self.frame, name).shape != shape for name, shape in shapes.items()) or self.bound.shape != (
+            2,
+            d,
+        ):
+            raise ValueError("its frame and bound are of no one dimension")
+        trains = self.train_.trains if isinstance(self.train_, SeparateTT) else [self.train_]
+        if any(len(train.order) != d + 1 for train in trains) or sum(train.outputs for train in trains) != d:
+            raise ValueError(f"its train is not one of {d} coordinates and t")
+        if (
+            not all(value.isfinite().all() for value in self.state_dict().values())
+            or (self.frame.variances[:2] <= 0).any()
+        ):
+            raise ValueError("it holds something that is no finite number, or a variance that is not above 0")
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write it to a file of tensors and primitives."""
@@ -232,7 +273,10 @@ class TTVelocity(nn.Module):
         state = checkpoint.load(path)
         if state.get("format") != FORMAT or state.get("version") != 1:
             raise ValueError(f"{path} holds no tensor-train velocity of version 1: give a file that this folder wrote")
-        return cls.from_state(state)
+        try:
+            return cls.from_state(state)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
 
 def _left(t: Tensor) -> Tensor:

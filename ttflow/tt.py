@@ -78,6 +78,9 @@ class FunctionalTT(nn.Module):
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> FunctionalTT:
         """The train of a :meth:`state`; the cores are copied, since they may be mapped from a file."""
+        sizes = [tuple(core.shape[1:2]) for core in state["cores"]]
+        if sizes != [(description["n"],) for description in state["bases"]]:  # before tables of any n are made
+            raise ValueError("its cores do not fit their bases")
         bases = [build(description) for description in state["bases"]]
         train = cls(bases, [core.clone() for core in state["cores"]], state["order"], state["output"])
         return train.to(state["cores"][0].dtype)

@@ -511,6 +511,27 @@ def test_damped_persistence_can_have_its_spread_fitted(world):
     assert torch.allclose(std[1], factors[1] * world.boxes[0].residual[1].expand_as(std[1]))
 
 
+@pytest.mark.parametrize(
+    "changes, line",
+    [
+        ({"config": {"horizon": "x"}}, "its options: horizon"),
+        ({"config": {"past": 0}}, "past"),
+        ({"config": {"past": 5}}, "its network is not that of its options .in_channels"),
+        ({"config": {"method": "idff", "sigma": 0.5}}, "its network is not that of its options .out_channels"),
+        ({"spread": 3}, "its spread"),
+        ({"spread": [1.0, -1.0]}, "its spread"),
+        ({"spread": [1.0, 1.0]}, "its spread has 2 factors for 7 leads"),
+        ({"spread": [float("nan")] * 7}, "its spread"),
+    ],
+)
+def test_weights_that_contradict_themselves_are_named(tmp_path, changes, line):
+    state = checkpoint.load(SST / "results" / "CFM-synthetic")
+    state |= {key: state[key] | value if key == "config" else value for key, value in changes.items()}
+    checkpoint.save(tmp_path / "a.pt", state)
+    with pytest.raises(ValueError, match=f"a.pt: .*{line}"):
+        P.load_forecaster(tmp_path / "a.pt", torch.device("cpu"))
+
+
 # ---- scripts
 
 

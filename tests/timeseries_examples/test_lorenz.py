@@ -14,6 +14,7 @@ import torch
 from scipy.spatial.distance import jensenshannon
 
 import started
+from common import checkpoint
 from common.cli import parse, validate
 from common.series import roll_out
 from timeseries_examples import attractors, lorenz, measures, systems
@@ -266,3 +267,47 @@ def test_a_linear_regression_follows_a_linear_system_for_ever():
     series = np.stack(states, 1)
     found = attractors.linear(series[:, :30], series[:, 30], 30)
     assert np.abs(found.transpose(1, 0, 2) - series[:, 31:]).max() < 1e-9
+
+
+def shipped(name):
+    """Weights of the folder, as a dict that may be damaged."""
+    return checkpoint.load(FOLDER / "results" / name)
+
+
+SPACE = {"kind": "line", "scale": [1.0] * 3, "centre": [0.0] * 3, "spread": [1.0] * 3}
+
+
+@pytest.mark.parametrize(
+    "changes, line",
+    [
+        ({"space": None}, "its space"),
+        ({"space": {"kind": "line"}}, "its space.*scale"),
+        ({"space": SPACE | {"kind": "cube"}}, "its space.*'cube'"),
+        ({"space": SPACE | {"scale": "abc"}}, "its space.*scale"),
+        ({"space": SPACE | {"scale": [1.0, float("nan"), 1.0]}}, "not finite"),
+        ({"space": SPACE | {"scale": [1.0, 0.0, 1.0]}}, "not above 0"),
+        ({"space": SPACE | {"centre": [0.0]}}, "3 scales, 1 centres"),
+        ({"space": SPACE | {key: [1.0] * 4 for key in ("scale", "centre", "spread")}}, "its network has"),
+        ({"past": 3}, "its network has"),
+        ({"past": 0}, "past"),
+        ({"n_steps": "many"}, "n_steps"),
+        ({"solver": "magic"}, "solver"),
+        ({"name": "rf"}, "rf"),
+    ],
+)
+def test_weights_of_another_space_or_recipe_are_named(tmp_path, changes, line):
+    state = shipped("lorenz/CFM_lorenz_v1.pt")
+    path = tmp_path / "a.pt"
+    checkpoint.save(path, state | {"method": state["method"] | changes})
+    with pytest.raises(ValueError, match=line) as error:
+        flows.load(path)
+    assert str(path) in str(error.value) or "past" in changes
+
+
+@pytest.mark.parametrize("key, value", [("system", "double pendulum"), ("n_steps", -1), ("frame", "x"), ("method", 3)])
+def test_options_of_weights_are_checked(tmp_path, key, value):
+    state = shipped("lorenz/CFM_lorenz_v1.pt")
+    checkpoint.save(tmp_path / "a.pt", state | {"config": state["config"] | {key: value}})
+    options = lorenz.Options(weights=str(tmp_path / "a.pt"))
+    with pytest.raises(ValueError, match=f"a.pt, its options: (--)?{key}"):
+        flows.load_as_trained(options, lorenz.TRAINED_WITH, "a chaotic system")

@@ -454,3 +454,29 @@ def test_late_mean_velocities_are_the_pairs_own():
     pairs = rf.data_pairs(data, 3000, seed=1)(0)
     late = t > draws.LATE
     assert late.sum() > 30 and torch.equal(u[late], (pairs[1] - pairs[0])[late]) and u.isfinite().all()
+
+
+def test_damaged_files_of_velocities_are_named(flow, tmp_path):
+    def train(**changes):
+        return {"train": flow[0].state()["train"] | changes}
+
+    cores = flow[0].state()["train"]["cores"]
+    bases = flow[0].state()["train"]["bases"]
+    for changes, line in (
+        ({"frame": {}}, "damaged"),
+        ({"frame": None}, "its contents, frame"),
+        ({"bound": torch.zeros(2, 3)}, "no one dimension"),
+        ({"bound": torch.full((2, 2), math.nan)}, "no finite number"),
+        ({"options": 3}, "its contents, options"),
+        ({"train": {}}, "damaged"),
+        (train(cores=[core * math.inf for core in cores]), "no finite number"),
+        (train(cores=cores[:2]), "do not fit"),
+        (train(order=[0, 1, 1]), "order"),
+        (train(bases=[{**bases[0], "n": 2**40}, *bases[1:]]), "do not fit"),
+        (train(bases=[{**bases[0], "kind": "magic"}, *bases[1:]]), "unknown basis"),
+        (train(output="x"), "damaged|output"),
+    ):
+        torch.save(flow[0].state() | changes, tmp_path / "a.pt")
+        with pytest.raises(ValueError, match=line) as error:
+            rf.TTVelocity.load(tmp_path / "a.pt")
+        assert "a.pt" in str(error.value) and "\n" not in str(error.value), changes
