@@ -58,4 +58,5 @@ FOLDER = Folder(
     landing=0.85,  # the velocity that these weights give nearer to the data is mostly error: speckles
     weights="results/IDFF-2.0-0.2/IDFF_cifar10_weights_step_final.pt",
     weights_name="{METHOD}_cifar10_weights_step_final.pt",
+    classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
 )

@@ -52,6 +52,7 @@ class Contents(TypedDict, total=False):
     net_model: dict[str, Tensor]
     images_seen: Annotated[int, Meta(ge=0)]
     seconds: Annotated[float, Meta(ge=0)]
+    classes: list[str]
     optim: dict[str, Any]
     ema: dict[str, Any]
     scaler: dict[str, Any]
@@ -217,7 +218,8 @@ def load_network(
             contradict the file.
 
     Returns:
-        The network and {"config", "network", "method", "step", "report"}; the report is a list of lines that say what
+        The network and {"config", "network", "method", "step", "classes", "report"}; classes are names, of old files
+        none; the report is a list of lines that say what
         the file is and what was assumed.
 
     Raises:
@@ -249,7 +251,7 @@ def _own(state: dict[str, Any], ema: bool) -> tuple[dict[str, Any], dict[str, Te
     check_description(state["network"])
     method = recorded_method(state)
     info = {"config": state["config"], "network": state["network"], "method": method, "step": state["step"]}
-    info["report"] = []
+    info |= {"report": [], "classes": state.get("classes", [])}
     weights = "averaged" if key == "ema_model" else "raw"
     return info | {"kind": f"{weights} {method['name']} weights, step {info['step']}"}, state[key]
 
@@ -263,6 +265,7 @@ def _foreign(
     if "coupling" in options:
         method = recorded_method({"method": method, "config": options})
     info = {"config": options, "network": network, "method": method, "step": file.step, "report": file.notes}
+    info["classes"] = []
     kind = f"foreign weights ({file.project}), {network['name']}, method {method['name']}"
     tensors = file.tensors
     # a first head that is data stays data, whichever way time runs

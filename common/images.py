@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ def from_uint8(u: Tensor) -> Tensor:
     return u.to(torch.float32, copy=True).div_(127.5).sub_(1)
 
 
+HEADER = 18  # rows of the names over a grid's columns
 WHITE = "white"  # what shows through where an image is transparent
 _TIFF_BITS, _TIFF_MOST = 258, 281  # tags: bits of a sample, its largest value
 
@@ -133,20 +135,26 @@ def fit(image: Image, size: int, channels: int, background: str = WHITE) -> np.n
     return np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1)
 
 
-def grid(x: Tensor, n_columns: int | None = None, padding: int = 2) -> Tensor:
+def grid(
+    x: Tensor, n_columns: int | None = None, padding: int = 2, scale: int = 1, names: Sequence[str] = ()
+) -> Tensor:
     """Images side by side, row by row, with black lines between and around them.
 
     Args:
         x: (B,C,H,W), float in [-1, 1] or uint8.
         n_columns: Images in a row; None: the square root of B, rounded up.
         padding: Width of the lines.
+        scale: Each pixel becomes a square of this side.
+        names: What stands over the columns.
 
     Returns:
-        (rows (H + padding) + padding, columns (W + padding) + padding, C) uint8 on the CPU.
+        (rows (scale H + padding) + padding, columns (scale W + padding) + padding, C) uint8 on the CPU; names add
+        HEADER rows at the top.
     """
     if x.ndim != 4 or len(x) == 0:
         raise ValueError(f"a grid needs images of shape (B,C,H,W) with B >= 1, not {tuple(x.shape)}")
     x = (x if x.dtype == torch.uint8 else to_uint8(x)).cpu()
+    x = x.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     count, channels, height, width = x.shape
     columns = min(count, n_columns or math.ceil(math.sqrt(count)))
     rows = math.ceil(count / columns)
@@ -154,7 +162,20 @@ def grid(x: Tensor, n_columns: int | None = None, padding: int = 2) -> Tensor:
     for k, image in enumerate(x):
         top, left = padding + k // columns * (height + padding), padding + k % columns * (width + padding)
         out[top : top + height, left : left + width] = image.permute(1, 2, 0)
-    return out
+    return torch.cat([_header(names[:columns], out.shape[1], width + padding, channels), out]) if names else out
+
+
+def _header(names: Sequence[str], width: int, column: int, channels: int) -> Tensor:
+    """Names in white on black, each over the middle of its column and no wider than that."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    picture, font = Image.new("L", (width, HEADER)), ImageFont.load_default(size=11)
+    pen = ImageDraw.Draw(picture)
+    for k, name in enumerate(names):
+        while font.getlength(name) > column and len(name) > 1:
+            name = name[:-2] + "\u2026" if len(name) > 2 else name[:1]
+        pen.text((2 + (k + 0.5) * column, HEADER / 2), name, fill=255, font=font, anchor="mm")
+    return torch.from_numpy(np.asarray(picture).copy())[..., None].expand(-1, -1, channels)
 
 
 def save_png(path: str | Path, image: Tensor | np.ndarray, sync: bool = True) -> None:

@@ -50,7 +50,7 @@ def main() -> None:
     steps = 2 if options.smoke else options.n_steps
     digits = [generate_sample(model, (1, size, size), steps, label) for label in range(10)]
     out = options.out or FOLDER.samples(options, "mnist_test.png")
-    save_png(out, grid(torch.cat(digits), n_columns=10))
+    save_png(out, grid(torch.cat(digits), n_columns=10, scale=2, names="0123456789"))
     print(f"ten digits, {4 * steps} network evaluations each: {out}")
 
 

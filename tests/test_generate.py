@@ -30,14 +30,14 @@ from common.generate import (
     slerp,
     velocity_of,
 )
-from common.images import grid, save_png
+from common.images import HEADER, grid, save_png
 from common.runtime import Processes, generator
 from common.scripts.gen import gen_main
-from common.scripts.grid import grid_main
+from common.scripts.grid import class_names, grid_main
 from common.scripts.sampling import make_sampler
 from common.solvers import time_grid
 from problems import slope_of
-from tiny import TINY, folder, network, options, weights
+from tiny import TINY, folder, images, network, options, run, weights
 
 CONDITIONAL = options(num_classes=3)
 SHAPE = (1, 8, 8)
@@ -427,7 +427,7 @@ def test_grid_is_a_picture_and_says_what_it_took(tmp_path, capsys):
     argv = ["--weights", str(tmp_path / "weights.pt"), "--n_samples", "9", "--n_steps", "3", "--solver", "heun"]
     path = grid_main(folder(tmp_path), "", [*argv, "--cfg", "1.5", "--device", "cpu"])
     assert path == tmp_path / "samples" / "heun_nfe10.png"
-    assert Image.open(path).size == (32, 32)  # 3 images of 8 pixels and 4 lines of 2
+    assert Image.open(path).size == (3 * 18 + 2, 3 * 18 + 2 + HEADER)  # a column for each of 3 classes
     out = capsys.readouterr().out
     assert "9 images, rf weights of step 7, heun, 3 steps, grid uniform, NFE 10, seed 0" in out
     assert f"picture: {path}" in out
@@ -564,7 +564,7 @@ def draw(tmp_path: Path, *flags: object, config=CONDITIONAL) -> Path:
 def test_picture_of_arcs(tmp_path, capsys):
     path = draw(tmp_path, "--interpolate", "--n_samples", 10, "--columns", 4, "--solver", "heun")
     assert path == tmp_path / "samples" / "heun_nfe5_arcs.png"
-    assert Image.open(path).size == (4 * 10 + 2, 3 * 10 + 2)  # as many rows as it takes
+    assert Image.open(path).size == (4 * 18 + 2, 3 * 18 + 2)  # as many rows as it takes
     assert "12 images, rf weights" in capsys.readouterr().out
     with pytest.raises(ValueError, match="--columns 1: must be at least 2"):
         draw(tmp_path, "--interpolate", "--columns", 1)
@@ -609,3 +609,16 @@ def test_mistakes_with_inversions(tmp_path):
         with pytest.raises((ValueError, FileNotFoundError), match=match) as error:
             draw(tmp_path, *flags)
         assert "\n" not in str(error.value)
+
+
+def test_names_of_classes_are_those_of_the_data_the_shipped_ones_the_folders(tmp_path):
+    place = replace(folder(tmp_path), weights="results/shipped/w.pt", classes=("x", "y", "z"))
+    (tmp_path / "results" / "shipped").mkdir(parents=True)
+    run(tmp_path / "run", num_classes=3, total_steps=1)
+    weights(tmp_path / "results" / "shipped" / "w.pt", CONDITIONAL)
+    weights(tmp_path / "old.pt", CONDITIONAL)
+    names = []
+    for file in (tmp_path / "run", tmp_path / "results/shipped/w.pt", tmp_path / "old.pt"):
+        _, info = checkpoint.load_network(file)
+        names.append(list(class_names(place, info | {"path": str(file)}, 3)))
+    assert names == [list(images().class_names), ["x", "y", "z"], ["0", "1", "2"]]

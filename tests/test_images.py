@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from common import images as images_module
-from common.images import NpzWriter, PngFolder, decode, fit, from_uint8, grid, open_writer, save_png, to_uint8
+from common.images import HEADER, NpzWriter, PngFolder, decode, fit, from_uint8, grid, open_writer, save_png, to_uint8
 
 FINGERPRINT = {"weights": "abc", "seed": 0, "solver": "euler", "shape_of_times": (1, 2)}
 
@@ -98,6 +98,17 @@ def test_grid_defaults_and_mistakes():
         grid(torch.zeros(0, 3, 2, 2))
     with pytest.raises(ValueError, match="shape"):
         grid(torch.zeros(3, 2, 2))
+
+
+def test_grid_enlarges_pixels_and_names_its_columns():
+    x = torch.stack([image(k) for k in range(4)])
+    plain, named = grid(x, 2, scale=3), grid(x, 2, scale=3, names=["a", "an airship of no use", "left out"])
+    assert torch.equal(plain[2 : 2 + 12 : 3, 2 : 2 + 15 : 3], x[0].permute(1, 2, 0))
+    assert torch.equal(plain[2:5, 2:5], x[0, :, 0, 0].expand(3, 3, -1))
+    assert torch.equal(named[HEADER:], plain)
+    header = named[:HEADER].amax(dim=(0, 2))
+    assert header[2:19].any() and header[19:36].any() and named[:HEADER].float().std(dim=2).max() == 0  # grey letters
+    assert header[[2, 18, -1]].tolist() == [0, 0, 0]  # a letter stands over the middle of its column
 
 
 def test_grid_keeps_pixels_in_place():

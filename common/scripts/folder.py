@@ -32,6 +32,7 @@ class Folder:
         load_data: loads the data when ``data`` needs more than ``common.data.loading.load_images``.
         places: files and folders below data/ (or ``--data_root``) that are the images, the first that is there.
         advice: what to fetch, and where from, when none of them is there.
+        classes: names of the shipped weights' classes, where their file does not hold them.
         run: the run folder, relative to ``here``; empty: runs/ with a name that says method and constants.
     """
 
@@ -44,6 +45,7 @@ class Folder:
     load_data: Callable[..., Any] | None = None
     places: tuple[str, ...] = ()
     advice: str = ""
+    classes: tuple[str, ...] = ()
     run: str = ""
 
     def run_folder(self, config: TrainConfig) -> Path:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from common import cli
 from common.cli.configs import GridConfig
 from common.scripts.folder import Folder
 from common.scripts.invert import invert
 from common.scripts.sampling import make_sampler, with_bar
+
+NAMED = 16  # classes, at most, that get a column each and its name
+SMALL = 64  # images of this side or less are shown at twice their size
 
 
 def grid_main(folder: Folder, description: str, argv: list[str] | None = None) -> Path:
@@ -26,15 +31,19 @@ def grid_main(folder: Folder, description: str, argv: list[str] | None = None) -
 
     sampler, info = make_sampler(folder, config, extra)
     start, name, columns = time.perf_counter(), "", None
+    names: Sequence[str] = ()
     if config.interpolate:
         name, columns, rows = "_arcs", config.columns, math.ceil(config.n_samples / config.columns)
         made = generate.interpolate(sampler, rows, columns, config.batch_size, config.label)
     else:
+        classes = generate.real_classes(sampler.net)
+        if config.label is None and 1 < classes <= NAMED:  # a column each, since they take turns
+            columns, names = classes, class_names(folder, info, classes)
         made = generate.sample_many(sampler, range(config.n_samples), config.batch_size, config.label)
     batches = list(with_bar(made, config.n_samples))  # type: ignore[type-var]
     images, nfe = torch.cat([part for *_, part, _ in batches]), batches[-1][-1]
     out = Path(config.out) if config.out else folder.samples(config, f"{sampler.solver}_nfe{nfe}{name}.png")
-    save_png(out, grid(images, columns))
+    save_png(out, grid(images, columns, scale=2 if images.shape[-1] <= SMALL else 1, names=names))
     print(
         f"{len(images)} images, {info['method']['name']} weights of step {info.get('step', '?')}, "
         f"{sampler.solver}, {config.n_steps} steps, grid {sampler.grid}, NFE {nfe}, seed {config.seed}, "
@@ -42,3 +51,9 @@ def grid_main(folder: Folder, description: str, argv: list[str] | None = None) -
     )
     print(f"picture: {out}")
     return out
+
+
+def class_names(folder: Folder, info: dict[str, Any], count: int) -> Sequence[str]:
+    """What weights call their classes; their numbers where neither their file nor, of shipped ones, the folder says."""
+    names = info["classes"] or (folder.classes if folder.ships(Path(info["path"])) else ())
+    return names if len(names) == count else [str(k) for k in range(count)]

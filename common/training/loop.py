@@ -67,7 +67,7 @@ def train(
     """
     check_labels(data.labels if config.num_classes else None, config.num_classes)
     trainer = Trainer(config, processes)
-    trainer.data = mark_of(data)
+    trainer.data, trainer.classes = mark_of(data), data.class_names if config.num_classes else ()
 
     # Data: a training and a held-out part of the same pixels.
     train_rows, val_rows = split_train_val(len(data), config.val_fraction, config.seed)

@@ -64,6 +64,7 @@ class Trainer:
     again, elsewhere, size = "--resume auto", "--out", "--batch_size"  # flags, for the lines that say what to do
     log_name = ""  # of the run for wandb and TensorBoard; empty: that of its folder
     fixed: tuple[str, ...] = ("seed", "val_fraction")  # options that a resumed run must share: they choose what is seen
+    classes: tuple[str, ...] = ()  # names of the labels
     data = ""  # a mark of what the run learns from, of which the same holds
 
     def __init__(self, config: TrainConfig, processes: Processes):
@@ -197,6 +198,7 @@ class Trainer:
             "step": self.step,
             "images_seen": self.images_seen,
             "seconds": self.seconds,
+            **({"classes": list(self.classes)} if self.classes else {}),
             "config": self.options(),
             "network": self.description,
             "method": self.weights_method(),

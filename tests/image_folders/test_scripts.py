@@ -18,6 +18,7 @@ from PIL import Image
 import started
 from common import checkpoint, cli
 from common.cli.configs import TrainConfig
+from common.images import HEADER
 from common.methods import METHODS
 from common.networks import build_network, network_description
 from common.scripts.folder import FLAGS, smoke_preset
@@ -91,7 +92,7 @@ def test_simple_gen_test(trained, tmp_path):
     flags = ("--weights", weights, "--n_samples", 4, "--n_steps", 3, "--cfg", 1.5, "--out", tmp_path / "grid.png")
     printed = start(f"{name}/simple_gen_test.py", "--smoke", *flags, cwd=FOLDERS[name][4])
     assert "4 images" in printed and "NFE 6" in printed and f"picture: {tmp_path / 'grid.png'}" in printed
-    assert Image.open(tmp_path / "grid.png").size == (2 * side + 6, 2 * side + 6)
+    assert Image.open(tmp_path / "grid.png").size == (4 * (2 * side + 2) + 2, 2 * side + 4 + HEADER)  # a class a column
 
 
 def test_generated_and_true_images_are_folders_that_pytorch_fid_reads(trained, tmp_path):
@@ -136,7 +137,7 @@ def test_mnist_test_draws_ten_digits(trained, tmp_path):
     flags = ("--weights", out / FOLDERS[name][1], "--out", tmp_path / "digits.png")
     printed = start("mnist/mnist_test.py", "--smoke", *flags, cwd=ROOT)
     assert "ten digits, 8 network evaluations each" in printed
-    assert Image.open(tmp_path / "digits.png").size == (10 * 30 + 2, 32)
+    assert Image.open(tmp_path / "digits.png").size == (10 * 58 + 2, 60 + HEADER)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -189,7 +190,8 @@ def test_scripts_of_the_folders_of_large_images(tmp_path):
         if (out / "run").exists():
             _, info = checkpoint.load_network(out / "run" / final)
             assert info["config"]["image_size"] == side and info["method"]["name"] == "idff" and info["step"] == 4
-        assert Image.open(out / "arcs.png").size == (2 * side + 6, 2 * side + 6)
+        shown = 2 * side if side <= 64 else side
+        assert Image.open(out / "arcs.png").size == (2 * shown + 6, 2 * shown + 6)
         assert Image.open(out / "way.png").size == (3 * side + 8, side + 4)
         assert sorted(path.name for path in (out / "gen").glob("*.png")) == [f"{k:06d}.png" for k in range(3)]
         with np.load(out / "true.npz") as real:
