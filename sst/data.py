@@ -115,7 +115,7 @@ def _read_npz(file: Path) -> Raw:
     if "sst" not in arrays:
         raise ValueError(f"{file} has no array sst, but {', '.join(arrays) or 'nothing'}: name it sst, shape (T, H, W)")
     values = arrays["sst"]
-    if values.ndim != 3 or values.dtype.kind not in "iuf":
+    if values.ndim != 3 or values.dtype.kind not in "iuf" or not values.size:
         raise ValueError(
             f"{file}: sst is {values.dtype} {values.shape}: it must be numbers (time, latitude, longitude)"
         )

@@ -40,6 +40,10 @@ def read(file: Path, variable: str = "") -> Raw:
             array = _choose(file, data, variable)
             names = _dimensions(file, array)
             array = array.transpose(*names).load()
+            if array.dtype.kind not in "iuf" or not array.size:
+                raise ValueError(
+                    f"{file}: {array.name} is {array.dtype} {array.shape}: it must be numbers, some of them"
+                )
             places = [_places(file, array, name, kind) for name, kind in zip(names[1:], ("latitude", "longitude"))]
             dates, days = _dates(file, array, names[0])
     except (OSError, RuntimeError, KeyError, EOFError) as error:
@@ -163,10 +167,13 @@ def _dates(file: Path, array: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _from_months(file: Path, months: np.ndarray, origin: str) -> tuple[np.ndarray, np.ndarray]:
     """Dates of months, whole and parts, after an origin: a part is that of the calendar's month."""
+    import cftime
+
     try:
-        begin = np.datetime64(re.sub(r"[ T].*", "", origin.strip()), "D")
+        begin = _standard(cftime.num2date(0, f"days since {origin}", only_use_cftime_datetimes=True))
     except ValueError:
         raise ValueError(f"{file}: time counts from {origin!r}, which is no date") from None
+    begin = begin.astype("datetime64[D]")
     first = begin.astype("datetime64[M]")
     exact = months.astype(np.float64) + (begin - first.astype("datetime64[D]")).astype(int) / 30.4375
     whole = np.floor(exact + 1e-6).astype(int)

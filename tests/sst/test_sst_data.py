@@ -116,6 +116,9 @@ BAD = {  # name: (what writes the file, options, what the line says)
     ),
     "twice.nc": (lambda p: dataset(times=np.r_[MONTHS[:5], MONTHS[4:-1]]).to_netcdf(p), {}, "share a date.*2000-05-01"),
     "uneven.nc": (lambda p: dataset(times=UNEVEN).to_netcdf(p), {}, "1 to 40 days apart"),
+    "none.nc": (lambda p: dataset(values(0), MONTHS[:0]).to_netcdf(p), {}, r"sst is float32 \(0, 6, 8\)"),
+    "letters.nc": (lambda p: dataset(values().astype(str)).to_netcdf(p), {}, "must be numbers"),
+    "celsius.nc": (lambda p: dataset(units="K").to_netcdf(p), {}, "they look like deg C: correct its units"),
     "one.nc": (lambda p: dataset(values(1), MONTHS[:1]).to_netcdf(p), {}, "has 1 frame"),
     "unit.nc": (lambda p: dataset(units="m s-1").to_netcdf(p), {}, "is in m s-1, no unit of temperature"),
     "wrong.nc": (lambda p: dataset(values() + 273.15, units="degC").to_netcdf(p), {}, "they look like kelvin"),
@@ -140,6 +143,7 @@ BAD = {  # name: (what writes the file, options, what the line says)
     "shape.npz": (lambda p: _npz(p, sst=np.zeros((3, 4))), {}, r"sst is float64 \(3, 4\)"),
     "dates.npz": (lambda p: _npz(p, sst=values(), time=np.array(["x"] * 120)), {}, "time is not of dates"),
     "numbers.npz": (lambda p: _npz(p, sst=values(), time=np.arange(120)), {}, "time is not of dates"),
+    "none.npz": (lambda p: _npz(p, sst=np.zeros((0, 3, 3))), {}, r"sst is float64 \(0, 3, 3\)"),
     "text.npz": (lambda p: _npz(p, sst=values().astype(str)), {}, "sst is <U"),
     "plane.npz": (lambda p: _npz(p, sst=values(), lat=np.ones((6, 8))), {}, r"lat is float64 \(6, 8\)"),
     "instant.npz": (lambda p: _npz(p, sst=values(), time=np.datetime64("2000-01-01")), {}, r"time has shape \(\)"),
@@ -296,7 +300,7 @@ def test_calendars_without_leap_days_and_of_equal_months(tmp_path, name):
     fields = calendar_file(tmp_path, 30.0 * np.arange(120) + 15, "days since 2000-01-01", "360_day", name)
     assert fields.times[-1].astype("datetime64[M]") == np.datetime64("2009-12") and fields.breaks == ()
     for calendar in ("360", "360_day", "standard"):
-        fields = calendar_file(tmp_path, np.arange(120) + 0.5, "months since 1960-01-01", calendar, name)
+        fields = calendar_file(tmp_path, np.arange(120) + 0.5, "months since 1960-1-1 0:0:0", calendar, name)
         assert (fields.times.astype("datetime64[M]") == np.arange("1960-01", "1970-01", dtype="datetime64[M]")).all()
     seconds = (MONTHS - np.datetime64("1970-01-01")) // np.timedelta64(1, "s")
     fields = calendar_file(tmp_path, seconds, "seconds since 1970-01-01", "proleptic_gregorian", name)
