@@ -290,8 +290,8 @@ class TrueConfig:
     """Folder of numbered PNG files, or a .npz file; empty: samples/true beside the script"""
     n_samples: Whole = 0
     """Number of images; 0: all"""
-    split: Literal["train", "test"] = "train"
-    """Split of a torchvision data set"""
+    split: Literal["train", "val", "test", "all"] = "train"
+    """Split of a torchvision data set, or of data whose folders or files name splits"""
     side: Annotated[Count | None, NoneFor(0)] = None
     """Side of the images; none: that of the folder's first preset"""
     smoke: bool = False

@@ -15,6 +15,7 @@ import numpy as np
 from common.data.archives import open_lmdb, open_tar, open_zip
 from common.data.arrays import array_source, open_npy, open_npz
 from common.data.sources import Source, open_folder
+from common.data.splits import NoSplit
 from common.runtime import in_one_line
 
 ALLOWED = "torchvision:NAME, a folder, .zip or .tar of images, an LMDB, or a .npy/.npz file"
@@ -94,6 +95,8 @@ def _torchvision_set(name: str, root: str | Path | None, split: str, say) -> Any
         raise ValueError(f"--data torchvision:{name}: give --data-root, the folder where it lies or goes")
     cls: Any = getattr(datasets, name)
     parameters = inspect.signature(cls).parameters
+    if "train" in parameters and split not in ("train", "test"):
+        raise NoSplit(f"--data torchvision:{name}: no {split} images in it, only train and test; give one of them")
     options: dict[str, Any] = {"train": split == "train"} if "train" in parameters else {}
     if "split" in parameters:
         options = {"split": split}

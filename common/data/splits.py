@@ -17,6 +17,7 @@ _WORDS = {
 _SUFFIX = r"(?:set|data|images?|imgs?|files?)?"
 _PLAIN = {"seg", "set", "data", "dataset", "images", "image", "img", "imgs", "of", "full", "partial", "split", "part"}
 _PLAIN |= {"parquet", "tfrecord", "tfrecords", "npy", "png", "jpg", "jpeg"}  # they add nothing to a split
+_MANY = 4  # names that are no splits beside some that only sound like ones (bullet_train) are all taken for classes
 ALL = "all"  # what to ask for when splits are not to matter
 
 
@@ -68,7 +69,7 @@ def place(names: Sequence[str], where: str, stems: bool = False) -> tuple[list[s
             rest = {part: "" if part in plain else found[part][1] for part in found}
             left = [_without(whole, level, rest[part]) for part, whole in zip(here, parts, strict=True)]
             return [found[part][0] for part in here], left
-        if plain or len(kinds) > 1:
+        if looks and len(looks) < len(found) and (plain or len(found) - len(looks) < _MANY):
             other = sorted(part or "files beside them" for part in set(found) - looks)
             raise ValueError(
                 f"--data {where}: {_listed(sorted(looks))}: these look like splits, but {_listed(other)} cannot be "

@@ -72,8 +72,8 @@ class ImageSet:
     def _block(self, start: int, stop: int) -> Tensor:
         if self.source.rows is not None:
             block = self.source.rows[start:stop]
-            if block.shape[2:] == (self.shown, self.shown):
-                colours = block[:, :3] if block.shape[1] >= 3 else block.repeat(3, axis=1)
+            if block.shape[2:] == (self.shown, self.shown) and block.shape[1] in (1, 3):
+                colours = block if block.shape[1] == 3 else block.repeat(3, axis=1)
                 return torch.from_numpy(np.array(colours))
         return torch.from_numpy(np.stack([_pixels(self.source, k, self.side, self.shown) for k in range(start, stop)]))
 

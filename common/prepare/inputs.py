@@ -97,15 +97,19 @@ def _largest(names: list[str]) -> list[str]:
 
 
 def concatenated(parts: list[Source], where: str) -> Source:
-    """The images of several sources, one after the other; labels when all have the same classes."""
-    counts, classes = [part.count for part in parts], parts[0].class_names
-    all_labels = [part.labels for part in parts if part.labels is not None and part.class_names == classes]
-    labels = np.concatenate(all_labels) if len(all_labels) == len(parts) else None
+    """The images of several sources, one after the other; labels when all have some, by the names of the classes."""
+    counts, labels, classes = [part.count for part in parts], None, ()
+    if all(part.labels is not None for part in parts):
+        classes = max((part.class_names for part in parts), key=len)
+        if any(part.class_names != classes[: len(part.class_names)] for part in parts):
+            classes = tuple(sorted({name for part in parts for name in part.class_names}))
+        number = {name: k for k, name in enumerate(classes)}
+        maps = [np.array([number[name] for name in part.class_names], np.int64) for part in parts]
+        labels = np.concatenate([own[part.labels] for own, part in zip(maps, parts, strict=True)])
     kind = f"{parts[0].kind} files" if len(parts) > 1 else parts[0].kind
     load = _by_parts(counts, lambda k, index: parts[k].load(index))
-    files = [file for part in parts for file in part.files]
-    classes = classes if labels is not None else ()
-    return Source(where, load, sum(counts), None, labels, classes, kind=kind, files=files)
+    files, notes = [file for part in parts for file in part.files], [*dict.fromkeys(n for p in parts for n in p.notes)]
+    return Source(where, load, sum(counts), None, labels, classes, kind=kind, files=files, notes=notes)
 
 
 def _by_parts(counts: Iterable[int], load: Callable[[int, int], Image]) -> Callable[[int], Image]:
@@ -243,10 +247,14 @@ def open_parquet(path: Path) -> Source:
     if not images or file.metadata.num_rows == 0:
         raise ValueError(f"--data {path}: no column of encoded images in it, only {', '.join(columns) or 'nothing'}")
     load = _parquet_loader(file, images.get("image") or next(iter(images.values())))
-    labels, classes = None, ()
-    if names := [name for name in _LABELS if name in columns and pa.types.is_integer(schema.field(name).type)]:
-        labels, classes = _parquet_labels(file, schema, names[0])
-    return Source(str(path), load, file.metadata.num_rows, None, labels, classes, kind="parquet", files=[path])
+    source = Source(str(path), load, file.metadata.num_rows, kind="parquet", files=[path])
+    if usual := [name for name in _LABELS if name in columns and not columns[name]]:
+        source.labels, source.class_names = _parquet_labels(file, schema, usual[0], path)
+    image = "image" if "image" in images else next(iter(images))
+    source.notes = [f"labels: {usual[0]}"] if usual else []
+    if others := [name for name in columns if name not in (image, *usual[:1])]:
+        source.notes.append(f"not read: {', '.join(others)}")
+    return source
 
 
 def _image_column(field: Any, pa: Any) -> str:
@@ -258,8 +266,17 @@ def _image_column(field: Any, pa: Any) -> str:
     return ""
 
 
-def _parquet_labels(file: Any, schema: Any, column: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    labels = np.asarray(file.read(columns=[column]).column(0).to_numpy(), np.int64)
+def _parquet_labels(file: Any, schema: Any, column: str, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels and classes of a column of whole numbers, or of names."""
+    import pyarrow as pa
+
+    values = file.read(columns=[column]).column(0)
+    if values.null_count or not (pa.types.is_integer(values.type) or pa.types.is_string(values.type)):
+        raise ValueError(f"--data {path}: the labels {column} are {values.type}, {values.null_count} of them missing")
+    if pa.types.is_string(values.type):
+        names, labels = np.unique(values.to_pylist(), return_inverse=True)
+        return labels.astype(np.int64), tuple(map(str, names))
+    labels = np.asarray(values.to_numpy(), np.int64)
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         names = tuple(str(name) for name in features[column]["names"])

@@ -273,7 +273,7 @@ def read_samplers(weights: Path) -> dict[str, list[dict[str, Any]]]:
     if not path.exists():
         return {kind: [] for kind in KINDS}
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         owner, entries = content["weights_sha256"], {kind: list(content[kind]) for kind in KINDS}
         for e in entries["adaptive"] + entries["fitted"]:
             _ = nodes_of(e["times"]), _key(e)

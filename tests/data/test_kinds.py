@@ -120,6 +120,7 @@ def test_unlabelled_images_are_none_of_the_training_ones_and_no_class(tmp_path):
         ("Train/0.png", "extra/1.png"),
         ("train/0.png", "test/1.png", "preview.png"),
         ("set/train_images/0.png", "set/other/1.png"),
+        ("mydata_train/0.png", "mydata_extra/1.png"),
     ],
 )
 def test_what_cannot_all_be_placed_is_asked_about(tmp_path, names):
@@ -131,7 +132,8 @@ def test_what_cannot_all_be_placed_is_asked_about(tmp_path, names):
 
 
 def test_classes_that_sound_like_splits_stay_classes(tmp_path):
-    assert load(folder(tmp_path, "test_tube/0.png", "flask/1.png")).class_names == ("flask", "test_tube")
+    names = [f"{name}/0.png" for name in ("test_tube", "bullet_train", "flask", "lens", "scale", "clock")]
+    assert load(folder(tmp_path / "a", *names)).num_classes == 6
     assert load(folder(tmp_path / "b", "bullet_train/0.png", "steam_train/1.png")).num_classes == 2
 
 
@@ -334,6 +336,11 @@ def test_depth_by_what_the_file_says():
     with pytest.raises(ValueError, match="16 bits that use the lower 12"):
         decode(deep_png(np.stack([ramp] * 3, -1), colour=2))
     assert fit(decode(deep_png(np.stack([ramp * 16] * 3, -1), colour=2)), 4, 3)[2, 0].tolist() == [0, 128, 255, 255]
+
+
+def test_a_pgm_says_its_largest_value():
+    values = np.array([[0, 2048, 4095, 4095]] * 4, ">u2")
+    assert fit(decode(b"P5 4 4 4095\n" + values.tobytes()), 4, 1)[0, 0].tolist() == [0, 128, 255, 255]
 
 
 @pytest.mark.parametrize(("kind", "scale"), [(np.int32, 1), (np.float32, 1 / 255)])

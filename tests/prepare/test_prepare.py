@@ -504,6 +504,32 @@ def test_labels_of_parquet_and_arrays(tmp_path):
     assert data.class_names == ("a_dog", "cat")
 
 
+def test_classes_of_parquet_files_go_by_their_names(tmp_path, capsys):
+    """A file that lacks a class, or names classes in words, does not lose or change the labels."""
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    def write(folder: str, **columns) -> Path:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for k in range(2):
+            images = [{"bytes": FILES[f"{2 * k + row}.png"], "path": None} for row in range(2)]
+            own = {name: values[2 * k : 2 * k + 2] for name, values in columns.items()}
+            pq.write_table(pa.table({"image": images} | own), tmp_path / folder / f"{k}.parquet")
+        return tmp_path / folder
+
+    for folder, values, expected in (
+        ("numbers", [0, 2, 1, 0], [0, 2, 1, 0]),
+        ("words", ["owl", "cat", "cat", "dog"], [2, 0, 0, 1]),
+    ):
+        prepare.prepare(config(write(folder, target=values, area=[1.5] * 4), tmp_path / f"{folder}.zip"))
+        assert "labels: target; not read: area" in capsys.readouterr().out
+        data = load(tmp_path / f"{folder}.zip")
+        order = sorted(range(4), key=lambda k: (expected[k], k))
+        assert data.labels.tolist() == sorted(expected) and torch.equal(data.images, CROPPED[order])
+    with pytest.raises(ValueError, match="the labels label are int64, 1 of them missing"):
+        run(write("holes", label=[0, None, 1, 1]), tmp_path / "x.zip")
+
+
 @pytest.mark.parametrize("suffix", [".txt", ".csv"])
 def test_partition_and_attributes(tmp_path, suffix):
     source = write_partition(tmp_path / "tree", suffix)
