@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from common.cli import validate
 from common.cli.configs import among, check_bridge
 from common.cli.ranges import Count, NotNegative, Positive, Seed
-from common.runtime import generator, write_json
+from common.runtime import generator, reading, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -258,10 +259,12 @@ def loaded(options: Options) -> tuple[Options, MLP]:
     state = checkpoint.load(path / "weights.pt" if path.is_dir() else path)
     if state.get("format") != FORMAT:
         raise ValueError(f"{options.weights} holds no flow of toys.py: give a weights.pt that it wrote")
-    about = state["options"]
+    with reading(options.weights, "copy it again, or train it anew"):
+        about = {key: state["options"][key] for key in LEARNT}
+        known = replace(options, **about)
+        validate(known)
+        net = checkpoint.take_weights(network(known.method, known.width, known.depth), state["net_model"])
     for key in LEARNT:
         if not options.smoke and getattr(options, key) not in (getattr(Options, key), about[key]):
             raise ValueError(f"--{key} {getattr(options, key)}, but {options.weights} has {about[key]}: drop --{key}")
-    net = network(about["method"], about["width"], about["depth"])
-    net.load_state_dict(state["net_model"])
-    return replace(options, **about), net.eval()
+    return known, net.eval()

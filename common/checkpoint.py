@@ -138,12 +138,12 @@ def load(path: str | PathLike[str], map_location: str | torch.device = "cpu") ->
         raise ValueError(_refusal(path, error)) from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, not a dict of weights: it is not a checkpoint")
-    if _is_own(state):
+    if is_own(state):
         _verify(path, state)
     return state
 
 
-def _is_own(state: dict[str, Any]) -> bool:
+def is_own(state: dict[str, Any]) -> bool:
     """Whether a file is of our format, or was before it was damaged: no other project describes its network so."""
     return {"network", "method"} <= state.keys() or str(state.get("format")) == FORMAT
 
@@ -229,7 +229,7 @@ def load_network(
     path = find(path)
     state, options = load(path), dict(extra or {})
     try:
-        info, tensors = _own(state, ema) if _is_own(state) else _foreign(state, ema, options, path)
+        info, tensors = _own(state, ema) if is_own(state) else _foreign(state, ema, options, path)
         if different := _differences(options, info["network"], info["method"]["name"]):
             raise ValueError(
                 f"it is of another network than the options say ({'; '.join(different)}): drop -c or change it"
@@ -297,8 +297,7 @@ def _differences(options: dict[str, Any], network: dict[str, Any], method: str) 
 
 def _fill(description: dict[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
     """Build a network around float32 copies of its weights, without drawing random ones first."""
-    if wrong := [key for key, tensor in tensors.items() if not _is_finite(tensor)]:
-        raise ValueError(f"{len(wrong)} of its tensors hold something that is no finite number, first {wrong[0]}")
+    check_finite(tensors)
     with torch.device("meta"), NothingDrawn():
         network = build_network(description)
     return take_weights(network, tensors).eval()
@@ -314,7 +313,7 @@ class NothingDrawn(TorchFunctionMode):
 
 
 def take_weights(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The network with float32 copies of weights from a file.
+    """The network with copies of weights from a file, float32 where they are not whole numbers.
 
     Raises:
         ValueError: tensors are missing, too many, of other shapes, or hold something that is no finite number.
@@ -325,14 +324,18 @@ def take_weights(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module
         "missing": [key for key in expected if key not in tensors],
         "unexpected": [key for key in tensors if key not in expected],
         "of another shape": [key for key in both if expected[key].shape != tensors[key].shape],
-        "without finite numbers only": [key for key in both if not _is_finite(tensors[key])],
+        "of another type": [k for k in both if expected[k].is_floating_point() != tensors[k].is_floating_point()],
     }
     if wrong := [f"{len(keys)} tensors {what}, first {keys[0]}" for what, keys in faults.items() if keys]:
         raise ValueError(f"the weights do not fit their network, a {type(network).__name__}: {'; '.join(wrong)}")
+    check_finite(tensors)
     # copied, since memory mapped from a file would break if somebody overwrote the file
-    network.load_state_dict({key: tensors[key].to(torch.float32, copy=True) for key in expected}, assign=True)
+    kinds = {key: torch.float32 if value.is_floating_point() else value.dtype for key, value in expected.items()}
+    network.load_state_dict({key: tensors[key].to(kind, copy=True) for key, kind in kinds.items()}, assign=True)
     return network
 
 
-def _is_finite(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and bool(torch.isfinite(tensor).all())
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError where tensors hold something that is no finite real number."""
+    if wrong := [key for key, x in tensors.items() if x.is_complex() or not torch.isfinite(x).all()]:
+        raise ValueError(f"{len(wrong)} of its tensors hold something that is no finite number, first {wrong[0]}")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from common import checkpoint, generate
 from common.methods import METHODS
-from common.runtime import file_hash, keep_freed_memory
+from common.runtime import file_hash, keep_freed_memory, reading
 from common.solvers import CountNFE
 from seqrf import segments
 from seqrf.endpoints import after
@@ -109,10 +109,10 @@ def load(path: str | Path, device: torch.device | str = "cpu", name: str = "", i
     if device.type == "cpu":
         keep_freed_memory()
     state = checkpoint.load(file)
-    if state.get("network", {}).get("name") == "Student":
-        net: Any = build(state["network"])
-        net.load_state_dict({key: value.float() for key, value in state["ema_model"].items()})
-        info = {key: state.get(key) for key in ("network", "method", "step", "config")}
+    if checkpoint.is_own(state) and state["network"].get("name") == "Student":
+        with reading(file, "copy it again, or train the student anew"):
+            net: Any = checkpoint.take_weights(build(state["network"]), state["ema_model"])
+        info = {key: state[key] for key in ("network", "method", "step", "config")}
     else:
         net, info = checkpoint.load_network(file)
     net = net.eval().to(device, memory_format=torch.channels_last)

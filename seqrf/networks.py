@@ -15,12 +15,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from common.networks import MLP, build_network, with_second_time
+from common.runtime import checked
 from common.unet import ConditionalUNet, UNet
 from seqrf.segments import checked_edges
 
@@ -46,6 +49,13 @@ class Heads(nn.Module):
             return self.heads[self.segment](features)
         every = torch.stack([head(features) for head in self.heads])  # (k, B, out)
         return every[self.segment, torch.arange(len(features), device=features.device)]
+
+
+class Description(TypedDict):
+    """What a file says of a student; its network's own description is checked where that is built."""
+
+    edges: Annotated[list[Annotated[float, Meta(ge=0, le=1)]], Meta(min_length=2, max_length=1001)]
+    network: dict[str, Any]
 
 
 class Student(nn.Module):
@@ -149,5 +159,6 @@ def build(description: dict[str, Any]) -> Student:
     """
     if description.get("name") != "Student" or description.get("condition") not in CONDITIONS:
         raise ValueError(f"these weights are of a {description.get('name')}, not of a student: train one first")
+    checked(description, Description, "the student")
     inner = description["network"]
     return Student(build_network(inner), description["condition"], description["edges"], dict(inner))

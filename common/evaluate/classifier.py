@@ -10,17 +10,21 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from msgspec import Meta
 from torch import Tensor, nn
+from typing_extensions import Required, TypedDict
 
 from common import checkpoint
 from common.data.loading import Batches, ImageData, mark_of
 from common.data.splits import NoSplit
 from common.metrics import frechet_distance, gaussian_statistics
-from common.runtime import autocast, generator
+from common.networks import arguments_of
+from common.runtime import autocast, checked, generator, reading
+from common.unet import Count
 
 
 def _convolution(before: int, after: int, stride: int = 1) -> list[nn.Module]:
@@ -54,7 +58,7 @@ class Classifier(nn.Module):
     Source: Page 2018, "How to train your ResNet", for the plan of ResNet-9; narrower here.
     """
 
-    def __init__(self, channels: int, num_classes: int, width: int = 32, residual: bool = False):
+    def __init__(self, channels: Count, num_classes: Count, width: Count = 32, residual: bool = False):
         super().__init__()
         self.arguments = {"channels": channels, "num_classes": num_classes, "width": width, "residual": residual}
         layers: list[nn.Module] = []
@@ -138,6 +142,15 @@ def train_classifier(
     return net.eval()
 
 
+class Saved(TypedDict, total=False):
+    """What the file of a classifier holds."""
+
+    classifier: Required[dict[str, Any]]
+    weights: Required[dict[str, Tensor]]
+    accuracy: Required[Annotated[float, Meta(ge=0, le=1)]]
+    data: str
+
+
 def save_classifier(path: Path, net: Classifier, accuracy: float, source: str, data: str) -> None:
     """Write weights with what they are: float16, but float32 for vectors, since variances may be small.
 
@@ -162,9 +175,12 @@ def load_classifier(path: Path) -> tuple[Classifier, float, str]:
     state = checkpoint.load(path)
     if "classifier" not in state:
         raise ValueError(f"{path} holds no classifier: remove it, the next measurement trains one")
-    net = Classifier(**state["classifier"])
-    net.load_state_dict(state["weights"])
-    return net.float().eval(), state["accuracy"], state.get("data", "")
+    with reading(path, "remove it, the next measurement trains one"):
+        checked(state, Saved, "its entries")
+        checked(state["classifier"], arguments_of(Classifier), "its network")
+        with torch.device("meta"), checkpoint.NothingDrawn():
+            net = Classifier(**state["classifier"])
+        return checkpoint.take_weights(net, state["weights"]).eval(), state["accuracy"], state.get("data", "")
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from common.generate import Sampler, sample_many
 from common.methods import make_loss, method_of
 from common.networks import build_network, network_description
 from common.records.kept import check_same
-from common.runtime import Processes, autocast, derive_seed, keep_freed_memory
+from common.runtime import Processes, autocast, derive_seed, keep_freed_memory, reading
 from common.training.batches import Ahead, part
 
 FATAL_AFTER = 20  # non-finite steps in a row
@@ -240,12 +240,25 @@ class Trainer:
                     f"{path} is of another {key} ({differences}): use its config.yaml, or another {self.elsewhere}"
                 )
         self._compare(state, path)
-        self.net.load_state_dict(state["net_model"])
-        self.optimizer.load_state_dict(state["optim"])
-        self.ema.load_state_dict(state["ema"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.step, self.skipped, self.best = state["step"], state["skipped"], state["best"]
-        self.seconds, self.images_seen = state["seconds"], state["images_seen"]
+        with reading(path, f"restore it from a copy, or choose another folder with {self.elsewhere}"):
+            checkpoint.check_finite(state["net_model"] | state["ema"]["shadow"])
+            self.net.load_state_dict(state["net_model"])
+            self._restore_optimizer(state["optim"])
+            self.ema.load_state_dict(state["ema"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.step, self.skipped, self.best = state["step"], state["skipped"], state["best"]
+            self.seconds, self.images_seen = state["seconds"], state["images_seen"]
+
+    def _restore_optimizer(self, state: dict[str, Any]) -> None:
+        """Take its options and moments up again, which torch does not compare with the parameters."""
+        groups = [{key: type(value) for key, value in group.items()} for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state)
+        if groups != [{key: type(value) for key, value in group.items()} for group in self.optimizer.param_groups]:
+            raise ValueError("the options of its optimizer are of other types")
+        for parameter, moments in self.optimizer.state.items():
+            checkpoint.check_finite(moments)
+            if {x.shape for x in moments.values()} - {parameter.shape, torch.Size()}:
+                raise ValueError("the moments of its optimizer are of other shapes than the parameters")
 
     def _compare(self, state: dict[str, Any], path: Path) -> None:
         """Refuse a run whose past or split would be another one; note what else differs."""
