@@ -263,7 +263,8 @@ def loaded(options: Options) -> tuple[Options, MLP]:
         about = {key: state["options"][key] for key in LEARNT}
         known = replace(options, **about)
         validate(known)
-        net = checkpoint.take_weights(network(known.method, known.width, known.depth), state["net_model"])
+        net = network(known.method, known.width, known.depth)
+        checkpoint.take_weights(net, state["net_model"])
     for key in LEARNT:
         if not options.smoke and getattr(options, key) not in (getattr(Options, key), about[key]):
             raise ValueError(f"--{key} {getattr(options, key)}, but {options.weights} has {about[key]}: drop --{key}")

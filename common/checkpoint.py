@@ -300,7 +300,8 @@ def _fill(description: dict[str, Any], tensors: Mapping[str, Tensor]) -> nn.Modu
     check_finite(tensors)
     with torch.device("meta"), NothingDrawn():
         network = build_network(description)
-    return take_weights(network, tensors).eval()
+    take_weights(network, tensors)
+    return network.eval()
 
 
 class NothingDrawn(TorchFunctionMode):
@@ -312,8 +313,8 @@ class NothingDrawn(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def take_weights(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The network with copies of weights from a file, float32 where they are not whole numbers.
+def take_weights(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a network copies of weights from a file, float32 where they are not whole numbers.
 
     Raises:
         ValueError: tensors are missing, too many, of other shapes, or hold something that is no finite number.
@@ -332,7 +333,6 @@ def take_weights(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module
     # copied, since memory mapped from a file would break if somebody overwrote the file
     kinds = {key: torch.float32 if value.is_floating_point() else value.dtype for key, value in expected.items()}
     network.load_state_dict({key: tensors[key].to(kind, copy=True) for key, kind in kinds.items()}, assign=True)
-    return network
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:

@@ -111,7 +111,8 @@ def load(path: str | Path, device: torch.device | str = "cpu", name: str = "", i
     state = checkpoint.load(file)
     if checkpoint.is_own(state) and state["network"].get("name") == "Student":
         with reading(file, "copy it again, or train the student anew"):
-            net: Any = checkpoint.take_weights(build(state["network"]), state["ema_model"])
+            net: Any = build(state["network"])
+            checkpoint.take_weights(net, state["ema_model"])
         info = {key: state[key] for key in ("network", "method", "step", "config")}
     else:
         net, info = checkpoint.load_network(file)

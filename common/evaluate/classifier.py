@@ -180,7 +180,8 @@ def load_classifier(path: Path) -> tuple[Classifier, float, str]:
         checked(state["classifier"], arguments_of(Classifier), "its network")
         with torch.device("meta"), checkpoint.NothingDrawn():
             net = Classifier(**state["classifier"])
-        return checkpoint.take_weights(net, state["weights"]).eval(), state["accuracy"], state.get("data", "")
+        checkpoint.take_weights(net, state["weights"])
+        return net.eval(), state["accuracy"], state.get("data", "")
 
 
 @torch.no_grad()
