@@ -19,6 +19,7 @@ import torch
 
 from common import runtime
 from common.runtime import checked, reading, run_main
+from common.scripts import train
 from tiny import ROOT
 
 
@@ -163,7 +164,6 @@ def test_import_is_light():
     code = """
 import sys
 from common import runtime
-from common.runtime import checked, reading, run_main
 try:
     runtime.run_main(lambda: int("x"))
 except SystemExit as left:
@@ -262,24 +262,24 @@ def test_several_processes_refuse_one_numbered_gpu(monkeypatch):
 
 def test_relaunch_parallel(monkeypatch, capsys):
     launched = []
-    monkeypatch.setattr(runtime.os, "execv", lambda program, args: launched.append((program, args)))
+    monkeypatch.setattr(train.os, "execv", lambda program, args: launched.append((program, args)))
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    runtime.relaunch_parallel(["train.py", "--parallel"])
+    train.relaunch_parallel(["train.py", "--parallel"])
     assert launched == []
     assert capsys.readouterr().out == "--parallel: 1 GPU on this machine, going on with one process\n"
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    runtime.relaunch_parallel(["train.py", "--parallel"])
+    train.relaunch_parallel(["train.py", "--parallel"])
     ((program, args),) = launched
     assert program == args[0] == sys.executable
     assert args[args.index("--num_processes") + 1] == "4" and "--multi_gpu" in args
     assert args[-2:] == ["train.py", "--parallel"]
 
     monkeypatch.setenv("WORLD_SIZE", "4")
-    runtime.relaunch_parallel(["train.py", "--parallel"])
+    train.relaunch_parallel(["train.py", "--parallel"])
     assert len(launched) == 1
 
 

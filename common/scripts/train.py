@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from common import cli
 from common.cli.configs import TrainConfig
-from common.runtime import relaunch_parallel
 from common.scripts.folder import FLAGS, Folder, load_data, smoke_preset, too_large
 
 
@@ -56,3 +56,24 @@ def _fits_device(images: Any, device: Any) -> bool:
 
     pixels = getattr(images, "images", None)
     return pixels is not None and device.type == "cuda" and pixels.nbytes < 0.2 * torch.cuda.mem_get_info(device)[0]
+
+
+def relaunch_parallel(argv: Sequence[str]) -> None:
+    """Replace this process by ``accelerate launch`` over all GPUs of the machine, for ``--parallel``.
+
+    Returns (and goes on as one process) when there are fewer than two GPUs, and at once in a process that a launcher
+    started, so the flag may stay in ``argv``, which is like ``sys.argv``: the script and its arguments.
+    """
+    if "WORLD_SIZE" in os.environ or "LOCAL_RANK" in os.environ:
+        return
+    import torch
+
+    count = torch.cuda.device_count()
+    if count < 2:
+        print(f"--parallel: {count or 'no'} GPU on this machine, going on with one process")
+        return
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(count)]
+    # named so that the launcher does not warn about defaults; the script itself chooses the precision; port 0: any
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    sys.stdout.flush()
+    os.execv(sys.executable, [*launch, *argv])

@@ -33,6 +33,7 @@ from common.records.cards import commit, without_folders, write_card
 from common.records.page import write_page
 from common.records.rows import JsonLines
 from common.runtime import Processes, atomic_write, hardware, run_lock
+from common.runtime.ending import end_lone_launcher, ending_with_others
 from common.training.batches import Ahead, CoupledBatches
 from common.training.report import Event, HeldOut, Report, due, usual_events
 from common.training.trainer import Trainer, in_words
@@ -207,7 +208,7 @@ def loop(trainer: Trainer, source: Ahead, report: Report, events: Sequence[Event
     processes, total = trainer.processes, trainer.config.total_steps
     trainer.net.train()
     try:
-        with StopFlag().listening() as stop:
+        with StopFlag().listening() as stop, ending_with_others() as alone:
             while trainer.step < total:
                 batch = source.at(trainer.step)  # this process's rows of the global batch; the next is made meanwhile
                 loss, norm = trainer.update(batch)
@@ -218,9 +219,11 @@ def loop(trainer: Trainer, source: Ahead, report: Report, events: Sequence[Event
                     if due(step, event.every, total, event.early):
                         event.action()
                 if stop.agreed(processes, step) and step < total:  # after the last step nothing is left to stop
+                    alone()
                     if processes.is_main:
                         report.save()
                         print(f"saved at step {step}; the same command with {trainer.again} goes on from here")
+                    processes.wait()
                     raise KeyboardInterrupt
     finally:
         source.close()
@@ -250,6 +253,7 @@ class StopFlag:
             raise KeyboardInterrupt
         self.on, self.asked = True, time.monotonic()
         print("\nstopping after this step (once more: at once) ...", file=sys.stderr)
+        end_lone_launcher()
 
     def agreed(self, processes: Processes, step: int) -> bool:
         """Whether to stop: with several processes all of them decide together, every few steps."""

@@ -45,7 +45,7 @@ def refused(action, *argv, match: str, error: type[Exception] = ValueError) -> N
     with pytest.raises(error, match=match) as raised:
         action(*argv)
     assert "\n" not in str(raised.value)
-    assert runtime._one_line(raised.value), "it would end with a traceback"
+    assert runtime.one_line(raised.value), "it would end with a traceback"
 
 
 def train_in(place, *flags: str) -> Path:

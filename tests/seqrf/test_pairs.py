@@ -424,7 +424,7 @@ def refused(action, match: str, error: type[Exception] = ValueError) -> None:
     """The action ends with this error, in one line."""
     with pytest.raises(error, match=match) as raised:
         action()
-    assert "\n" not in str(raised.value) and runtime._one_line(raised.value)
+    assert "\n" not in str(raised.value) and runtime.one_line(raised.value)
 
 
 @pytest.mark.parametrize(

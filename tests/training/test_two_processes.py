@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -244,6 +245,36 @@ def test_ctrl_c_in_a_terminal_and_sigterm_to_the_launcher_save(tmp_path, number)
         os.killpg(process.pid, number)  # the terminal sends it to all of the group
     else:
         process.send_signal(number)
-    out = process.communicate(timeout=200)[0]
+    out, err = process.communicate(timeout=200)
     step = last(tmp_path)["step"]
     assert step > 3 and f"saved at step {step};" in out and process.returncode != 0
+    assert "Traceback" not in err and err.count("stopped") >= 1
+
+
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_one_that_is_killed_ends_the_others_with_one_line_and_the_run_goes_on(tmp_path, rank):
+    process = launch(tmp_path, STOPPED.replace("save_step=10**6", "save_step=5"))
+    log = JsonLines(tmp_path / "metrics.jsonl")
+    for _ in range(2000):
+        if process.poll() is not None or len(log.read()) > 7:
+            break
+        time.sleep(0.1)
+    ranks = {p.environ().get("RANK"): p for p in psutil.Process(process.pid).children()}
+    ranks[str(rank)].kill()
+    err = process.communicate(timeout=200)[1].replace("\r", "\n")
+    lines = [line for line in err.splitlines() if line.strip() and "step/s" not in line]
+    assert lines == ["error: another process of this run has ended: the run can be resumed from its last checkpoint"]
+    assert process.returncode != 0
+    for survivor in ranks.values():
+        survivor.wait(timeout=60)
+    step = last(tmp_path)["step"]
+    assert step % 5 == 0 and step >= 5
+    run(tmp_path, ALONE, **{**RUNS["plain"], "total_steps": step + 1, "save_step": 5, "resume": "auto"})
+    assert last(tmp_path)["step"] == step + 1
+
+
+def test_a_mistake_under_a_launcher_is_one_line(tmp_path):
+    process = launch(tmp_path, STOPPED.replace('RUNS["plain"]', '{"batch_size": 7}'))
+    err = process.communicate(timeout=200)[1]
+    assert "Traceback" not in err and "--batch_size 7 cannot be split over 2 processes" in err
+    assert process.returncode != 0

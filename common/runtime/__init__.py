@@ -10,115 +10,23 @@ import contextlib
 import errno
 import functools
 import hashlib
-import io
 import json
 import operator
 import os
 import platform
-import re
-import signal
 import sys
 import threading
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.runtime.ending import in_one_line, one_line, run_main
+
 if TYPE_CHECKING:
     import torch
 
-
-_CONTROL = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
-
-
-# ---- errors of a script
-
-
-def run_main(main: Callable[[], object]) -> None:
-    """Run a script: a user's mistake becomes one line on stderr and exit code 2, an interruption exit code 130.
-
-    ``ValueError``, ``OSError`` (a missing file, a full disk), a missing optional package and running out of memory
-    count as the user's; any other exception is ours and keeps its traceback. SIGTERM is treated like Ctrl-C unless
-    somebody handles it already. ``FLOW_TRACEBACK=1`` in the environment shows the traceback of every error.
-    """
-    sys.stdout, sys.stderr = (_Harmless(_writable(stream)) for stream in (sys.stdout, sys.stderr))
-    in_main_thread = threading.current_thread() is threading.main_thread()  # signals belong to it
-    if in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        main()
-    except KeyboardInterrupt:
-        _leave("stopped", 130)
-    except BrokenPipeError:  # the reader of our output went away: `script | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter's last flush must not fail again
-        sys.exit(141)
-    except Exception as error:
-        message = _one_line(error)
-        if message is None:
-            raise
-        _leave(f"error: {message}", 2)
-
-
-class _Harmless:
-    """A stream that shows the control characters of foreign names and values, which a terminal would obey.
-
-    Line ends, tabs and the carriage return of progress bars stay; so does one of a name, which may hide its own line.
-    """
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = getattr(stream, "_stream", stream)
-
-    def write(self, text: str) -> int:
-        """Write a text; what turns the direction of writing or takes no room is shown, too."""
-        return self._stream.write(_CONTROL.sub(lambda match: ascii(match[0])[1:-1], text))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-def _writable(stream: Any) -> Any:
-    """A stream at which no message ends a run: it escapes what a code page lacks; a closed one takes all."""
-    if stream is None or stream.closed:
-        return open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  for the life of the process
-    if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="backslashreplace")
-    return stream
-
-
-def _leave(message: str, code: int) -> None:
-    if os.environ.get("FLOW_TRACEBACK") == "1":
-        traceback.print_exc()
-    sys.stdout.flush()
-    print(message, file=sys.stderr, flush=True)
-    sys.exit(code)
-
-
-def _one_line(error: Exception) -> str | None:
-    """The line to print for a user's mistake; None when the error is not one."""
-    if _is_out_of_memory(error):
-        what = in_one_line(error).split(". ")[0]
-        return f"{what}: try a smaller --batch_size (in training also --grad_accum 2, --checkpointing or -mp bf16)"
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else " ".join(error.strerror.split())
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        return f"the package {error.name} is not installed: pip install -r requirements.txt"
-    if isinstance(error, (ValueError, OSError, ModuleNotFoundError)):
-        return in_one_line(error)
-    return None
-
-
-def in_one_line(error: BaseException) -> str:
-    """What an error says, or else its type."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether a machine or GPU ran out of memory; torch is asked only when it has been imported."""
-    out_of_memory = getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)
-    # torch's CPU allocator raises a plain RuntimeError
-    refused = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    return refused or isinstance(error, (MemoryError, out_of_memory))
+__all__ = ["in_one_line", "one_line", "run_main"]
 
 
 def checked(value: Any, kind: Any, name: str) -> Any:
@@ -318,27 +226,6 @@ def processes(device_name: str = "auto") -> Processes:
         world=state.num_processes,
         device=device if device.type == "cpu" else state.device or device,
     )
-
-
-def relaunch_parallel(argv: Sequence[str]) -> None:
-    """Replace this process by ``accelerate launch`` over all GPUs of the machine, for ``--parallel``.
-
-    Returns (and goes on as one process) when there are fewer than two GPUs, and at once in a process that a launcher
-    started, so the flag may stay in ``argv``, which is like ``sys.argv``: the script and its arguments.
-    """
-    if "WORLD_SIZE" in os.environ or "LOCAL_RANK" in os.environ:
-        return
-    import torch
-
-    count = torch.cuda.device_count()
-    if count < 2:
-        print(f"--parallel: {count or 'no'} GPU on this machine, going on with one process")
-        return
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(count)]
-    # named so that the launcher does not warn about defaults; the script itself chooses the precision; port 0: any
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    sys.stdout.flush()
-    os.execv(sys.executable, [*launch, *argv])
 
 
 # ---- files
