@@ -72,7 +72,8 @@ def decode(data: bytes) -> Image:
 def _bits(image: Image, data: bytes) -> tuple[int, int]:
     """Bits of a sample in the file, and the largest value that it says they can have; 0: it does not say."""
     tags = getattr(image, "tag_v2", {})
-    bits = data[24] if image.format == "PNG" else int(np.max(tags.get(_TIFF_BITS, 16)))
+    deep = 16 if image.format == "TIFF" or image.mode.startswith("I") else 8
+    bits = data[24] if image.format == "PNG" else int(np.max(tags.get(_TIFF_BITS, deep)))
     if _TIFF_MOST in tags:
         return bits, int(np.max(tags[_TIFF_MOST]))
     significant = data.find(b"sBIT", 0, data.find(b"IDAT")) + 4 if image.format == "PNG" else 3

@@ -176,7 +176,14 @@ PRESETS = {"default": DEFAULT, "ersst": ERSST, "oisst": OISST}
 
 def smoke(options: Options) -> Options:
     """A run of seconds that goes through every part."""
-    small = {"box": 20, "num_channel": 32, "channel_mult": (1, 1), "patch_size": 2, "batch_size": 4, "warmup": 2}
+    small = {
+        "box": min(options.box, 20),
+        "num_channel": 32,
+        "channel_mult": (1, 1),
+        "patch_size": 2,
+        "batch_size": 4,
+        "warmup": 2,
+    }
     often = {"total_steps": min(options.total_steps, 4), "val_step": 2, "save_step": 2, "log_step": 1}
     return replace(options, **small, **often, members=4, starts=2, horizon=min(options.horizon, 3), smoke=True)
 

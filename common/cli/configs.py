@@ -24,6 +24,7 @@ from common.cli.ranges import (
     Positive,
     Seed,
     Share,
+    Split,
     Whole,
 )
 from common.methods import METHODS, NAMES
@@ -290,7 +291,7 @@ class TrueConfig:
     """Folder of numbered PNG files, or a .npz file; empty: samples/true beside the script"""
     n_samples: Whole = 0
     """Number of images; 0: all"""
-    split: Literal["train", "val", "test", "all"] = "train"
+    split: Split = "train"
     """Split of a torchvision data set, or of data whose folders or files name splits"""
     side: Annotated[Count | None, NoneFor(0)] = None
     """Side of the images; none: that of the folder's first preset"""

@@ -106,6 +106,13 @@ Seed = Annotated[int, AtLeast(0), Below(2**63)]
 Positive = Annotated[float, Above(0)]
 NotNegative = Annotated[float, AtLeast(0)]
 Share = Annotated[float, AtLeast(0), Below(1)]
+Split = Annotated[
+    str,
+    OneOf(
+        ("train", "val", "test", "all"),
+        others=(("training", "train"), ("validation", "val"), ("valid", "val"), ("dev", "val"), ("testing", "test")),
+    ),
+]
 Device = Annotated[
     str, Matches(r"auto|cpu|mps|cuda(:\d+)?", "choose auto, cpu, cuda, mps or a numbered GPU such as cuda:1")
 ]

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from common.cli.ranges import AtLeast, Count, Device, Seed, Whole
+from common.cli.ranges import AtLeast, Count, Device, Seed, Split, Whole
 from common.records.compare import circumstances, write
 from common.runtime import read_json
 
@@ -33,7 +33,7 @@ class EvaluateConfig:
     """Generated images, or statistics; may stand without this flag"""
     b: str = ""
     """Real images, or statistics; may stand without this flag"""
-    split: Literal["train", "test"] = "train"
+    split: Split = "train"
     """Which images, where a set has folders train/ and test/"""
     side: Whole = 0
     """Crop to the centre square and resize to this side before the network; 0: leave the images as they are"""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from common.cli.ranges import Count, Device, Seed
+from common.cli.ranges import Count, Device, Seed, Split
 from common.records.compare import circumstances, write
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class BitsConfig:
     """Checkpoint, or a run folder"""
     data: str = ""
     """Images: a folder, zip, tar, LMDB, .npy or .npz"""
-    split: Literal["train", "test"] = "test"
+    split: Split = "test"
     """Which images, where the set has folders train/ and test/"""
     n_samples: Count = 64
     """Images, evenly spread over the set"""

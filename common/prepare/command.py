@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from common import cli
 from common.cli.files import load_config, read_values
-from common.cli.ranges import AtLeast, AtMost, Count, OneOf, Whole
+from common.cli.ranges import AtLeast, AtMost, Count, OneOf, Split, Whole
 from common.records.kept import check_same, contents
 from common.records.rows import JsonLines
 from common.runtime import in_one_line, read_json, run_lock, silent, write_json
@@ -51,7 +51,7 @@ class PrepareConfig:
     """The images; --from is another name of this option"""
     to: str = ""
     """File to write, .zip or .lmdb (for millions of images)"""
-    split: Literal["train", "val", "test", "all"] = "train"
+    split: Split = "train"
     """Which images, where the source has train/ and test/ folders, files of splits or a partition list"""
     attribute: str = ""
     """Attribute that becomes the label, folders 0_no_NAME/ and 1_NAME/; for sources with a list of attributes"""
@@ -267,8 +267,9 @@ def output_names(source: Source, suffix: str) -> list[str]:
     shared = len(os.path.commonprefix([part[:-1] for part in parts]))
     short = ["/".join(part[shared:]) for part in parts]
     for candidate in ([re.sub(r"\.\w+$", "", name) + suffix for name in short], [name + suffix for name in short]):
-        if len(set(candidate)) == len(candidate):
-            return _in_class_folders(source, candidate)
+        named = _in_class_folders(source, candidate)
+        if len(set(named)) == len(named):
+            return named
     return _in_class_folders(source, numbers)
 
 

@@ -598,3 +598,8 @@ def test_aliases_of_a_file_of_options_are_read(tmp_path):
     (tmp_path / "a.yaml").write_text("channel_mult: &m [1, 2]\nattention_resolutions: *m\n")
     config = parse(TrainConfig, argv=["-c", str(tmp_path / "a.yaml")])
     assert config.channel_mult == config.attention_resolutions == (1, 2)
+
+
+@pytest.mark.parametrize("word", ["validation", "Valid", "val", "dev"])
+def test_splits_by_their_other_names(word):
+    assert parse(TrueConfig, argv=["--split", word]).split == "val"

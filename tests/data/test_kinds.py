@@ -338,6 +338,13 @@ def test_depth_by_what_the_file_says():
     assert fit(decode(deep_png(np.stack([ramp * 16] * 3, -1), colour=2)), 4, 3)[2, 0].tolist() == [0, 128, 255, 255]
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "BMP", "GIF", "WEBP", "TIFF", "PNG"])
+def test_dark_images_of_8_bits_are_read(kind):
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16), (9, 9, 9)).save(file, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    assert abs(fit(decode(file.getvalue()), 16, 3).astype(int) - 9).max() <= 1
+
+
 def test_a_pgm_says_its_largest_value():
     values = np.array([[0, 2048, 4095, 4095]] * 4, ">u2")
     assert fit(decode(b"P5 4 4 4095\n" + values.tobytes()), 4, 1)[0, 0].tolist() == [0, 128, 255, 255]

@@ -491,6 +491,8 @@ def test_names():
     assert names("", "", labels=[1, 0], classes=("cat", "dog")) == ["dog/00000000.png", "cat/00000001.png"]
     assert names("", "", labels=[1, 0], classes=("dog", "a cat")) == ["1_a_cat/00000000.png", "0_dog/00000001.png"]
     assert names("../../etc/1", "/abs/C:\\2", ".3") == ["_/_/etc/1.png", "abs/C__2.png", "_3.png"]
+    both = names("Training/a/0.jpg", "Testing/a/0.jpg", "Testing/b/0.jpg", labels=[0, 0, 1], classes=("a", "b"))
+    assert both == ["a/00000000.png", "a/00000001.png", "b/00000002.png"]  # one name in two splits
     assert names("b\udcff", "b\udcfe") == ["00000000.png", "00000001.png"]  # not text, and alike without that
 
 
