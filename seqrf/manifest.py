@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from common.methods import METHODS
-from common.runtime import write_json
+from common.runtime import checked, reading, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -136,7 +136,8 @@ class Manifest:
         values.setdefault("coupling", "auto")
 
         def take(record: type[T]) -> T:
-            return record(**{field.name: values.pop(field.name) for field in fields(record)})  # type: ignore[arg-type]
+            known = {field.name: values.pop(field.name) for field in fields(record)}  # type: ignore[arg-type]
+            return record(**checked(known, record, "its value"))
 
         manifest = cls(take(Teacher), take(PairOptions), take(PoolFacts), values.pop("noise"))
         if values:
@@ -255,13 +256,10 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         what = "there is no such folder" if not folder.is_dir() else "it has no manifest.json"
         raise FileNotFoundError(f"no pairs in {folder}, {what}: generate them first, or give the folder that has them")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+    with reading(path, "generate the pairs again"):
+        values = checked(json.loads(path.read_text(encoding="utf-8")), dict, "its value")
         version = {key: values.pop(key) for key in FORMAT}
         manifest = Manifest.from_facts(values)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        text = f"{path} is damaged or not a manifest of pairs ({type(error).__name__}): generate the pairs again"
-        raise ValueError(text) from error
     if version != FORMAT:
         raise ValueError(f"{path} is of version {version['version']}, this code reads {FORMAT['version']}: update it")
     return manifest

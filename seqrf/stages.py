@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import TypedDict
+
 from common.cli.configs import check_logger
 from seqrf.options import DISTILL, GENERATE, PLANE, Config, Run
 
@@ -218,10 +220,16 @@ def pool_of(run: Run, teacher: Model) -> Pool:
     return Pool(images.images if k > 1 else None, images.labels)
 
 
+class Edges(TypedDict, total=False):
+    """Adaptive segments as the work folder keeps them, with what they were made of."""
+
+    edges: list[float]
+
+
 def edges_of(run: Run, teacher: Model, here: Processes) -> list[float]:
     """The segments of a run: of equal length, or adaptive; those are computed once and kept in the work folder."""
     from common.runtime import read_json, write_json
-    from seqrf.segments import uniform_edges
+    from seqrf.segments import checked_edges, uniform_edges
 
     t = run.config.training
     if not t.adaptive_interval:
@@ -230,12 +238,12 @@ def edges_of(run: Run, teacher: Model, here: Processes) -> list[float]:
     settings |= {"cfg": run.config.sampling.cfg, "seed": run.config.seed}
     path = workdir(run) / f"edges_{t.reflow_t}.json"
     with here.main_first():
-        entry = read_json(path) if path.exists() else {}
+        entry = read_json(path, Edges) if path.exists() else {}
         if any(entry.get(key) != value for key, value in settings.items()):
             edges = teacher_edges(teacher, t.reflow_t, t.adaptive_samples, t.adaptive_steps, run.config)
             write_json(path, entry := settings | {"edges": edges})
             print(f"adaptive segments: {', '.join(f'{edge:.3g}' for edge in edges)}")
-    return entry["edges"]
+    return checked_edges(entry["edges"])
 
 
 def teacher_edges(teacher: Model, k: int, n_samples: int, n_steps: int, config: Config) -> list[float]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import NotRequired, TypedDict
 
 from common.cli import validate, with_values
 from common.cli.files import read_values
@@ -42,6 +43,14 @@ def run(options: Options, out: Path) -> dict[str, Any]:
     return _report(options, data, flows, facts, out)
 
 
+class Results(TypedDict):
+    """results.json, as far as it is read again."""
+
+    options: dict[str, Any]
+    tt: dict[str, Any]
+    network: NotRequired[dict[str, Any]]
+
+
 def again(out: Path, **changes: Any) -> dict[str, Any]:
     """Measures the flows that a run left in its folder once more, with some options changed; returns and writes all.
 
@@ -49,7 +58,7 @@ def again(out: Path, **changes: Any) -> dict[str, Any]:
         FileNotFoundError: the folder lacks results.json or a flow.
         ValueError: a file that no run wrote.
     """
-    before = read_json(out / "results.json")
+    before = read_json(out / "results.json", Results)
     values = {k: v for k, v in before["options"].items() if k in field_types(Options)}
     options = with_values(Options(), read_values(Options, values, f"{out / 'results.json'}") | changes)
     validate(options)

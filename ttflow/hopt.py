@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.records.kept import check_same
+from common.runtime import reading
 from ttflow.bases import KINDS
 
 if TYPE_CHECKING:
@@ -56,14 +57,15 @@ def search(
         raise ValueError(f"{n_trials} trials: give --hopt-max-eval of at least 1; try 20")
     optuna = _optuna()
     path.parent.mkdir(parents=True, exist_ok=True)
-    study = optuna.create_study(
-        study_name=shape.basis,
-        storage=f"sqlite:///{path}",
-        load_if_exists=True,
-        sampler=optuna.samplers.TPESampler(seed=shape.seed),
-    )
-
-    if study.trials:
+    with reading(path, "delete it, or give another --out"):
+        study = optuna.create_study(
+            study_name=shape.basis,
+            storage=f"sqlite:///{path}",
+            load_if_exists=True,
+            sampler=optuna.samplers.TPESampler(seed=shape.seed),
+        )
+        kept = study.trials
+    if kept:
         check_same(path, study.user_attrs.get("about", {}), about, "delete it, or give another --out")
     study.set_user_attr("about", dict(about))
 

@@ -38,7 +38,7 @@ def read_runs(out: Path) -> Runs:
     runs: Runs = {}
     for folder in sorted(out.iterdir()) if out.is_dir() else []:
         if paths := sorted(folder.glob("seed-*/results.json")):
-            runs[folder.name] = [read_json(path) for path in paths]
+            runs[folder.name] = [read_json(path, dict[str, Any]) for path in paths]
     if not runs:
         raise FileNotFoundError(f"no results in {out}: run `python twelve.py` first")
     return runs

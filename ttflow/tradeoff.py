@@ -9,6 +9,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import TypedDict
+
 from common.runtime import read_json, write_json
 
 if TYPE_CHECKING:
@@ -17,13 +19,20 @@ if TYPE_CHECKING:
     from ttflow.options import Options
 
 
+class Row(TypedDict):
+    """A row of frontier.json, as far as it is read again."""
+
+    kind: str
+    size: int
+
+
 def points(options: Options, budgets: Sequence[int], widths: Sequence[int], path: Path) -> list[dict[str, Any]]:
     """The floor, then each train and network, as rows of frontier.json; those that it holds are not made again."""
     from ttflow.datasets import load
     from ttflow.experiment import Fitting
 
     data = load(options.dataset_name, options.n_train, options.n_test, options.seed)
-    rows = read_json(path) if path.is_file() else []
+    rows = read_json(path, list[Row]) if path.is_file() else []
     done = {(row["kind"], row["size"]) for row in rows}
     fitting = cache(lambda: Fitting(options, data))  # its draws take seconds: one for all trains, none without any
     for kind, size in [("floor", 0), *(("train", n) for n in budgets), *(("network", n) for n in widths)]:

@@ -18,13 +18,15 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from common.metrics import rms
-from common.runtime import atomic_write, file_hash
+from common.runtime import atomic_write, checked, file_hash, reading
 from common.solvers import integrate
 from common.solvers.grids import adaptive_grid, nodes_of, time_grid
 from common.solvers.multistep import Slope, adams
@@ -263,6 +265,30 @@ def samplers_path(weights: Path) -> Path:
     return weights.with_suffix(".samplers.json")
 
 
+class Grid(TypedDict):
+    """What an adaptive grid is kept as."""
+
+    n_steps: Annotated[int, Meta(ge=1)]
+    cfg: float
+    landing: float
+    times: Annotated[list[float], Meta(min_length=2)]
+
+
+class Plan(Grid):
+    """What a fitted sampler is kept as."""
+
+    weights: list[list[float]]
+    facts: dict[str, Any]
+
+
+class Samplers(TypedDict):
+    """What the file beside a network's weights holds."""
+
+    weights_sha256: str
+    adaptive: list[Grid]
+    fitted: list[Plan]
+
+
 def read_samplers(weights: Path) -> dict[str, list[dict[str, Any]]]:
     """The adaptive grids and fitted samplers of a weights file; empty lists when there are none.
 
@@ -272,20 +298,17 @@ def read_samplers(weights: Path) -> dict[str, list[dict[str, Any]]]:
     path = samplers_path(weights)
     if not path.exists():
         return {kind: [] for kind in KINDS}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        owner, entries = content["weights_sha256"], {kind: list(content[kind]) for kind in KINDS}
-        for e in entries["adaptive"] + entries["fitted"]:
-            _ = nodes_of(e["times"]), _key(e)
-        for e in entries["fitted"]:
-            _sampler_of(e)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}): remove it and fit the samplers again") from error
-    if owner != file_hash(weights):
-        raise ValueError(
-            f"{path} was fitted to other weights than {weights.name}: remove it and fit the samplers again"
-        )
-    return entries
+    with reading(path, "remove it and fit the samplers again"):
+        content = checked(json.loads(path.read_text(encoding="utf-8")), Samplers, "its value")
+        for entry in content["adaptive"] + content["fitted"]:
+            nodes_of(entry["times"])
+        for entry in content["fitted"]:
+            _sampler_of(entry)
+        if content["weights_sha256"] != file_hash(weights):
+            raise ValueError(
+                f"{path} was fitted to other weights than {weights.name}: remove it and fit the samplers again"
+            )
+    return {kind: content[kind] for kind in KINDS}
 
 
 def _key(entry: dict[str, Any]) -> tuple[float, float, int, str]:

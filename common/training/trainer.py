@@ -241,7 +241,8 @@ class Trainer:
                 )
         self._compare(state, path)
         with reading(path, f"restore it from a copy, or choose another folder with {self.elsewhere}"):
-            checkpoint.check_finite(state["net_model"] | state["ema"]["shadow"])
+            checkpoint.check_finite(state["net_model"])
+            checkpoint.check_finite(state["ema"]["shadow"])
             self.net.load_state_dict(state["net_model"])
             self._restore_optimizer(state["optim"])
             self.ema.load_state_dict(state["ema"])

@@ -520,7 +520,16 @@ def test_mistakes_in_reading(tmp_path, monkeypatch):
     path = tmp_path / "made" / "manifest.json"
     text = path.read_text()
     path.write_text(text[:-20])
-    refused(lambda: P.Pairs.open(tmp_path / "made"), "manifest.json is damaged or not a manifest of pairs")
+    refused(lambda: P.Pairs.open(tmp_path / "made"), "manifest.json is damaged .*: generate the pairs again")
+    facts = json.loads(text)
+    for key, value in {"n_pairs": "x", "shape": "x", "edges": [0, "x", 1], "seed": None, "teacher": 3}.items():
+        path.write_text(json.dumps({**facts, key: value}))
+        refused(lambda: P.Pairs.open(tmp_path / "made"), "manifest.json is damaged .*: expected `")
+    for damage in ("[" * 100_000, "[1]", "3"):
+        path.write_text(damage)
+        refused(lambda: P.Pairs.open(tmp_path / "made"), "manifest.json is damaged")
+    path.write_bytes(b"\xff" + text.encode())
+    refused(lambda: P.Pairs.open(tmp_path / "made"), "manifest.json is damaged")
     path.write_text(json.dumps({**json.loads(text), "version": 2}))
     refused(lambda: P.Pairs.open(tmp_path / "made"), "is of version 2, this code reads 1")
     path.write_text(text)

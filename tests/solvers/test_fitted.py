@@ -191,6 +191,9 @@ def test_file_beside_the_weights(tmp_path):
     [
         ("{", "damaged"),
         ("[]", "damaged"),
+        ("[" * 100_000, "damaged"),
+        ('{"weights_sha256": 1, "adaptive": [], "fitted": []}', "weights_sha256: expected `str`, got `int`"),
+        ('{"weights_sha256": "0", "adaptive": [3], "fitted": []}', ": expected `object`, got `int`"),
         ('{"weights_sha256": "0", "adaptive": [], "fitted": [{"cfg": 1.0, "n_steps": 2, "times": [0, 1]}]}', "damaged"),
         ('{"weights_sha256": "0", "adaptive": [], "fitted": []}', "other weights than w.pt"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import random
 import signal
@@ -239,6 +240,53 @@ def test_resume_from_weights_without_a_state_or_from_a_damaged_file_is_one_line(
     checkpoint_last.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"checkpoint_last.pt is truncated or damaged"):
         run(tmp_path, **CHANGES, resume="auto")
+
+
+def _changed(value, what):
+    """A copy of a nested state in which the first tensor, or the first number, is another."""
+    if isinstance(value, dict) and value:
+        key = next(iter(value))
+        return value | {key: _changed(value[key], what)}
+    if isinstance(value, list) and value:
+        return [_changed(value[0], what), *value[1:]]
+    return what(value) if isinstance(value, torch.Tensor) else "x"
+
+
+DAMAGE = {
+    "moments of another shape": lambda s: s["optim"]["state"][0].update(exp_avg=torch.zeros(2)),
+    "no moments": lambda s: s["optim"].pop("state"),
+    "moments that are not finite": lambda s: s["optim"]["state"][0]["exp_avg"].fill_(math.nan),
+    "options of the optimizer": lambda s: s["optim"]["param_groups"][0].update(betas="x"),
+    "groups of the optimizer": lambda s: s["optim"].update(param_groups=[1]),
+    "weights of another shape": lambda s: s.update(net_model=_changed(s["net_model"], lambda x: x[:1].clone())),
+    "weights that are not finite": lambda s: s.update(net_model=_changed(s["net_model"], lambda x: x / 0)),
+    "no averages": lambda s: s["ema"].pop("shadow"),
+    "averages of another kind": lambda s: s["ema"].update(shadow=3),
+    "updates": lambda s: s["ema"].update(updates="x"),
+    "scaler": lambda s: s.update(scaler=[1]),
+    "best": lambda s: s.update(best="x"),
+    "skipped": lambda s: s.update(skipped=-1),
+    "step": lambda s: s.update(step=2.5),
+    "seconds": lambda s: s.pop("seconds"),
+    "images seen": lambda s: s.update(images_seen=None),
+}
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    out = tmp_path_factory.mktemp("two")
+    run(out, **{**CHANGES, "total_steps": 2})
+    return out / "checkpoint_last.pt"
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_damaged_entry_of_a_state_is_one_line_that_names_the_file(two_steps, tmp_path, what):
+    state = torch.load(two_steps, weights_only=True)
+    DAMAGE[what](state)
+    torch.save(state, tmp_path / "checkpoint_last.pt")
+    with pytest.raises(ValueError, match="checkpoint_last.pt is damaged") as error:
+        run(tmp_path, **CHANGES, resume="auto")
+    assert "\n" not in str(error.value)
 
 
 def test_activation_checkpointing_may_change_on_resume(tmp_path):

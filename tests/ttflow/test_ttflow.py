@@ -387,6 +387,13 @@ def test_results_that_were_cut_off_are_named(name, tmp_path):
     assert f"{file} is damaged" in said and "\n" not in said
 
 
+def test_a_file_that_is_no_study_is_named(tmp_path):
+    (tmp_path / "study.db").write_bytes(b"no database " * 100)
+    with pytest.raises(ValueError, match=r"study.db is damaged \(.*delete it, or give another --out") as error:
+        hopt.search(lambda *_: 1.0, lambda shape: 1, rf.Shape("rbf"), rf.SWEEPS, 2, 200, tmp_path / "study.db")
+    assert "\n" not in str(error.value)
+
+
 def test_a_network_is_the_same_from_its_file_and_no_other_file_will_do(tmp_path):
     velocity, _ = network.train(3 * torch.randn(200, 2) + 1, width=8, n_steps=5)
     velocity.save(tmp_path / "net.pt")
