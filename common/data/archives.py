@@ -8,6 +8,7 @@ for a password is a ValueError.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
@@ -18,7 +19,7 @@ import tarfile
 import weakref
 import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,7 +149,7 @@ def open_lmdb(path: Path, split: str) -> Source:
     keys = {key.decode("utf-8", "surrogateescape"): key for key in keys_of(path) if key != HEADER.encode()}
 
     def read(name: str) -> bytes:
-        with opened.begin() as transaction:
+        with _damage_named(path), opened.begin() as transaction:
             value = transaction.get(keys[name], b"")
         check_size(len(value))
         return value
@@ -216,19 +217,26 @@ def keys_of(path: Path) -> list[bytes]:
     Raises:
         ValueError: It is damaged.
     """
-    import lmdb
-
     opened = environment(path)
-    try:
+    with _damage_named(path):
         keys = walk_keys(path)
         if keys is None:  # a layout unknown here: by the package, which reads all the values, too
             with opened.begin() as transaction:
                 keys = list(transaction.cursor().iternext(keys=True, values=False))
-    except (lmdb.Error, struct.error) as error:
-        raise ValueError(f"--data {path}: a damaged LMDB ({in_one_line(error)}); {AGAIN}") from error
     if len(keys) != opened.stat()["entries"] or len(set(keys)) < len(keys):
         raise ValueError(f"--data {path}: a damaged LMDB ({len(set(keys))} of its keys are there); {AGAIN}")
     return keys
+
+
+@contextlib.contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """What a damaged file raises becomes one line that names it."""
+    import lmdb
+
+    try:
+        yield
+    except (lmdb.Error, struct.error, ValueError, OSError, OverflowError) as error:
+        raise ValueError(f"--data {path}: a damaged LMDB ({in_one_line(error)}); {AGAIN}") from error
 
 
 def walk_keys(path: Path) -> list[bytes] | None:
@@ -247,10 +255,15 @@ def walk_keys(path: Path) -> list[bytes] | None:
         (page_size,) = struct.unpack_from("<I", file.read(44), 40)
         file.seek(0)
         metas = [file.read(page_size) for _ in range(2)]
-        if page_size < 512 or any(struct.unpack_from("<II", meta, 16) != (0xBEEFC0DE, 1) for meta in metas):
+        known = [struct.unpack_from("<II", meta, 16) == (0xBEEFC0DE, 1) for meta in metas]
+        if page_size < 512 or not any(known):
             return None
-        roots = {struct.unpack_from("<Q", meta, 144)[0]: struct.unpack_from("<Q", meta, 128)[0] for meta in metas}
-        root = roots[max(roots)]
+        if not all(known):
+            raise struct.error("a page about the whole that is none")
+        latest = max(metas, key=lambda meta: struct.unpack_from("<Q", meta, 144))
+        (root,) = struct.unpack_from("<Q", latest, 128)
+        if struct.unpack_from("<H", latest, 92)[0] & 4:  # several values a key
+            return None
         n_pages = os.fstat(file.fileno()).st_size // page_size
         keys, n_read, todo = [], 0, [root] if root != 2**64 - 1 else []  # no page: an empty LMDB
         while todo:
@@ -267,9 +280,9 @@ def walk_keys(path: Path) -> list[bytes] | None:
                 for at in nodes:
                     low, high, kind, length = struct.unpack_from("<4H", page, at)
                     value, size = at + 8 + length, low + (high << 16)
-                    if kind > 1:  # values that are trees of their own
-                        return None
-                    if kind:  # a long value: its first page
+                    if kind > 2:
+                        raise struct.error("a node of an unknown kind")
+                    if kind == 1:  # a long value: its first page
                         (first,) = struct.unpack_from("<Q", page, value)
                         end, most = first * page_size + 16 + size, n_pages * page_size
                     else:

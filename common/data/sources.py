@@ -28,7 +28,8 @@ SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".gif", "
 SUFFIXES += (".ppm", ".pgm", ".pbm", ".pnm", ".tga")
 # Images that are counted, since they are not read
 _OTHERS = (".heic", ".heif", ".jxl", ".svg", ".psd", ".exr", ".hdr", ".dng", ".cr2", ".nef", ".arw", ".raw", ".dcm")
-_HIDDEN = ("__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "lost+found", "system volume information")
+# Folders that systems make for themselves: thumbnails, trash, snapshots, forks; so is what begins with @ or $
+_HIDDEN = ("__macosx", "#recycle", "#snapshot", "lost+found", "system volume information")
 
 
 @dataclass
@@ -164,8 +165,9 @@ def _no_image(name: str) -> str:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file is hidden, or lies in a folder that systems make for themselves (thumbnails, trash, forks)."""
-    return any(part.startswith(".") or part.lower() in _HIDDEN for part in name.split("/"))
+    """Whether a file is hidden, or lies in a hidden folder or in one that systems make for themselves."""
+    *folders, file = name.split("/")
+    return file.startswith(".") or any(part[0] in ".@$" or part.lower() in _HIDDEN for part in folders if part)
 
 
 def list_files(path: Path, outside: bool = False) -> tuple[list[str], Counter[str]]:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from common.data.opening import open_source
-from common.data.sources import Source
+from common.data.sources import Source, summary
 from common.evaluate.scores import ClassSums, Kept
 from common.images import fit
 from common.metrics import Moments
@@ -96,8 +96,8 @@ def open_set(spec: str, side: int = 0, split: str = "train") -> ImageSet:
         source = open_source(spec, None, split, silent)
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(str(error).removeprefix("--data ")) from error
-    if source.count == 0:
-        raise ValueError(f"{spec}: no images in it")
+    if source.skipped:
+        print(summary(source, source.count))
     return ImageSet(source, side, side or _pixels(source, 0, 0, 0).shape[-1])
 
 
