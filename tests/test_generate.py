@@ -443,6 +443,15 @@ def test_raw_and_averaged_weights_of_a_run_folder(tmp_path):
         assert torch.allclose(made[ema]([0], torch.tensor([1])), expected, atol=1e-6)
 
 
+def test_a_script_asks_the_weights_for_their_coupling(tmp_path):
+    state = checkpoint.load(weights(tmp_path / "a.pt", TINY))
+    asked = GridConfig(weights=str(tmp_path / "a.pt"), solver="euler_maruyama", device="cpu")
+    assert make_sampler(folder(tmp_path), asked, {})[0].coupling == "independent"
+    checkpoint.save(tmp_path / "a.pt", state | {"method": state["method"] | {"coupling": "ot"}})
+    with pytest.raises(ValueError, match="it was trained with ot coupling"):
+        make_sampler(folder(tmp_path), asked, {})
+
+
 # ---- between two noises
 
 
