@@ -94,12 +94,17 @@ def run(options: Options) -> None:
     """Train or load, forecast, compare, draw."""
     options = completed(options)
     from timeseries_examples import attractors
-    from timeseries_examples.propagator import load_as_trained
+    from timeseries_examples.propagator import load, load_as_trained
     from timeseries_examples.systems import SYSTEMS
 
     model, seconds = None, 0.0
     if options.weights:
         model, options = load_as_trained(options, TRAINED_WITH, "a chaotic system")
+        seed = load(Path(options.weights))[1].get("seed")
+        if seed in (options.seed + 1, options.seed + 2):  # those of the trajectories that it is compared with
+            raise ValueError(
+                f"--seed {options.seed}: {options.weights} was trained on what it would be tested on, use --seed {seed}"
+            )
     system = SYSTEMS[options.system]
     system = replace(system, frame=options.frame or system.frame)
     if model is None:

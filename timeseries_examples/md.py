@@ -124,8 +124,8 @@ def run(options: Options) -> None:
     """Train or load, forecast, roll out, compare, draw."""
     options = completed(options)
     from timeseries_examples import figures
-    from timeseries_examples.ensemble import evaluate
-    from timeseries_examples.propagator import load_as_trained
+    from timeseries_examples.ensemble import as_states, evaluate
+    from timeseries_examples.propagator import check_data, load_as_trained
 
     model, seconds = None, 0.0
     if options.weights:
@@ -133,6 +133,8 @@ def run(options: Options) -> None:
     train_set, held_out, lag = parts(options)
     if model is None:
         model, seconds = trained(options, train_set)
+    else:
+        check_data(Path(options.weights), [as_states(x, options.space) for x in train_set])
     out = Path(options.out)
     result, pictures = evaluate(model, train_set, held_out, lag, options)
     write_json(out / "md.json", {"training_seconds": round(seconds, 1), **result})

@@ -11,6 +11,7 @@ independent draws even for IDFF, whose images are coupled by optimal transport.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -307,6 +308,7 @@ def train_and_save(
     print(f"{title}: loss {losses[0]:.4g} to {sum(losses[-100:]) / len(losses[-100:]):.4g}, {seconds:.0f} s")
     config = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(options).items()}
     config = {key: value for key, value in config.items() if key not in ("out", "data", "weights", "smoke")}
+    config["data"] = mark_of(series)
     path = out / f"{recipe.method.upper()}_{name}"
     with run_lock(out):
         write_final(path, state_of(model, config, options.total_steps, dtype))
@@ -355,6 +357,29 @@ def _restored(cls: Any, values: Any, name: str) -> Any:
     """A record from primitives of a file, once they are of its kinds; entries that are not its are left out."""
     checked(values, cls, name)
     return cls(**{key: values[key] for key in cls.__dataclass_fields__ if key in values})
+
+
+def mark_of(series: Sequence[Tensor]) -> str:
+    """A mark of trajectories (T, D), by which others are told."""
+    digest = hashlib.sha256()
+    for x in series:
+        digest.update(x.contiguous().numpy().tobytes())
+    return f"{len(series)} trajectories {digest.hexdigest()[:16]}"
+
+
+def check_data(path: Path, series: Sequence[Tensor]) -> None:
+    """Refuse weights that were trained on others than these: what is held out beside these they may have seen.
+
+    Raises:
+        ValueError: they were.
+    """
+    there, here = load(path)[1].get("data"), mark_of(series)
+    if not there:
+        print(
+            f"note: {path} does not say what it was trained on: that it has not seen the held-out part is not checked"
+        )
+    elif there != here:
+        raise ValueError(f"{path} was trained on {there}, these are {here}: give its data and split, or train anew")
 
 
 def load_as_trained(options: Any, names: Sequence[str], subject: str) -> tuple[Propagator, Any]:

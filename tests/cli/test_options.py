@@ -115,3 +115,12 @@ def test_methods_have_their_other_names_in_every_folder():
     }
     for cls in found:
         assert parse(cls, argv=["--method", "icfm"]).method == "cfm"
+
+
+@each
+def test_a_list_without_values_is_refused_where_it_says_nothing(cls):
+    for name, hint in leaves(cls).items():
+        kind, usual = kind_of(hint), reduce(getattr, name.split("."), cls())
+        if kind.element and usual and not kind.may_be_empty:
+            with pytest.raises(ValueError, match=f"--{re.escape(name)}: give one value or more, e.g. "):
+                parse(cls, argv=[f"--{name}="])

@@ -311,3 +311,10 @@ def test_options_of_weights_are_checked(tmp_path, key, value):
     options = lorenz.Options(weights=str(tmp_path / "a.pt"))
     with pytest.raises(ValueError, match=f"a.pt, its options: (--)?{key}"):
         flows.load_as_trained(options, lorenz.TRAINED_WITH, "a chaotic system")
+
+
+def test_weights_are_not_tested_on_the_trajectories_of_their_training(tmp_path):
+    run("Lorenz_simulation", "--smoke", "--seed", 1, "--out", tmp_path / "a")
+    flags = ("--smoke", "--weights", tmp_path / "a" / "CFM_lorenz_v1.pt", "--out", tmp_path / "b", "--seed", 0)
+    done = started.start(FOLDER / "Lorenz_simulation.py", *flags, cwd=ROOT)
+    assert done.returncode == 2 and "was trained on what it would be tested on, use --seed 1" in done.stderr

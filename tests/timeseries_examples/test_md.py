@@ -46,6 +46,16 @@ def run(*flags, code=0):
     return done.stdout + done.stderr
 
 
+def test_weights_are_not_tested_on_what_they_may_have_seen(tmp_path):
+    data = folder_of(tmp_path / "data")
+    run("--smoke", "--data", data, "--out", tmp_path / "run")
+    weights = ("--smoke", "--weights", tmp_path / "run" / "CFM_MD_v1.pt", "--out", tmp_path / "again")
+    assert "error" not in run(*weights, "--data", data)
+    longer = folder_of(tmp_path / "longer", (300, 300, 300, 300))
+    line = run(*weights, "--data", longer, code=2)
+    assert "was trained on 2 trajectories" in line and "these are 3 trajectories" in line
+
+
 # ---- measures of angles
 
 
