@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from typing_extensions import Required, TypedDict
+
 from common.records.rows import JsonLines
 from common.runtime import atomic_write
 from seqrf.quality import METRICS
@@ -21,6 +23,24 @@ WHAT = ("data", "source", "name", "step", "condition", "edges", "method", "n_ste
 PATHS = ("straightness", "sequential_straightness", "truncation")
 FIGURES = (*METRICS, "recognised", *PATHS, "samples_per_second")  # columns of the printed table
 FIRST = ("data", "name", "step", "method", "n_steps", "nfe")
+
+
+class Line(TypedDict, total=False):
+    """A line of rows.jsonl, as far as it is read again."""
+
+    name: Required[str]
+    data: Required[str]
+    step: Required[int]
+    method: Required[str]
+    condition: str | None
+    edges: list[float] | None
+    n_steps: int | list[int] | None
+    nfe: float | None
+    seed: int | None
+    w2: float | None
+    fid: float | None
+    kid: float | None
+    feature_distance: float | None
 
 
 def compare(folders: Iterable[str | Path], out: Path, metric: str = "auto") -> None:
@@ -48,7 +68,7 @@ def read_rows(folders: Iterable[str | Path]) -> list[Row]:
     rows = []
     for folder in map(Path, folders):
         files = sorted(folder.rglob("rows.jsonl")) if folder.is_dir() else []
-        own = [{**row, "folder": str(file.parent.resolve())} for file in files for row in JsonLines(file).read()]
+        own = [{**row, "folder": str(file.parent.resolve())} for file in files for row in JsonLines(file).read(Line)]
         if not own:
             raise FileNotFoundError(f"no evaluations (rows.jsonl) in {folder}: run main.py --mode=eval on it first")
         rows += own

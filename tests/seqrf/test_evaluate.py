@@ -504,6 +504,13 @@ def test_a_comparison_of_nothing(tmp_path):
         script.main(["--runs", str(tmp_path / "full"), "--out", str(tmp_path), "--metric", "fid"])
 
 
+@pytest.mark.parametrize("change", [{"name": 3}, {"step": "x"}, {"w2": [1]}, {"nfe": "<b>"}, {"edges": 3}])
+def test_rows_of_other_kinds_are_named(tmp_path, change):
+    write_rows(tmp_path, row_of() | change)
+    with pytest.raises(ValueError, match=r"rows.jsonl is damaged \(line 1, \w+: expected `"):
+        C.read_rows([tmp_path])
+
+
 def test_a_floor_is_a_dashed_line_of_its_panel(monkeypatch):
     figures = []
     monkeypatch.setattr("common.plots.save", lambda figure, path: figures.append(figure))
