@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.records.kept import check_same
 from common.runtime import atomic_write, read_json, write_json
+from common.runtime.kept import check_same
 
 if TYPE_CHECKING:
     from PIL.Image import Image

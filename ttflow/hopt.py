@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.records.kept import check_same
 from common.runtime import reading
+from common.runtime.kept import check_same
 from ttflow.bases import KINDS
 
 if TYPE_CHECKING:

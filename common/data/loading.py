@@ -23,8 +23,8 @@ from torch import Tensor
 from common.data.opening import open_source
 from common.data.sources import summary
 from common.images import fit, from_uint8, traits
-from common.records.kept import contents
 from common.runtime import generator, in_one_line, silent
+from common.runtime.kept import contents
 
 CORRUPT_LIMIT = 10  # more unreadable images than this are an error
 _CHUNK = 256  # images that a thread takes at a time
@@ -61,7 +61,7 @@ class ImageData:
         return replace(self, images=self.images.to(device), labels=labels)
 
     def contents(self, known: Mapping[str, Any]) -> dict[str, str]:
-        """What they are, to compare later; see ``common.records.kept``. Cost: 1 GB/s."""
+        """What they are, to compare later; see ``common.runtime.kept``. Cost: 1 GB/s."""
         return {"hash": mark_of(self, len(self))}
 
     def read(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:

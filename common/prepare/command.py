@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from common import cli
 from common.cli.files import load_config, read_values
 from common.cli.ranges import AtLeast, AtMost, Count, OneOf, Split, Whole
-from common.records.kept import check_same, contents
 from common.records.rows import JsonLines
 from common.runtime import in_one_line, read_json, run_lock, silent, write_json
+from common.runtime.kept import check_same, contents
 
 if TYPE_CHECKING:
     from PIL.Image import Image

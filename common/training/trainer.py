@@ -20,8 +20,8 @@ from common.ema import EMA
 from common.generate import Sampler, sample_many
 from common.methods import make_loss, method_of
 from common.networks import build_network, network_description
-from common.records.kept import check_same
 from common.runtime import Processes, autocast, derive_seed, keep_freed_memory, reading
+from common.runtime.kept import check_same
 from common.training.batches import Ahead, part
 
 FATAL_AFTER = 20  # non-finite steps in a row
