@@ -158,16 +158,16 @@ def check_description(description: dict[str, Any]) -> type[nn.Module]:
     if not isinstance(name, str) or name not in known:
         raise ValueError(f"unknown network {name!r}; known: {', '.join(known)}")
     arguments = {key: value for key, value in description.items() if key != "name"}
-    checked(arguments, arguments_of(known[name], frozenset(arguments)), f"its {name}")
+    checked(arguments, _arguments_of(known[name], frozenset(arguments)), f"its {name}")
     return known[name]
 
 
 @functools.cache
-def arguments_of(network: type[nn.Module], given: frozenset[str] = frozenset()) -> Any:
+def _arguments_of(network: type[nn.Module], given: frozenset[str]) -> Any:
     """A constructor's arguments as a type: lest a default be guessed, all but those that came later."""
     hints = get_type_hints(network.__init__, include_extras=True)
     hints |= {"activation": Activation} if "activation" in hints else {}
-    later = {"two_times", "attention_levels", "residual"}
+    later = {"two_times", "attention_levels"}
     if not given & {"null_class", "checkpointing"}:  # those of sst have neither
         later |= {"null_class", "checkpointing"}
     fields = [

@@ -9,9 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
-
-from typing_extensions import Required, TypedDict
+from typing import Any, TypedDict
 
 from common.records.rows import JsonLines
 from common.runtime import atomic_write
@@ -25,13 +23,18 @@ FIGURES = (*METRICS, "recognised", *PATHS, "samples_per_second")  # columns of t
 FIRST = ("data", "name", "step", "method", "n_steps", "nfe")
 
 
-class Line(TypedDict, total=False):
+class Named(TypedDict):
+    """What every line of rows.jsonl has."""
+
+    name: str
+    data: str
+    step: int
+    method: str
+
+
+class Line(Named, total=False):
     """A line of rows.jsonl, as far as it is read again."""
 
-    name: Required[str]
-    data: Required[str]
-    step: Required[int]
-    method: Required[str]
     condition: str | None
     edges: list[float] | None
     n_steps: int | list[int] | None

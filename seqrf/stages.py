@@ -6,9 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from typing_extensions import TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from common.cli.configs import check_logger
 from seqrf.options import DISTILL, GENERATE, PLANE, Config, Run

@@ -9,11 +9,10 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
-from typing_extensions import NotRequired, TypedDict
 
 from common.cli import validate, with_values
 from common.cli.files import read_values
@@ -44,11 +43,10 @@ def run(options: Options, out: Path) -> dict[str, Any]:
 
 
 class Results(TypedDict):
-    """results.json, as far as it is read again."""
+    """results.json, as far as it is always read again."""
 
     options: dict[str, Any]
     tt: dict[str, Any]
-    network: NotRequired[dict[str, Any]]
 
 
 def again(out: Path, **changes: Any) -> dict[str, Any]:

@@ -22,9 +22,7 @@ from common import checkpoint
 from common.data.loading import Batches, ImageData, mark_of
 from common.data.splits import NoSplit
 from common.metrics import frechet_distance, gaussian_statistics
-from common.networks import arguments_of
 from common.runtime import autocast, checked, generator, reading
-from common.unet import Count
 
 
 def _convolution(before: int, after: int, stride: int = 1) -> list[nn.Module]:
@@ -58,7 +56,7 @@ class Classifier(nn.Module):
     Source: Page 2018, "How to train your ResNet", for the plan of ResNet-9; narrower here.
     """
 
-    def __init__(self, channels: Count, num_classes: Count, width: Count = 32, residual: bool = False):
+    def __init__(self, channels: int, num_classes: int, width: int = 32, residual: bool = False):
         super().__init__()
         self.arguments = {"channels": channels, "num_classes": num_classes, "width": width, "residual": residual}
         layers: list[nn.Module] = []
@@ -142,10 +140,22 @@ def train_classifier(
     return net.eval()
 
 
+Count = Annotated[int, Meta(ge=1, le=10_000)]
+
+
+class Arguments(TypedDict, total=False):
+    """Those of a :class:`Classifier`."""
+
+    channels: Required[Count]
+    num_classes: Required[Count]
+    width: Count
+    residual: bool
+
+
 class Saved(TypedDict, total=False):
     """What the file of a classifier holds."""
 
-    classifier: Required[dict[str, Any]]
+    classifier: Required[Arguments]
     weights: Required[dict[str, Tensor]]
     accuracy: Required[Annotated[float, Meta(ge=0, le=1)]]
     data: str
@@ -177,7 +187,6 @@ def load_classifier(path: Path) -> tuple[Classifier, float, str]:
         raise ValueError(f"{path} holds no classifier: remove it, the next measurement trains one")
     with reading(path, "remove it, the next measurement trains one"):
         checked(state, Saved, "its entries")
-        checked(state["classifier"], arguments_of(Classifier), "its network")
         with torch.device("meta"), checkpoint.NothingDrawn():
             net = Classifier(**state["classifier"])
         checkpoint.take_weights(net, state["weights"])
