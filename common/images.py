@@ -62,7 +62,10 @@ def decode(data: bytes) -> Image:
     bits, most = _bits(image, data)
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "F" or image.mode.startswith("I"):
+        hidden = np.asarray(image) == image.info.get("transparency")  # of PNG (tRNS): a level that is not to be seen
         image = eight_bits(image, most)
+        if hidden.any():
+            image.putalpha(Image.fromarray(np.where(hidden, 0, 255).astype(np.uint8)))
     elif bits == 16 and 0 < np.asarray(image.convert("RGB")).max() < 16:
         raise ValueError("pixels of 16 bits that use the lower 12 at most; are they of fewer bits? give 8 bit images")
     image.info["frames"] = animated

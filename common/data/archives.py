@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 HEADER = "header.json"  # member or key with the description of a prepared file; not an image
+_TWICE = "of a name that comes again later"
 _FEW = 16  # kinds of keys, or sizes of one image, at most
 
 
@@ -59,6 +60,7 @@ def open_zip(path: Path, split: str) -> Source:
         if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
             skipped[SPECIAL] += 1
         elif not member.is_dir():
+            skipped[_TWICE] += name in members
             members[name] = member
     if any(name.endswith("data.mdb") for name in members):
         raise ValueError(f"--data {path}: a zipped LMDB; unzip it and give the folder that has data.mdb")
@@ -82,6 +84,7 @@ def open_tar(path: Path, split: str) -> Source:
             for member in archive:
                 name = _tidy(path, member.name)
                 if member.isreg() and not member.issparse():
+                    skipped[_TWICE] += name in places
                     places[name] = member.offset_data, member.size
                 elif not member.isdir():
                     skipped[SPECIAL] += 1

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_CLASSES = 100_000
+_CHANNELS = (1, 3, 4)
+_GIVE = "give (N,H,W), (N,H,W,C) or (N,C,H,W) with C = 1, 3 or 4"
 _IMAGES = ("images", "arr_0", "x", "data", "image", "imgs", "img", "pixels", "samples")
 _LABELS = ("labels", "label", "y", "targets", "target", "classes", "class", "fine_labels", "arr_1")
 
@@ -156,12 +158,20 @@ def _channels_first(where: str, pixels: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"--data {where}: dtype {pixels.dtype}; give uint8 (common.images.to_uint8 converts from [-1, 1])"
         )
+    if len(shape) == 3 and shape[2] in _CHANNELS and shape[1] != shape[2]:
+        raise ValueError(
+            f"--data {where}: shape {shape}: one image, or {shape[0]} of {shape[1]}x{shape[2]}? give (N,H,W,C)"
+        )
+    squares = [side == shape[2] for side in (shape[1], shape[3])] if len(shape) == 4 else []  # last axis, first axis
+    both = len(shape) == 4 and shape[1] in _CHANNELS and shape[3] in _CHANNELS and max(shape[1:]) > 1
+    if both and squares[0] == squares[1]:
+        raise ValueError(f"--data {where}: shape {shape}: is the first or the last axis that of the channels? {_GIVE}")
     if len(shape) == 3:
         pixels = pixels[:, None]
-    elif len(shape) == 4 and shape[3] in (1, 3, 4):
+    elif len(shape) == 4 and shape[3] in _CHANNELS and not (both and squares[1]):
         pixels = pixels.transpose(0, 3, 1, 2)
-    elif len(shape) != 4 or shape[1] not in (1, 3, 4):
-        raise ValueError(f"--data {where}: shape {shape}; give (N,H,W), (N,H,W,C) or (N,C,H,W) with C = 1, 3 or 4")
+    elif len(shape) != 4 or shape[1] not in _CHANNELS:
+        raise ValueError(f"--data {where}: shape {shape}; {_GIVE}")
     if 0 in shape:
         raise ValueError(f"--data {where}: no images in it (shape {shape})")
     return pixels

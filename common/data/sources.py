@@ -29,6 +29,7 @@ SUFFIXES += (".ppm", ".pgm", ".pbm", ".pnm", ".tga")
 # Images that are counted, since they are not read
 _OTHERS = (".heic", ".heif", ".jxl", ".svg", ".psd", ".exr", ".hdr", ".dng", ".cr2", ".nef", ".arw", ".raw", ".dcm")
 # Folders that systems make for themselves: thumbnails, trash, snapshots, forks; so is what begins with @ or $
+_OWN = ("header.json", "samples.json")  # of prepared and generated sets
 _HIDDEN = ("__macosx", "#recycle", "#snapshot", "lost+found", "system volume information")
 
 
@@ -96,17 +97,22 @@ def named_source(
     skipped: Mapping[str, int] = {},
 ) -> Source:
     """A source of those of ``names`` that are images of the split; ``read(name)`` gives a file's bytes."""
-    counts = Counter(skipped)
+    counts, others = Counter(skipped), Counter[str]()
     images = []
     for name in sorted(names):
-        if reason := _no_image(name):
+        suffix = os.path.splitext(name)[1].lower()
+        if suffix not in (*SUFFIXES, *_OTHERS):
+            others[suffix or "without a suffix"] += not is_hidden(name) and name not in _OWN
+        elif reason := _no_image(name, suffix):
             counts[reason] += 1
         else:
             images.append(name)
-    del counts["no image"]
     if not images:
-        told = f"; {left_out(counts)}" if counts else f"; names must end in {' '.join(SUFFIXES)}"
-        raise ValueError(f"--data {path}: no images in it{told}")
+        told = left_out(counts) if counts else f"names must end in {' '.join(SUFFIXES)}"
+        raise ValueError(f"--data {path}: no images in it; {told}")
+    if others := +others:
+        kinds = ", ".join(kind for kind, _ in others.most_common(4)) + (", ..." if len(others) > 4 else "")
+        counts[f"no images by their names ({kinds})"] = others.total()
     names, labels, class_names = arranged(images, split, str(path))
 
     def load(index: int) -> Image:
@@ -120,7 +126,7 @@ def arranged(names: list[str], split: str, where: str) -> tuple[list[str], np.nd
 
     Classes are those of all splits but the unlabelled one, so that a class has one number in each of them.
     """
-    kinds, rests = splits.place(names, where)
+    kinds, rests = splits.place_for(split, names, where)
     chosen = splits.pick(kinds, split, where)
     names = [names[index] for index in chosen]
     labelled = [index for index, kind in enumerate(kinds) if kind != "unlabeled"]
@@ -139,9 +145,11 @@ def summary(source: Source, count: int, traits: Mapping[str, int] = {}) -> str:
         count: Images that are read.
         traits: What else some of them are, and how many.
     """
-    names = [str(name) for name in source.class_names]
+    names = ["".join(c if c.isprintable() else ascii(c)[1:-1] for c in name) for name in source.class_names]
     shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
     classes = f"{len(names)} classes ({shown})" if names else "no classes"
+    if names and source.labels is not None and (empty := len(names) - len(np.unique(source.labels))) > 0:
+        classes += f", {empty} of them without images"
     parts = [f"{source.where}: {count} images, {classes}"]
     parts += [f"{number} {trait}" for trait, number in sorted(traits.items())]
     skipped = +source.skipped  # without what counts nothing
@@ -154,11 +162,8 @@ def left_out(counts: Mapping[str, int]) -> str:
     return f"left out {sum(counts.values())}: {reasons}"
 
 
-def _no_image(name: str) -> str:
-    """Why a file is no image to read: hidden, of a kind that is not read, or no image at all; empty when it is one."""
-    suffix = os.path.splitext(name)[1].lower()
-    if suffix not in SUFFIXES and suffix not in _OTHERS:
-        return "no image"
+def _no_image(name: str, suffix: str) -> str:
+    """Why an image is not read: it is hidden, or of a kind that is not read; empty when it is."""
     if is_hidden(name):
         return "hidden or of the system"
     return "" if suffix in SUFFIXES else f"{suffix} (not read here: convert them)"
@@ -189,21 +194,30 @@ def list_files(path: Path, outside: bool = False) -> tuple[list[str], Counter[st
             skipped["folders that may not be read"] += 1
             return
         for entry in entries:
+            kind = _kind_of(entry)
             if (
                 not outside
                 and entry.is_symlink()
                 and not (os.path.realpath(entry.path) + os.sep).startswith(root + os.sep)
             ):
                 skipped["links that lead out of the folder"] += 1
-            elif entry.is_dir():
+            elif kind == "folder":
                 visit(entry.path, f"{prefix}{entry.name}/")
-            elif entry.is_file():
+            elif kind == "file":
                 names.append(prefix + entry.name)
             else:
                 skipped[SPECIAL] += 1
 
     visit(root, "")
     return names, skipped
+
+
+def _kind_of(entry: os.DirEntry[str]) -> str:
+    """ "folder", "file", or "" for what is neither, such as a link to itself."""
+    try:
+        return "folder" if entry.is_dir() else "file" if entry.is_file() else ""
+    except OSError:
+        return ""
 
 
 def _first_folders(names: Sequence[str]) -> list[str]:

@@ -9,12 +9,13 @@ import re
 from collections.abc import Sequence
 
 _WORDS = {
-    "train": "train|training|trainval",
-    "val": "val|valid|validate|validation|dev|develop|development",
-    "test": "test|testing|eval|evaluation|holdout|heldout",
+    "train": "train|training|trainings|trainval|trn|训练",
+    "val": "val|valid|validate|validation|validierungs|dev|develop|development|验证",
+    "test": "test|testing|tst|eval|evaluation|holdout|heldout|测试",
     "unlabeled": "unlabeled|unlabelled|pred|predict|prediction",
 }
-_SUFFIX = r"(?:set|data|images?|imgs?|files?)?"
+_SUFFIX = r"(?:set|data|images?|imgs?|files?|daten|集)?"
+_HINT = re.compile("|".join(_WORDS.values()), re.IGNORECASE)  # 1 us a name; ``split_of`` takes 20
 _PLAIN = {"seg", "set", "data", "dataset", "images", "image", "img", "imgs", "of", "full", "partial", "split", "part"}
 _PLAIN |= {"parquet", "tfrecord", "tfrecords", "npy", "png", "jpg", "jpeg"}  # they add nothing to a split
 _MANY = 4  # names that are no splits beside some that only sound like ones (bullet_train) are all taken for classes
@@ -71,16 +72,32 @@ def place(names: Sequence[str], where: str, stems: bool = False) -> tuple[list[s
             return [found[part][0] for part in here], left
         if looks and len(looks) < len(found) and (plain or len(found) - len(looks) < _MANY):
             other = sorted(part or "files beside them" for part in set(found) - looks)
-            raise ValueError(
-                f"--data {where}: {_listed(sorted(looks))}: these look like splits, but {_listed(other)} cannot be "
-                "placed; give the folder of one split, rename what is no split, or move the others away"
-            )
-    files = [part[-1] for part in parts]  # train_0.png, test_0.png, ... in one folder?
-    if len({split_of(file)[0] for file in files[:: max(1, len(files) // 64)]}) > 1 and all(
-        split_of(file)[0] for file in files
-    ):
-        return [split_of(file)[0] for file in files], list(names)
-    return [""] * len(names), list(names)
+            raise ValueError(_question(where, sorted(looks), other))
+    kinds = [split_of(part[-1])[0] if _HINT.search(part[-1]) else "" for part in parts]  # train_0.png, test_0.png, ...
+    other = [name for name, kind in zip(names, kinds, strict=True) if not kind]
+    if len({*kinds} - {""}) < 2 or 2 * len(other) > len(names):  # most say nothing: words of their own
+        return [""] * len(names), list(names)
+    if other:
+        looks = [name for name, kind in zip(names, kinds, strict=True) if kind]
+        raise ValueError(_question(where, looks, other))
+    return kinds, list(names)
+
+
+def _question(where: str, looks: list[str], other: list[str]) -> str:
+    return (
+        f"--data {where}: {_listed(looks)}: these look like splits, but {_listed(other)} cannot be placed; give the "
+        "folder of one split, rename what is no split, or move the others away (common.prepare --split all: takes all)"
+    )
+
+
+def place_for(split: str, names: Sequence[str], where: str, stems: bool = False) -> tuple[list[str], list[str]]:
+    """:func:`place`; where all are asked for, names that cannot be placed are no splits."""
+    try:
+        return place(names, where, stems)
+    except ValueError:
+        if split != ALL:
+            raise
+        return [""] * len(names), list(names)
 
 
 def pick(kinds: Sequence[str], split: str, where: str) -> list[int]:

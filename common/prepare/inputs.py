@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import bz2
+import contextlib
 import gzip
 import itertools
 import json
@@ -25,7 +26,7 @@ import numpy as np
 
 from common.data import splits
 from common.data.archives import open_tar
-from common.data.arrays import open_npy
+from common.data.arrays import MAX_CLASSES, open_npy
 from common.data.opening import open_source
 from common.data.sources import AGAIN, SUFFIXES, Source, is_hidden, list_files
 from common.images import decode
@@ -85,8 +86,11 @@ def _open_folder(path: Path, split: str, attribute: str, say: Callable[[str], No
                 f"{files[0]}; give the folder of one kind"
             )
         if files and not images:
-            kinds, _ = splits.place(files, str(path), stems=True)
-            return concatenated([opener(path / files[k]) for k in splits.pick(kinds, split, str(path))], str(path))
+            kinds, _ = splits.place_for(split, files, str(path), stems=True)
+            chosen = splits.pick(kinds, split, str(path))
+            parts = [opener(path / files[k]) for k in chosen]
+            others = [path / files[k] for k, kind in enumerate(kinds) if k not in chosen and kind != "unlabeled"]
+            return concatenated(parts, str(path), _classes(others) if opener is open_parquet else [])
     return None
 
 
@@ -96,19 +100,36 @@ def _largest(names: list[str]) -> list[str]:
     return [name for name, level in zip(names, levels, strict=True) if level == max(levels)]
 
 
-def concatenated(parts: list[Source], where: str) -> Source:
-    """The images of several sources, one after the other; labels when all have some, by the names of the classes."""
+def _classes(files: Iterable[Path]) -> list[tuple[str, ...]]:
+    """The classes of parquet files of other splits, so that a class has one number in all of them."""
+    found = []
+    for file in files:
+        with contextlib.suppress(ValueError):  # of a damaged or hidden one nothing is read
+            found.append(open_parquet(file).class_names)
+    return found
+
+
+def concatenated(parts: list[Source], where: str, others: Sequence[tuple[str, ...]] = ()) -> Source:
+    """The images of several sources, one after the other; labels when all have some, by the names of the classes.
+
+    Classes are those of the parts and ``others``.
+    """
     counts, labels, classes = [part.count for part in parts], None, ()
-    if all(part.labels is not None for part in parts):
-        classes = max((part.class_names for part in parts), key=len)
-        if any(part.class_names != classes[: len(part.class_names)] for part in parts):
-            classes = tuple(sorted({name for part in parts for name in part.class_names}))
+    files, notes = [file for part in parts for file in part.files], [*dict.fromkeys(n for p in parts for n in p.notes)]
+    unlabelled = [part.where for part in parts if part.labels is None]
+    if 0 < len(unlabelled) < len(parts):
+        notes = [note for note in notes if not note.startswith("labels: ")]
+        notes.append(f"no labels, since {len(unlabelled)} of {len(parts)} files have none, first {unlabelled[0]}")
+    if not unlabelled:
+        known = [*(part.class_names for part in parts), *others]
+        classes = max(known, key=len)
+        if any(names != classes[: len(names)] for names in known):
+            classes = tuple(sorted({name for names in known for name in names}))
         number = {name: k for k, name in enumerate(classes)}
         maps = [np.array([number[name] for name in part.class_names], np.int64) for part in parts]
         labels = np.concatenate([own[part.labels] for own, part in zip(maps, parts, strict=True)])
     kind = f"{parts[0].kind} files" if len(parts) > 1 else parts[0].kind
     load = _by_parts(counts, lambda k, index: parts[k].load(index))
-    files, notes = [file for part in parts for file in part.files], [*dict.fromkeys(n for p in parts for n in p.notes)]
     return Source(where, load, sum(counts), None, labels, classes, kind=kind, files=files, notes=notes)
 
 
@@ -283,7 +304,9 @@ def _parquet_labels(file: Any, schema: Any, column: str, path: Path) -> tuple[np
     except (KeyError, TypeError, ValueError):
         names = ()
     if labels.min() < 0:
-        raise ValueError("negative labels mean that the classes are hidden; give another --split")
+        raise ValueError(f"--data {path}: negative numbers in {column}: its classes are hidden; give another --split")
+    if labels.max() >= MAX_CLASSES:
+        raise ValueError(f"--data {path}: the labels {column} reach {labels.max()}; allowed are 0 to {MAX_CLASSES - 1}")
     return labels, names if len(names) > labels.max() else tuple(map(str, range(labels.max() + 1)))
 
 

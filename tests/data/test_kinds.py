@@ -131,6 +131,35 @@ def test_what_cannot_all_be_placed_is_asked_about(tmp_path, names):
     assert stranger in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_files_of_which_some_look_like_splits_are_asked_about(tmp_path):
+    """A few test images among many training images are found, too; most names without such words are no splits."""
+    names = [f"train_{k}.png" for k in range(200)] + ["test_0.png"]
+    for name in names:
+        (tmp_path / "a").mkdir(exist_ok=True)
+        (tmp_path / "a" / name).write_bytes(encoded())
+    assert len(load(tmp_path / "a")) == 200 and len(load(tmp_path / "a", "test")) == 1
+    (tmp_path / "a" / "other.png").write_bytes(encoded())
+    with pytest.raises(ValueError, match="test_0.png, train_0.png, .* but other.png cannot be placed"):
+        load(tmp_path / "a")
+    assert len(load(tmp_path / "a", "all")) == 202
+    assert levels(folder(tmp_path / "b", "train_a.png", "test_b.png", "x.png", "y.png", "z.png")) == [0, 10, 20, 30, 40]
+
+
+@pytest.mark.parametrize(
+    "names", [("\u8bad\u7ec3\u96c6", "\u6d4b\u8bd5\u96c6"), ("Trainingsdaten", "Testdaten"), ("trn", "tst")]
+)
+def test_splits_in_other_words(tmp_path, names):
+    spec = folder(tmp_path, f"{names[0]}/a/0.png", f"{names[1]}/a/1.png")
+    assert levels(spec) == [0] and levels(spec, "test") == [10]
+
+
+def test_a_class_called_train_when_all_are_asked_for(tmp_path):
+    spec = folder(tmp_path, "bus/0.png", "train/1.png")
+    with pytest.raises(ValueError, match="--split all"):
+        load(spec)
+    assert load(spec, "all").class_names == ("bus", "train")
+
+
 def test_classes_that_sound_like_splits_stay_classes(tmp_path):
     names = [f"{name}/0.png" for name in ("test_tube", "bullet_train", "flask", "lens", "scale", "clock")]
     assert load(folder(tmp_path / "a", *names)).num_classes == 6
@@ -167,7 +196,49 @@ def test_arrays_of_splits_and_labels_of_other_names(tmp_path, capsys):
     assert "not read: coarse_labels, kind" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("shape", [(12, 12, 3), (5, 3, 12, 3), (5, 3, 3, 3), (5, 1, 4, 3)])
+def test_arrays_whose_axes_are_doubtful_are_asked_about(tmp_path, shape):
+    np.save(tmp_path / "x.npy", np.zeros(shape, np.uint8))
+    with pytest.raises(ValueError, match=r"give \(N,H,W"):
+        load(tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_axes_that_a_square_tells(tmp_path, last):
+    """(N,4,4,3) has its channels last, (N,3,4,4) first, though 4 might be red, green, blue and transparency."""
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
+    np.save(tmp_path / "x.npy", images if last else images.transpose(0, 3, 1, 2))
+    data = load_images(str(tmp_path / "x.npy"), 4, 3, progress=False)
+    assert np.array_equal(data.images.numpy(), images.transpose(0, 3, 1, 2))
+
+
+def test_labels_without_images_are_told(tmp_path, capsys):
+    np.savez(tmp_path / "x.npz", images=np.zeros((4, S, S), np.uint8), labels=np.array([1, 2, 4, 4]))
+    load(tmp_path / "x.npz", progress=True)
+    assert "5 classes (0, 1, 2, 3, 4), 2 of them without images" in capsys.readouterr().out
+
+
 # ---- folders and files
+
+
+def test_images_of_one_name_and_images_by_other_names_are_told(tmp_path, capsys):
+    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for name in ("a/0.png", "a/0.png", "./a/0.png", "b/1.png", "b/2.dat", "labels.csv"):
+            archive.writestr(name, encoded())
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for name in ("a/0.png", "a/0.png", "./a/0.png", "b/1.png", "b/2.dat", "labels.csv"):
+            member = tarfile.TarInfo(name)
+            member.size = len(encoded())
+            archive.addfile(member, io.BytesIO(encoded()))
+    for name in ("x.zip", "x.tar"):
+        assert len(load(tmp_path / name, progress=True)) == 2
+        told = capsys.readouterr().out
+        assert "2 no images by their names (.dat, .csv), 2 of a name that comes again later" in told
+
+
+def test_names_that_break_the_line_are_shown(tmp_path, capsys):
+    load(folder(tmp_path, "a\nb/0.png", "c/1.png"), progress=True)
+    assert r"2 classes (a\nb, c)" in capsys.readouterr().out
 
 
 def test_folders_of_the_system_are_left_out_and_counted(tmp_path, capsys):
@@ -198,7 +269,8 @@ def test_formats_are_read_or_counted(tmp_path, capsys):
     data = load(tmp_path, progress=True)
     assert len(data) == 5 and (data.images.int() - 100).abs().max() <= 3
     line = next(line for line in capsys.readouterr().out.splitlines() if "5 images" in line)
-    assert "left out 3:" in line and all(f"1 {suffix} (not read" in line for suffix in (".heic", ".heif", ".svg"))
+    assert "left out 4:" in line and "1 no images by their names (.txt)" in line
+    assert all(f"1 {suffix} (not read" in line for suffix in (".heic", ".heif", ".svg"))
     (tmp_path / "only").mkdir()
     (tmp_path / "only" / "0.heic").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"no images in it; left out 1: 1 .heic \(not read here: convert them\)"):
@@ -214,8 +286,9 @@ def test_pipes_devices_and_links_out_of_the_folder_are_not_opened(tmp_path, caps
     os.symlink(outside / "secret.png", tmp_path / "set" / "4.png")
     os.symlink(outside, tmp_path / "set" / "5")
     os.symlink("../0.png", tmp_path / "set" / "below" / "6.png")  # within
+    os.symlink("7.png", tmp_path / "set" / "7.png")  # to itself
     assert len(load(spec, progress=True)) == 3
-    assert "1 links and special files, 3 links that lead out of the folder" in capsys.readouterr().out
+    assert "2 links and special files, 3 links that lead out of the folder" in capsys.readouterr().out
     names, _ = list_files(tmp_path / "set", outside=True)
     assert {"4.png", "5/secret.png"} <= set(names) and "2.png" not in names
     for name in ("x.zip", "x.npz", "x.lmdb"):
@@ -336,6 +409,14 @@ def test_depth_by_what_the_file_says():
     with pytest.raises(ValueError, match="16 bits that use the lower 12"):
         decode(deep_png(np.stack([ramp] * 3, -1), colour=2))
     assert fit(decode(deep_png(np.stack([ramp * 16] * 3, -1), colour=2)), 4, 3)[2, 0].tolist() == [0, 128, 255, 255]
+
+
+def test_a_hidden_level_of_16_bits_shows_the_background():
+    values = np.array([[30000, 60000, 60000, 60000]] * 4)
+    end = deep_png(values).index(b"IDAT") - 4
+    data = deep_png(values)[:end] + chunk(b"tRNS", struct.pack(">H", 30000)) + deep_png(values)[end:]
+    assert fit(decode(data), 4, 1)[0, 0].tolist() == [255, 234, 234, 234]
+    assert fit(decode(data), 4, 1, "black")[0, 0].tolist() == [0, 234, 234, 234]
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "BMP", "GIF", "WEBP", "TIFF", "PNG"])

@@ -27,6 +27,7 @@ from common.prepare import command as prepare
 from common.prepare import containers, tfrecord
 from common.prepare.command import PrepareConfig
 from common.prepare.containers import read_header, verify
+from common.prepare.inputs import open_input
 from common.runtime import run_main
 from tiny import ROOT
 
@@ -582,6 +583,26 @@ def test_a_conversion_to_parquet_by_folders_of_splits(tmp_path, split):
     (tmp_path / "set" / "logo.png").write_bytes(FILES["0.png"])
     with pytest.raises(ValueError, match=r"1 images, such as logo.png, and 4 files of many"):
         run(tmp_path / "set", tmp_path / "x.zip", split=split)
+
+
+def test_classes_of_parquet_files_are_those_of_all_splits(tmp_path):
+    """Words of one split must not give a class another number than in the other."""
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    (tmp_path / "set").mkdir()
+    images = [{"bytes": FILES[f"{k}.png"], "path": None} for k in range(2)]
+    for name, labels in (("train", ["a", "b"]), ("validation", ["a", "c"])):
+        pq.write_table(pa.table({"image": images, "label": labels}), tmp_path / "set" / f"{name}.parquet")
+    for split, labels in (("train", [0, 1]), ("val", [0, 2])):
+        source = open_input(str(tmp_path / "set"), split, "", tmp_path, print)
+        assert source.class_names == ("a", "b", "c") and source.labels.tolist() == labels
+    pq.write_table(pa.table({"image": images}), tmp_path / "set" / "train-2.parquet")
+    source = open_input(str(tmp_path / "set"), "train", "", tmp_path, print)
+    assert source.labels is None and "no labels, since 1 of 2 files have none" in source.notes[-1]
+    pq.write_table(pa.table({"image": images, "label": [0, 10**12]}), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match="reach 1000000000000; allowed are 0 to 99999"):
+        open_input(str(tmp_path / "x.parquet"), "train", "", tmp_path, print)
 
 
 # ---- archives that mean harm, or are damaged
