@@ -10,7 +10,6 @@ network without being told anything. The tensors are the same, written once. In 
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,11 @@ from common.cli.configs import TrainConfig
 from common.data.loading import ImageData, StreamingImages
 from common.runtime import Processes
 from common.training import train
-from common.training.report import Event, HeldOut, Report, usual_events
+from common.training.report import Event, HeldOut, Report, grids_and_state
 from common.training.trainer import Trainer
 
 BEST = "rf_best.pth"
 KEPT = 3  # files of epochs: a thousand of them would be 100 GB
-
-
-def epochs_done(step: int, batch_size: int, images: int) -> int:
-    """Whole passes over ``images`` after so many steps; a batch may reach into the next pass."""
-    return step * batch_size // images
 
 
 def epoch_events(report: Report, held_out: HeldOut | None, images: int) -> list[Event]:
@@ -39,23 +33,21 @@ def epoch_events(report: Report, held_out: HeldOut | None, images: int) -> list[
         if held_out is not None:
             report.write({"step": trainer.step, "val_loss": trainer.validation_loss(*held_out)})
 
-    ends = Event(1, lambda: end_epoch(report, held_out, images))
-    return [ends, Event(report.config.val_step, log_validation), *usual_events(report, None, images)]
+    ends = Event(1, lambda: end_epoch(report, held_out))
+    return [ends, Event(report.config.val_step, log_validation), *grids_and_state(report)]
 
 
-def end_epoch(report: Report, held_out: HeldOut | None, images: int) -> None:
+def end_epoch(report: Report, held_out: HeldOut | None) -> None:
     """Write ``epoch_N.pth`` if this step ends an epoch or the run, and ``rf_best.pth`` if none was as good.
 
     Besides their last step epochs cost nothing. The validation loss is that of the averaged weights; where nothing is
     held out the training loss decides which is the best.
     """
-    trainer, config = report.trainer, report.config
-    before, now = (epochs_done(step, config.batch_size, images) for step in (trainer.step - 1, trainer.step))
-    if now == before and trainer.step < config.total_steps:
+    trainer, number = report.trainer, report.ended_epoch()
+    if not number:
         return
-    number = now if now > before else now + 1  # the last epoch of a run may be shorter than the others
     validation = None if held_out is None else trainer.validation_loss(*held_out)
-    loss = training_loss(report, math.ceil((number - 1) * images / config.batch_size))
+    loss = report.epoch_loss(number)
     report.write({"step": trainer.step, "epoch": number, "epoch_loss": loss, "val_loss": validation})
     state = epoch_state(trainer, number, loss, validation)
     checkpoint.save(report.out / f"epoch_{number}.pth", state)
@@ -67,14 +59,7 @@ def end_epoch(report: Report, held_out: HeldOut | None, images: int) -> None:
     if score < trainer.best:
         trainer.best = score
         checkpoint.save(report.out / BEST, state)
-    report.bar.write(f"epoch {number}: loss {loss:.4f}" + (f", held out {validation:.4f}" if validation else ""))
-
-
-def training_loss(report: Report, start: int) -> float:
-    """Mean of the losses logged after a step; of the last one logged when there are none."""
-    rows = [row for row in report.log.read() if row.get("loss") is not None]
-    losses = [row["loss"] for row in rows if row["step"] > start] or [row["loss"] for row in rows[-1:]]
-    return sum(losses) / len(losses) if losses else math.inf
+    report.say_epoch(number, f"loss {loss:.4f}" + (f", held out {validation:.4f}" if validation else ""))
 
 
 def epoch_state(trainer: Trainer, number: int, loss: float, validation: float | None) -> dict[str, Any]:
@@ -104,4 +89,4 @@ def train_epochs(
         raise ValueError(
             f"--num_classes {config.num_classes}: this recipe has no labels; use celeba_train.py --method rf"
         )
-    return train(config, data, out, weights_name, processes, epoch_events)
+    return train(config, data, out, weights_name, processes, epoch_events, by_epochs=True)

@@ -48,9 +48,11 @@ def main() -> None:
     size = info["config"].get("image_size", 28)
     torch.manual_seed(options.seed)
     steps = 2 if options.smoke else options.n_steps
-    digits = [generate_sample(model, (1, size, size), steps, label) for label in range(10)]
+    labels = range(10) if model.num_classes else [None] * 10  # a network without classes draws any ten
+    digits = [generate_sample(model, (1, size, size), steps, label) for label in labels]
     out = options.out or FOLDER.samples(options, "mnist_test.png")
-    save_png(out, grid(torch.cat(digits), n_columns=10, scale=2, names="0123456789"))
+    names = "0123456789" if model.num_classes else ()
+    save_png(out, grid(torch.cat(digits), n_columns=10, scale=2, names=names))
     print(f"ten digits, {4 * steps} network evaluations each: {out}")
 
 

@@ -1,4 +1,4 @@
-"""Train a class-conditional rectified flow on MNIST, and draw single digits from it.
+"""Train a rectified flow on MNIST, and draw single digits from it.
 
 python mnist_train.py                            # 28x28, the shipped recipe
 python mnist_train.py --preset seed --image_size 128
@@ -6,9 +6,10 @@ python mnist_train.py --preset seed --image_size 128
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from _repo import HERE  # noqa: F401
+from _repo import HERE
 from common.runtime import run_main
 from common.scripts.train import train_main
 from mnist.config import FOLDER
@@ -42,5 +43,34 @@ def generate_sample(
         return integrate(lambda x, t: model(x, t, y), noise, time_grid(steps), "rk4").clamp(-1, 1)
 
 
+def run(config: Any, images: Any, out: Path, weights_name: str, processes: Any) -> Path:
+    """``common.training.train``; weights of ``ConditionalUNet()`` are also left bare where that project looks for them.
+
+    A run of --smoke does not replace such a file.
+    """
+    from common.training import train
+
+    final = train(config, images, out, weights_name, processes)
+    bare = HERE / "flow_matching_mnist.pth"
+    if processes.is_main and not (config.smoke and bare.exists()):
+        leave_bare(final, bare)
+    return final
+
+
+def leave_bare(final: Path, bare: Path) -> None:
+    """Write a run's averaged weights as ``ConditionalUNet().load_state_dict(torch.load(bare))`` takes them.
+
+    Nothing is written where they are those of another network.
+    """
+    from common import checkpoint
+    from common.unet import ConditionalUNet
+
+    shapes = {key: value.shape for key, value in ConditionalUNet().state_dict().items()}
+    weights = checkpoint.load(final)["ema_model"]
+    if {key: value.shape for key, value in weights.items()} == shapes:
+        checkpoint.save(bare, {key: value.float() for key, value in weights.items()})
+        print(f"the weights alone, for ConditionalUNet(): {bare}")
+
+
 if __name__ == "__main__":
-    run_main(lambda: train_main(FOLDER, __doc__))
+    run_main(lambda: train_main(FOLDER, __doc__, run=run))

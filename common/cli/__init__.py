@@ -36,7 +36,8 @@ def parse(
     ``--preset NAME`` chooses the base (the first preset is the default), ``-c/--config FILE`` (.yaml, .json, or .py
     with ``get_config()``, or a run folder that holds config.yaml) comes on top, flags come last. Underscores and
     dashes, one dash or two, ``--flag/--no-flag`` and ``--flag=False``, ``1 2 2`` and ``1,2,2`` are all understood.
-    Fields that are dataclasses are sections: ``--training.lr 1``, and mappings in a file.
+    Fields that are dataclasses are sections: ``--training.lr 1``, and mappings in a file. Steps that a file or a flag
+    gives set aside the epochs of a preset, and those of a file.
 
     Args:
         cls: Dataclass without required fields; the text under a field is its help, its ranges stand beside it, and a
@@ -58,12 +59,12 @@ def parse(
     base = presets[flags.pop("preset", next(iter(presets)))] if presets else cls()
     if "config" in flags:
         read = read_file or partial(_read_file, cls, spellings)
-        base = with_values(base, read(flags.pop("config")))
+        base = with_values(base, _one_length(base, read(flags.pop("config"))))
     if flags.pop("help", False):
         from common.cli.help import print_help
 
         print_help(cls, names, base, description)
-    config = with_values(base, flags)
+    config = with_values(base, _one_length(base, flags))
     validate(config)
     return config
 
@@ -71,6 +72,12 @@ def parse(
 def _read_file(cls: type, aliases: Mapping[str, str], path: str) -> dict[str, Any]:
     file = find_config(path)
     return read_values(cls, load_config(file), f"{file}", aliases)
+
+
+def _one_length(base: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """Values without the epochs of ``base``, where they give the length of a run in steps alone."""
+    steps = "total_steps" in values and "epochs" not in values and hasattr(base, "epochs")
+    return {**values, "epochs": None} if steps else values
 
 
 def with_values(tree: T, values: Mapping[str, Any]) -> T:

@@ -95,7 +95,7 @@ class TrainConfig:
     total_steps: Count = 400_000
     """Optimizer steps of the whole run"""
     epochs: Annotated[Count | None, NoneFor(0)] = None
-    """Passes over the training images instead of total_steps; none: total_steps counts"""
+    """Passes over the training images instead of total_steps; none, or steps given later: total_steps counts"""
     batch_size: Count = 128
     """Global batch: over all processes and accumulation steps"""
     grad_accum: Count = 1

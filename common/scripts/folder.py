@@ -96,17 +96,23 @@ def newest(runs: Iterable[Path], shipped: Path) -> Path:
 
 
 def smoke_preset(config: TrainConfig) -> TrainConfig:
-    """A run of seconds on a CPU that goes through every part of training: few levels, large images in large patches."""
+    """A run of seconds on a CPU that goes through every part of training: few levels, large images in large patches.
+
+    ``conditional_unet`` stays as it is, so that its weights fit where the real ones do, and sees small images.
+    """
     levels, size = min(4, len(config.channel_mult)), config.image_size
     patch = max(config.patch_size, 2, size // 32)
+    unet = {
+        "num_channel": 32,
+        "channel_mult": (1,) * levels,
+        "num_res_blocks": 1,
+        "head_channels": 32,
+        "patch_size": patch if size % (patch * 2 ** (levels - 1)) == 0 else 1,
+    }
+    plain = {"image_size": min(size, 2 * 2 ** len(config.channel_mult))}
     return replace(
         config,
-        image_size=size if config.network == "unet" else min(size, 2 * 2**levels),
-        num_channel=32,
-        channel_mult=(1,) * levels,
-        num_res_blocks=1,
-        head_channels=32,
-        patch_size=patch if config.network == "unet" and size % (patch * 2 ** (levels - 1)) == 0 else 1,
+        **(unet if config.network == "unet" else plain),
         total_steps=min(config.total_steps, 4),
         epochs=None,
         batch_size=min(config.batch_size, 8),

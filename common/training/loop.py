@@ -49,6 +49,7 @@ def train(
     weights_name: str,
     processes: Processes,
     events: Callable[[Report, HeldOut | None, int], Sequence[Event]] = usual_events,
+    by_epochs: bool = False,
 ) -> Path:
     """Train a network on images and leave in ``out`` its weights, checkpoints, metrics, sample grids and options.
 
@@ -59,6 +60,7 @@ def train(
         weights_name: name of the final weights, for example ``IDFF_weights_step_final.pt``.
         processes: from ``common.runtime.processes``.
         events: events(report, held-out batches, training images) -> what happens now and then, see :func:`loop`.
+        by_epochs: count epochs, and say each one's loss, also where the run's length is given in steps.
 
     Returns:
         The file of the final weights (averaged, float16, with the description of the network).
@@ -72,6 +74,7 @@ def train(
 
     # Data: a training and a held-out part of the same pixels.
     train_rows, val_rows = split_train_val(len(data), config.val_fraction, config.seed)
+    trainer.epoch_images = len(train_rows) if config.epochs or by_epochs else 0
     # A dropped label becomes the class after the last one: the same network then also knows all classes together,
     # which classifier-free guidance needs (Ho & Salimans 2022).
     drop = (config.label_dropout, config.num_classes) if config.num_classes and config.label_dropout else None

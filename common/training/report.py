@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -46,6 +47,11 @@ def due(step: int, every: int, total: int, early: bool = False) -> bool:
     return every > 0 and (step % every == 0 or step == total or doublings.bit_count() == 1)
 
 
+def epochs_done(step: int, batch_size: int, images: int) -> int:
+    """Whole passes over ``images`` after so many steps; a batch may reach into the next pass."""
+    return step * batch_size // images
+
+
 class Report:
     """What a run shows and writes beside its weights: progress bar, metrics, grids, checkpoints, a logger.
 
@@ -69,12 +75,12 @@ class Report:
         self.seconds_before = trainer.seconds
 
     def after_step(self, loss: Tensor, norm: Tensor, batch: Any, source: Ahead) -> None:
-        """Collect a step's figures; write a row every ``log_step`` steps."""
+        """Collect a step's figures; write a row every ``log_step`` steps and where an epoch ends."""
         self.bar.update(1)
         self.figures.append((loss, norm))  # not read here: that would wait for a GPU at every step
         self.coupling_seconds += batch.seconds
         step, total = self.trainer.step, self.config.total_steps
-        if not due(step, self.config.log_step, total):
+        if not due(step, self.config.log_step, total) and not self.ended_epoch():
             return
         mean = torch.stack([loss for loss, _ in self.figures]).mean()
         if self.processes.world > 1:  # the norm needs none: it is that of the gradient that all have averaged
@@ -105,6 +111,34 @@ class Report:
                 text["skipped"] = str(row["skipped"])
             self.bar.set_postfix(text)
             self.write(row)
+
+    def ended_epoch(self) -> int:
+        """The number of the epoch that ended with the last step, or with the run; 0: none, or they are not counted."""
+        step, size, images = self.trainer.step, self.config.batch_size, self.trainer.epoch_images
+        if not images:
+            return 0
+        before, now = (epochs_done(steps, size, images) for steps in (step - 1, step))
+        if step == self.config.total_steps:  # the last one of a run in steps may be shorter than the others
+            now = self.config.epochs or max(now, before + 1)
+        return now if now > before else 0
+
+    def epoch_loss(self, number: int) -> float:
+        """Mean training loss of an epoch that has just ended, by the rows of the log; inf: no loss was finite."""
+        start = math.ceil((number - 1) * self.trainer.epoch_images / self.config.batch_size)
+        start = min(start, self.trainer.step - 1)  # of few images a step takes several epochs
+        rows = [row for row in self.log.read() if row.get("loss") is not None and row["step"] > start]
+        steps = [start, *(row["step"] for row in rows)]  # a row ends each epoch
+        total = sum((end - begin) * row["loss"] for begin, end, row in zip(steps, steps[1:], rows, strict=False))
+        return total / (steps[-1] - start) if rows else math.inf
+
+    def end_epoch(self) -> None:
+        """Print an epoch's mean loss, if one has just ended."""
+        if number := self.ended_epoch():
+            self.say_epoch(number, f"loss {self.epoch_loss(number):.4f}")
+
+    def say_epoch(self, number: int, figures: str) -> None:
+        """Print an epoch's line, above the bar."""
+        self.bar.write(f"epoch {number}" + (f" of {self.config.epochs}" if self.config.epochs else "") + f": {figures}")
 
     def validate(self, held_out: HeldOut) -> None:
         """Validation loss of the averaged weights; a new best is saved."""
@@ -139,12 +173,17 @@ class Report:
 
 
 def usual_events(report: Report, held_out: HeldOut | None, images: int) -> list[Event]:
-    """What a run on images does now and then, in order: validation, where something is held out; grids; its state."""
+    """What a run on images does now and then, in order: ends of epochs, validation, where something is held out, grids
+    and its state.
+    """
+    validation = [] if held_out is None else [Event(report.config.val_step, lambda: report.validate(held_out), True)]
+    return [Event(1, report.end_epoch), *validation, *grids_and_state(report)]
+
+
+def grids_and_state(report: Report) -> list[Event]:
+    """Sample grids and the run's state, which is saved after all else."""
     config = report.config
-    often = [Event(config.sample_step, report.sample, early=True), Event(config.save_step, report.save)]
-    if held_out is None:
-        return often
-    return [Event(config.val_step, lambda: report.validate(held_out), early=True), *often]
+    return [Event(config.sample_step, report.sample, early=True), Event(config.save_step, report.save)]
 
 
 def _logger(config: TrainConfig, out: Path, name: str) -> Callable[[dict[str, Any] | None], None] | None:

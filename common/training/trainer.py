@@ -65,6 +65,7 @@ class Trainer:
     log_name = ""  # of the run for wandb and TensorBoard; empty: that of its folder
     fixed: tuple[str, ...] = ("seed", "val_fraction")  # options that a resumed run must share: they choose what is seen
     classes: tuple[str, ...] = ()  # names of the labels
+    epoch_images = 0  # training images, where the run counts its passes over them
     data = ""  # a mark of what the run learns from, of which the same holds
 
     def __init__(self, config: TrainConfig, processes: Processes):

@@ -246,6 +246,16 @@ def test_default_preset_file_flags(tmp_path):
     assert config == replace(PRESETS["paper"], batch_size=32, channel_mult=(1,), seed=3)
 
 
+def test_steps_given_later_set_aside_epochs(tmp_path):
+    presets = {"default": TrainConfig(epochs=20)}
+    file = tmp_path / "c.yaml"
+    file.write_text("total_steps: 9\nepochs: 3\n")  # a run's own file holds both: its steps are those of its epochs
+    lengths = {line: train(line, presets=presets) for line in ("", "--total_steps 5", f"-c {file}", "--epochs 2")}
+    assert [(c.total_steps, c.epochs) for c in lengths.values()] == [(400_000, 20), (5, None), (9, 3), (400_000, 2)]
+    both = train(f"-c {file} --total_steps 5", presets=presets), train("--total_steps 5 --epochs 2", presets=presets)
+    assert [(c.total_steps, c.epochs) for c in both] == [(5, None), (5, 2)]
+
+
 def test_yaml_round_trip(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()

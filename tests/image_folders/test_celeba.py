@@ -23,6 +23,7 @@ from common.runtime import Processes
 from common.scripts.folder import data_spec, smoke_preset
 from common.scripts.train import epochs_as_steps, train_main
 from common.scripts.true import true_main
+from common.training import report
 from common.training.trainer import Trainer
 from tiny import ALONE, ROOT, folder, images, options, run, weights
 
@@ -106,8 +107,8 @@ def test_epochs_are_steps():
     assert smoke_preset(config).epochs is None and smoke_preset(config).total_steps == 4
 
 
-def test_an_epoch_ends_when_all_images_have_been_seen(celeba):
-    done = celeba["epochs"].epochs_done
+def test_an_epoch_ends_when_all_images_have_been_seen():
+    done = report.epochs_done
     assert [done(step, 8, 36) for step in (0, 4, 5, 9, 13, 14)] == [0, 0, 1, 2, 2, 3]
     assert done(1, 64, 10) == 6  # tiny data: several epochs in one step
 

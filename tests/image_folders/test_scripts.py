@@ -22,6 +22,7 @@ from common.images import HEADER
 from common.methods import METHODS
 from common.networks import build_network, network_description
 from common.scripts.folder import FLAGS, smoke_preset
+from common.scripts.train import train_main
 from tiny import ROOT, network, options
 
 # name: (train script, its weights, suffix of gen_*.py, side, where the scripts are started)
@@ -138,6 +139,32 @@ def test_mnist_test_draws_ten_digits(trained, tmp_path):
     printed = start("mnist/mnist_test.py", "--smoke", *flags, cwd=ROOT)
     assert "ten digits, 8 network evaluations each" in printed
     assert Image.open(tmp_path / "digits.png").size == (10 * 58 + 2, 60 + HEADER)
+
+
+def test_the_flow_image_generators_lines_run_after_its_preset(tmp_path, monkeypatch, capsys):
+    """Its inference example: bare averaged weights, where it looks for them; --smoke replaces none."""
+    from common.unet import ConditionalUNet
+    from mnist import mnist_train
+
+    monkeypatch.setattr(mnist_train, "HERE", tmp_path)
+    argv = ["--preset", "seed", "--smoke", "--device", "cpu", "--out"]
+    final = train_main(mnist_train.FOLDER, "", [*argv, str(tmp_path / "run")], run=mnist_train.run)
+    bare = tmp_path / "flow_matching_mnist.pth"
+    assert f"the weights alone, for ConditionalUNet(): {bare}" in capsys.readouterr().out
+    model = ConditionalUNet()
+    model.load_state_dict(torch.load(bare))
+    averaged, _ = checkpoint.load_network(final)
+    assert all(torch.equal(value, averaged.state_dict()[key]) for key, value in model.state_dict().items())
+    sample = mnist_train.generate_sample(model.eval(), img_size=(1, 128, 128), steps=1)
+    assert sample.shape == (1, 1, 128, 128) and sample.isfinite().all()
+
+    written = bare.stat().st_mtime_ns
+    train_main(mnist_train.FOLDER, "", [*argv, str(tmp_path / "again")], run=mnist_train.run)
+    assert bare.stat().st_mtime_ns == written
+    mnist_train.leave_bare(mnist_train.FOLDER.here / mnist_train.FOLDER.weights, tmp_path / "other.pth")
+    assert not (tmp_path / "other.pth").exists()  # the shipped weights are of another network
+    printed = start("mnist/mnist_test.py", "--smoke", "--weights", final, "--out", tmp_path / "digits.png", cwd=ROOT)
+    assert "ten digits" in printed and Image.open(tmp_path / "digits.png").size == (10 * 66 + 2, 68)  # no names
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -509,6 +509,32 @@ def test_the_first_pictures_and_validation_come_early_and_change_nothing(tmp_pat
     assert [k for k in range(1, 121) if report.due(k, 100, 120)] == [100, 120] and not report.due(50, 0, 100, True)
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_loss_of_each_epoch_is_printed(tmp_path, monkeypatch, capsys, stopped):
+    """36 training images in batches of 8: epochs end with steps 5, 9 and 14."""
+    every = run(tmp_path / "every", total_steps=14, log_step=1)
+    capsys.readouterr()
+    if stopped:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            stop_after(patch, 7)
+            run(tmp_path / "few", total_steps=14, log_step=4, epochs=3)
+    run(tmp_path / "few", total_steps=14, log_step=1 if stopped else 4, epochs=3, resume="auto")
+    losses = [row["loss"] for row in JsonLines(every.parent / "metrics.jsonl").read() if "loss" in row]
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert [line.split(":")[0] for line in printed] == [f"epoch {k} of 3" for k in (1, 2, 3)]
+    wanted = [sum(losses[a:b]) / (b - a) for a, b in ((0, 5), (5, 9), (9, 14))]
+    seen = [float(line.split("loss ")[1]) for line in printed]
+    assert seen[::2] == pytest.approx(wanted[::2], abs=1e-4)
+    assert seen[1] == pytest.approx(wanted[1], abs=0.3 if stopped else 1e-4)  # where it stopped, steps have no row
+
+
+def test_epochs_of_fewer_images_than_a_batch_have_a_loss(tmp_path, capsys):
+    run(tmp_path, data=images(10), total_steps=4, epochs=3, val_fraction=0.0)
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert [line.split(":")[0] for line in printed] == ["epoch 1 of 3", "epoch 2 of 3", "epoch 3 of 3"]
+    assert "inf" not in "".join(printed)
+
+
 def test_a_logger_that_is_not_installed_is_named_before_anything_is_done(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "wandb").mkdir()  # what wandb leaves where it ran is no package
