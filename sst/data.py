@@ -76,6 +76,8 @@ def load(path: str, variable: str = "", gaps: str = "error") -> Fields:
         )
     if file.is_dir():
         return _load_boxes(file, variable, gaps)
+    if not file.is_file():
+        raise ValueError(f"{file} is no regular file: give a NetCDF file, a folder of boxes or a .npz")
     if file.suffix in (".pkl", ".pickle"):
         raise ValueError(f"{file} is a pickle, which may run any program when read: convert it to .npz (see README.md)")
     raw = clean.cleaned(_read_npz(file) if file.suffix == ".npz" else netcdf.read(file, variable))

@@ -28,8 +28,8 @@ SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".gif", "
 SUFFIXES += (".ppm", ".pgm", ".pbm", ".pnm", ".tga")
 # Images that are counted, since they are not read
 _OTHERS = (".heic", ".heif", ".jxl", ".svg", ".psd", ".exr", ".hdr", ".dng", ".cr2", ".nef", ".arw", ".raw", ".dcm")
-# Folders that systems make for themselves: thumbnails, trash, snapshots, forks; so is what begins with @ or $
 _OWN = ("header.json", "samples.json")  # of prepared and generated sets
+# Folders that systems make for themselves: thumbnails, trash, snapshots, forks; so is what begins with @ or $
 _HIDDEN = ("__macosx", "#recycle", "#snapshot", "lost+found", "system volume information")
 
 

@@ -41,7 +41,7 @@ def write_page(folder: Path, out: str = "", grids: int = 6) -> Path:
     """Write the page of a run folder, by default as page.html in it; see :func:`page`."""
     file, text = Path(out).expanduser() if out else folder / NAME, page(folder, grids)
     with atomic_write(file) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # half characters of a card's names
     print(f"page: {file}")
     return file
 
@@ -113,11 +113,12 @@ def _spread(items: Sequence[Path], count: int) -> list[Path]:
 
 def _picture(file: Path) -> tuple[str, str]:
     """Title and content, as a data URL, of a picture: the file as it is when it is small, else a smaller JPEG."""
-    kind, content = "png", file.read_bytes()
+    with reading(file, "remove it"):
+        kind, content = "png", file.read_bytes()
     if len(content) > SHOWN_BYTES:
         from PIL import Image
 
-        with reading(file, "remove it"), Image.open(file) as image:
+        with reading(file, "remove it"), Image.open(io.BytesIO(content)) as image:
             smaller, buffer = image.convert("RGB"), io.BytesIO()
         smaller.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)
         smaller.save(buffer, "JPEG", quality=88)

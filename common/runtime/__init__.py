@@ -51,8 +51,11 @@ def reading(path: str | os.PathLike[str], advice: str) -> Iterator[None]:
     """Whatever goes wrong inside, on what a file holds, is the file's fault: a line that names it and says what to do.
 
     Raises:
-        ValueError: something went wrong that is not for want of the file, of memory or of a package.
+        ValueError: something went wrong that is not for want of the file, of memory or of a package; or it is a pipe
+            or a device.
     """
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise ValueError(f"{path} is no regular file: {advice}")  # a pipe would be waited for
     try:
         yield
     except (OSError, MemoryError, ModuleNotFoundError):

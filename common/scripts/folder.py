@@ -152,6 +152,8 @@ def load_data(folder: Folder, config: Any, image_size: int, channels: int, strea
     from common.data.synthetic import synthetic_images
 
     if config.smoke:
+        if config.data:
+            print(f"--smoke: made-up images; --data {config.data} is not read")
         return synthetic_images(64, image_size, channels, getattr(config, "num_classes", 0) or 10, seed=0)
     options |= {"root": _data_root(folder, config), "num_workers": getattr(config, "num_workers", 2)}
     if stream:

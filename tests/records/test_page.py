@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 
 from common.images import save_png
-from common.records.page import SHOWN_SIDE, page
+from common.records.page import SHOWN_SIDE, page, write_page
 from common.runtime import generator
 from common.scripts import measure
 from tiny import NAME, folder, images, run
@@ -98,3 +99,19 @@ def test_what_is_not_finite_is_not_drawn(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(rows)
     line = re.search(r'<polyline points="([^"]*)"', page(tmp_path))
     assert line and len(line[1].split()) == 2 and "nan" not in line[1]
+
+
+@pytest.mark.parametrize("name", ["card.json", "metrics.jsonl", "samples/step_1.png"])
+def test_a_pipe_is_not_waited_for(tmp_path, name):
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=rf"{name} is no regular file"):
+        page(tmp_path)
+
+
+def test_half_a_character_of_a_card_is_shown(tmp_path):
+    (tmp_path / "card.json").write_text(json.dumps({"sha256": "", "command": "\ud800"}))
+    write_page(tmp_path)
+    assert r"\ud800" in (tmp_path / "page.html").read_text(encoding="utf-8")

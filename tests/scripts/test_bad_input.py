@@ -213,6 +213,11 @@ def test_labels_out_of_range_or_missing(place, tmp_path):
     refused(train_in, place, "--data", str(tmp_path / "negative.npz"), match="labels reach from -1 to 22")
 
 
+def test_data_beside_smoke_is_said_not_to_be_read(place, tmp_path, capsys):
+    train_main(place, "", [*CPU, "--smoke", "--data", str(tmp_path / "images.npz"), "--out", str(tmp_path / "smoke")])
+    assert f"made-up images; --data {tmp_path / 'images.npz'} is not read" in capsys.readouterr().out
+
+
 def test_a_classifier_needs_labels(place, tmp_path):
     np.savez(tmp_path / "images.npz", images=images(24).images.numpy())
     weights(tmp_path / "results" / "shipped.pt", CONDITIONAL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 
 import numpy as np
@@ -103,6 +104,7 @@ def _truncated(path):
 
 
 BAD = {  # name: (what writes the file, options, what the line says)
+    "pipe.nc": (os.mkfifo, {}, "no regular file"),
     "missing.nc": (None, {}, "no data at .*missing.nc"),
     "pickle.pkl": (lambda p: p.write_bytes(pickle.dumps([1])), {}, "is a pickle.*convert it to .npz"),
     "other.nc": (lambda p: dataset(name="ice").assign(wind=dataset()["sst"]).to_netcdf(p), {}, "no variable sst, but"),
