@@ -125,6 +125,11 @@ class Options:
     smoke: bool = False
     """Seconds on a CPU: few frames and steps of the synthetic field; writes to results/smoke"""
 
+    def check_together(self) -> None:
+        """Raises ValueError for weights that would not be read."""
+        if self.weights and self.mode != "evaluate":
+            raise ValueError(f"--weights {self.weights} is not read where --mode {self.mode} trains: add --mode evaluate")
+
 
 @dataclass(frozen=True)
 class DrawOptions:

@@ -331,6 +331,8 @@ def test_a_torus_has_no_edges():
     [
         ({"method": "idff"}, "--sigma 0: --method idff"),
         ({"source": "state"}, "--sigma 0"),
+        ({"weights": "w.pt"}, "--weights w.pt is not read where --mode all trains: add --mode evaluate"),
+        ({"weights": "w.pt", "mode": "train"}, "where --mode train trains"),
         ({"members": 1}, "--members 1: must be at least 2"),
         ({"box": 22}, "--box 22 and 4 cells at each edge must be divisible by 4"),
         ({"starts": -1}, "--starts -1: must be at least 0"),
