@@ -128,7 +128,9 @@ class Options:
     def check_together(self) -> None:
         """Raises ValueError for weights that would not be read."""
         if self.weights and self.mode != "evaluate":
-            raise ValueError(f"--weights {self.weights} is not read where --mode {self.mode} trains: add --mode evaluate")
+            raise ValueError(
+                f"--weights {self.weights} is not read where --mode {self.mode} trains: add --mode evaluate"
+            )
 
 
 @dataclass(frozen=True)
