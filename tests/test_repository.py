@@ -368,7 +368,7 @@ for where, name, flags in json.load(sys.stdin):
 def help_of(entries: list[Entry]) -> dict[Entry, tuple[object, str]]:
     """How scripts and modules end with the flags of a command and --help: all in one process, which takes a while."""
     command, given = [sys.executable, "-c", HELP], json.dumps(entries)
-    shown = subprocess.run(command, cwd=ROOT, input=given, capture_output=True, text=True, timeout=120, check=True)
+    shown = subprocess.run(command, cwd=ROOT, input=given, capture_output=True, text=True, timeout=600, check=True)
     return dict(zip(entries, map(json.loads, shown.stdout.splitlines()), strict=True))
 
 

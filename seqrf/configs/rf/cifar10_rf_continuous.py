@@ -4,13 +4,7 @@
 def get_config():
     """Nested mappings, as in options.Config."""
     return {
-        "data": {
-            "dataset": "torchvision:CIFAR10",
-            "image_size": 32,
-            "channels": 3,
-            "random_flip": True,
-            "classifier": "../cifar10/results/classifier.pt",
-        },
+        "data": {"dataset": "torchvision:CIFAR10", "image_size": 32, "channels": 3, "random_flip": True},
         "model": {
             "condition": "heads",  # k time embeddings, each a copy of the teacher's at first
             "ema_rate": 0.9999,
