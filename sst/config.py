@@ -174,9 +174,10 @@ ERSST = replace(
     spread="validation",
 )
 
-# OISST v2 boxes as in DYffusion: training to 2018, validation 2019, test 2020.
-OISST = replace(DEFAULT, harmonics=3, num_channel=64, channel_mult=(1, 2, 4), total_steps=20_000, warmup=500)
-OISST = replace(OISST, ema_decay=0.999, batch_size=64, val_step=1000, save_step=1000, starts=100)
+# OISST v2 boxes as in DYffusion: training to 2018, validation 2019, test 2020. Three levels halve 60 cells twice, not
+# three times: no patches.
+OISST = replace(DEFAULT, harmonics=3, num_channel=64, channel_mult=(1, 2, 4), patch_size=1, total_steps=20_000)
+OISST = replace(OISST, warmup=500, ema_decay=0.999, batch_size=64, val_step=1000, save_step=1000, starts=100)
 
 PRESETS = {"default": DEFAULT, "ersst": ERSST, "oisst": OISST}
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from common import checkpoint
 from common.cli import validate
 from common.methods import method_of
+from common.networks import build_network
 from common.runtime import generator
 from sst import climate as C
 from sst import config as O
@@ -642,6 +643,18 @@ def test_a_run_goes_on_with_its_own_data_and_split_only(tmp_path, monkeypatch, c
     state = checkpoint.load(tmp_path / "checkpoint_last.pt")
     assert state["history"] == [{"step": 2, "total_steps": [2, 3], "batch_size": [TINY.batch_size, 8]}]
     assert state["images_seen"] == 2 * TINY.batch_size + 8
+
+
+@pytest.mark.parametrize("name", O.PRESETS)
+def test_presets_fit_the_boxes_that_they_are_for(name):
+    """OISST's boxes are of 60 x 60 cells, as are the tiles of ERSST; only the synthetic field has no edges."""
+    options = O.PRESETS[name]
+    validate(options)
+    F.check(options, torus=name == "default")
+    F.check(O.smoke(options), torus=True)  # of the synthetic field
+    with torch.device("meta"):
+        network = build_network(F.description(options))
+    assert options.box == 60 and (60 + 2 * F.WRAP * (name == "default")) % network.multiple == 0
 
 
 def test_mistakes_end_with_one_line():
