@@ -487,7 +487,12 @@ def test_what_the_documents_commands_write_is_ignored_by_git():
     written = [
         *("cifar10/results/fm/x.pt", "cifar10/results/otcfm/config.yaml", "results/paper/x.json", "sst/runs/a/x.pt"),
         *("mnist/results/smoke-rf/x.pth", "mnist/flow_matching_mnist.pth", "mnist/samples/gen/000000.png"),
-        *("seqrf/exp/toy2d/table.csv", "celebA/checkpoints/rf_best.pth", "2D-toys/results/race/race.html", "cifar10/data/x"),
+        *(
+            "seqrf/exp/toy2d/table.csv",
+            "celebA/checkpoints/rf_best.pth",
+            "2D-toys/results/race/race.html",
+            "cifar10/data/x",
+        ),
     ]
     asked = subprocess.run(["git", "check-ignore", *written], cwd=ROOT, capture_output=True, text=True, check=False)
     assert asked.stdout.split() == written
