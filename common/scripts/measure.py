@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from common import cli
 from common.cli.configs import MeasureConfig
+from common.cli.values import shown
 from common.scripts.folder import Folder, load_data
 from common.scripts.sampling import make_sampler, with_bar
+
+SMOKE_SAMPLES = 64  # at most
 
 
 def measure_main(
@@ -24,6 +28,8 @@ def measure_main(
     config, extra = cli.parse_with_extra(MeasureConfig, description=description, argv=argv)
     if config.card and config.smoke:
         raise ValueError("--card with --smoke: made-up images measure nothing; leave one of them out")
+    if config.smoke:
+        config = replace(config, n_samples=min(config.n_samples, SMOKE_SAMPLES))
     import torch
 
     from common import checkpoint, generate
@@ -50,7 +56,13 @@ def measure_main(
     batches = generate.sample_many(sampler, range(config.n_samples), config.batch_size, config.label)
     parts = [(to_uint8(part), nfe) for _, part, nfe in with_bar(batches, config.n_samples, "samples")]
     images, nfe = torch.cat([part for part, _ in parts]), parts[-1][1]
-    labels = generate.labels_for(range(len(images)), generate.real_classes(sampler.net), config.label)
+    asked, known = generate.real_classes(sampler.net), recogniser.net.arguments["num_classes"]
+    labels = generate.labels_for(range(len(images)), asked, config.label)
+    if labels is not None and asked != known:
+        labels = None
+        print(f"the weights know {asked} classes, the classifier of {train.source} {known}: no share of recognised")
+    elif labels is not None and (named := info.get("classes")) and list(train.class_names) != list(named):
+        print(f"note: classes of the weights: {shown(named)}; of {train.source}: {shown(train.class_names)}")
     measured = recogniser.measure(images, labels)
     result = {
         "weights": info["path"],

@@ -271,13 +271,13 @@ class Grid(TypedDict):
     n_steps: Annotated[int, Meta(ge=1)]
     cfg: float
     landing: float
-    times: Annotated[list[float], Meta(min_length=2)]
+    times: Annotated[list[Annotated[float, Meta(ge=0, le=1)]], Meta(min_length=2)]
 
 
 class Plan(Grid):
     """What a fitted sampler is kept as."""
 
-    weights: list[list[float]]
+    weights: list[list[Annotated[float, Meta(ge=-1e6, le=1e6)]]]  # of a fit that is any good: below 100
     facts: dict[str, Any]
 
 
@@ -301,7 +301,8 @@ def read_samplers(weights: Path) -> dict[str, list[dict[str, Any]]]:
     with reading(path, "remove it and fit the samplers again"):
         content = checked(json.loads(path.read_text(encoding="utf-8")), Samplers, "its value")
         for entry in content["adaptive"] + content["fitted"]:
-            nodes_of(entry["times"])
+            if len(nodes_of(entry["times"])) != entry["n_steps"] + 1:
+                raise ValueError(f"{len(entry['times'])} times for {entry['n_steps']} steps")
         for entry in content["fitted"]:
             _sampler_of(entry)
         if content["weights_sha256"] != file_hash(weights):

@@ -218,6 +218,21 @@ def test_data_beside_smoke_is_said_not_to_be_read(place, tmp_path, capsys):
     assert f"made-up images; --data {tmp_path / 'images.npz'} is not read" in capsys.readouterr().out
 
 
+def test_classes_of_other_data_are_not_taken_for_those_of_the_weights(place, tmp_path, capsys):
+    """A share of digits that a classifier of two animals recognises would be a number without meaning."""
+    final = run(tmp_path / "run", data=images(24), num_classes=3)
+    for count, said in (
+        (2, "the weights know 3 classes, the classifier of"),
+        (3, "note: classes of the weights: "),
+    ):
+        for k in range(24):
+            target = tmp_path / f"set{count}" / "abc"[k % count] / f"{k}.png"
+            save_png(target, images(24).images[k].permute(1, 2, 0))
+        flags = ["--weights", str(final), "--data", str(tmp_path / f"set{count}"), "--n_steps", "1", "--epochs", "1"]
+        result = measure_main(place, "", False, [*CPU, *flags, "--n_samples", "6"])
+        assert said in capsys.readouterr().out and (result["recognised"] is None) == (count == 2)
+
+
 def test_a_classifier_needs_labels(place, tmp_path):
     np.savez(tmp_path / "images.npz", images=images(24).images.numpy())
     weights(tmp_path / "results" / "shipped.pt", CONDITIONAL)

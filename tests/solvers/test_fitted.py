@@ -186,6 +186,17 @@ def test_file_beside_the_weights(tmp_path):
         fitted.find_fitted(weights, 6, 3.0)
 
 
+def _grids(n_steps, times, **more):
+    entry = {"n_steps": n_steps, "cfg": 1.0, "landing": 1.0, "times": times, **more}
+    return json.dumps(
+        {"weights_sha256": "0", "adaptive": [], "fitted": []} | {"fitted" if more else "adaptive": [entry]}
+    )
+
+
+def _plan(weights):
+    return _grids(2, [0, 0.5, 1], weights=weights, facts={})
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -194,6 +205,9 @@ def test_file_beside_the_weights(tmp_path):
         ("[" * 100_000, "damaged"),
         ('{"weights_sha256": 1, "adaptive": [], "fitted": []}', "weights_sha256: expected `str`, got `int`"),
         ('{"weights_sha256": "0", "adaptive": [3], "fitted": []}', ": expected `object`, got `int`"),
+        (_grids(3, [0, 0.5, 1]), "3 times for 3 steps"),
+        (_grids(2, [-3, 0.5, 1]), ": expected `float` >= 0.0"),
+        (_plan([[1, 1e300], [1, 0, 1]]), ": expected `float` <= 1000000.0"),
         ('{"weights_sha256": "0", "adaptive": [], "fitted": [{"cfg": 1.0, "n_steps": 2, "times": [0, 1]}]}', "damaged"),
         ('{"weights_sha256": "0", "adaptive": [], "fitted": []}', "other weights than w.pt"),
     ],
