@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from math import log
 
 import numpy as np
@@ -28,9 +25,7 @@ LORENZ, ROSSLER = systems.SYSTEMS["lorenz"], systems.SYSTEMS["rossler"]
 
 def run(script, *flags):
     """Run a script of the folder from the root; its output, errors included."""
-    command = [sys.executable, f"timeseries_examples/{script}.py", *map(str, flags)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, env=environment)
+    done = started.start(FOLDER / f"{script}.py", *flags, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout + done.stderr
 
