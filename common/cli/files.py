@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,7 @@ def load_config(file: Path) -> Mapping[Any, Any]:
         raw = readers[file.suffix](file)
     except OSError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # how a script ends is not for its file of options to say
         raise ValueError(f"{file}: not readable as {file.suffix}: {_reason(error)}") from error
     if isinstance(raw, Mapping):
         return raw
@@ -70,6 +72,7 @@ def _load_yaml(file: Path) -> Any:
     node = loader.get_single_node()
     if _values_in(node, {}) > LARGEST:
         raise ValueError(f"it holds more than {LARGEST:,} values, with its aliases written out")
+    _check_plain(node)
     return None if node is None else loader.construct_document(node)
 
 
@@ -82,8 +85,31 @@ def _values_in(node: Any, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
+def _check_plain(node: Any) -> None:
+    """Refuse (ValueError) a key that stands twice, and numbers that YAML reads in base 8 (010) or 60 (1:30)."""
+    parts = node.value if isinstance(getattr(node, "value", None), list) else []
+    pairs = [part for part in parts if isinstance(part, tuple)]
+    _check_once([key.value for key, _ in pairs if isinstance(key.value, str) and key.value != "<<"])
+    for part in parts:
+        for each in part if isinstance(part, tuple) else (part,):
+            _check_plain(each)
+    text = "" if node is None or parts else str(node.value)
+    if node is not None and node.tag.endswith((":int", ":float")) and re.match(r"[-+]?0[0-9_]+$|.*:", text):
+        raise ValueError(f"{text} is read in base 8 or 60: write it as a plain number, or in quotes")
+
+
+def _check_once(keys: Sequence[str]) -> None:
+    twice = [key for key, count in Counter(keys).items() if count > 1]
+    if twice:
+        raise ValueError(f"{shown(twice[0])} stands in it {keys.count(twice[0])} times; leave one of them")
+
+
 def _load_json(file: Path) -> Any:
-    return json.loads(_text(file))
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        _check_once([key for key, _ in pairs])
+        return dict(pairs)
+
+    return json.loads(_text(file), object_pairs_hook=once)
 
 
 def _load_python(file: Path) -> Any:
@@ -100,7 +126,7 @@ def _load_python(file: Path) -> Any:
     return to_dict() if to_dict else config
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """One line; for YAML the place and the problem, without its quotation of the file."""
     mark = getattr(error, "problem_mark", None)
     if mark is not None:

@@ -582,6 +582,11 @@ for level in "bcdefghi":
     ("name", "text", "match"),
     [
         ("a.yaml", f"lr: {BOMB}\n", "more than 20,000 values, with its aliases written out"),
+        ("a.yaml", "seed: 1\nlr: 1\nseed: 2\n", "seed stands in it 2 times"),
+        ("a.json", '{"seed": 1, "seed": 2}', "seed stands in it 2 times"),
+        ("a.yaml", "seed: 010\n", "010 is read in base 8 or 60"),
+        ("a.yaml", "seed: 1:30\n", "1:30 is read in base 8 or 60"),
+        ("a.py", "import sys\nsys.exit(0)\n", "not readable as .py: SystemExit: 0"),
         ("a.yaml", f"channel_mult: {BOMB}\n", "more than 20,000 values"),
         ("a.yaml", "lr: &a [*a]\n", "RecursionError"),
         ("a.yaml", "lr: " + "[" * 5_000, "not readable as .yaml"),
