@@ -385,6 +385,8 @@ def check_data(path: Path, series: Sequence[Tensor]) -> None:
 def load_as_trained(options: Any, names: Sequence[str], subject: str) -> tuple[Propagator, Any]:
     """The propagator of ``options.weights``, and the options with those names as they were when it was trained.
 
+    What was asked for otherwise is told: weights hold for what they have learnt.
+
     Raises:
         ValueError: weights of something else than the subject.
     """
@@ -392,7 +394,12 @@ def load_as_trained(options: Any, names: Sequence[str], subject: str) -> tuple[P
     if not set(names) <= set(config):
         raise ValueError(f"{options.weights} is no model of {subject}: give one of this script's")
     name = f"{options.weights}, its options"
+    asked, default = options, type(options)()
     options = replace(options, **read_values(type(options), {key: config[key] for key in names}, name))
+    for key in names:
+        value, learnt = getattr(asked, key), getattr(options, key)
+        if value not in (getattr(default, key), learnt):
+            print(f"note: --{key} {value} is not what {options.weights} has learnt; it is {learnt} here")
     try:
         validate(options)
     except ValueError as error:

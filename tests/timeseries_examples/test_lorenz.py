@@ -308,6 +308,15 @@ def test_options_of_weights_are_checked(tmp_path, key, value):
         flows.load_as_trained(options, lorenz.TRAINED_WITH, "a chaotic system")
 
 
+def test_options_that_weights_set_aside_are_told(capsys):
+    file = str(FOLDER / "results" / "lorenz" / "CFM_lorenz_v1.pt")
+    options = lorenz.Options(weights=file, system="rossler")
+    assert flows.load_as_trained(options, lorenz.TRAINED_WITH, "a chaotic system")[1].system == "lorenz"
+    assert f"note: --system rossler is not what {file} has learnt; it is lorenz here" in capsys.readouterr().out
+    flows.load_as_trained(lorenz.Options(weights=file), lorenz.TRAINED_WITH, "a chaotic system")
+    assert "note" not in capsys.readouterr().out
+
+
 def test_weights_are_not_tested_on_the_trajectories_of_their_training(tmp_path):
     run("Lorenz_simulation", "--smoke", "--seed", 1, "--out", tmp_path / "a")
     flags = ("--smoke", "--weights", tmp_path / "a" / "CFM_lorenz_v1.pt", "--out", tmp_path / "b", "--seed", 0)
