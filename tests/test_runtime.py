@@ -521,3 +521,21 @@ def test_images_load_where_the_system_says_nothing_of_memory_and_locks(tmp_path)
     )
     ended = as_script(tmp_path, body, WINDOWS)
     assert ended.returncode == 0 and ended.stdout.split()[-1] == b"3", ended.stderr
+
+
+def test_what_a_killed_process_has_begun_is_removed_by_the_next_one(tmp_path):
+    begun = """
+import os, signal, sys
+from common.runtime import atomic_write
+with atomic_write(sys.argv[1]) as path:
+    path.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", begun, str(tmp_path / "a.json")], cwd=ROOT, check=False)
+    (dead,) = tmp_path.iterdir()
+    other = dead.with_name(dead.name.replace(runtime._machine(), "0" * 8))  # of a machine with the same disk
+    alive = dead.with_name(re.sub(r"-\d+-", f"-{os.getpid()}-", dead.name))
+    for path in (other, alive):
+        path.write_text("half")
+    runtime.write_json(tmp_path / "b.json", 1)
+    assert {path.name for path in tmp_path.iterdir()} == {"b.json", other.name, alive.name}

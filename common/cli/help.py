@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple, NoReturn, get_args
 from common.cli.flags import Names
 from common.cli.values import field_types, kind_of
 
-CONFIG_HELP = "Options from a .yaml, .json or .py file, or a run folder; flags come on top of it"
+CONFIG_HELP = "Options from a .yaml, .json or .py file (which is run), or a run folder; flags come on top of it"
 PRESET_HELP = "Where the options start; the defaults below are those of the preset given"
 WIDEST = 110  # columns of prose
 BARE: dict[str, Any] = {"frozen": True, "repr": False, "eq": False}  # methods take time to make

@@ -16,6 +16,7 @@ import os
 import platform
 import sys
 import threading
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -292,7 +293,8 @@ def atomic_write(path: str | os.PathLike[str], sync: bool = True) -> Iterator[Pa
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    _clear(path.parent.resolve())
+    temporary = path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         yield temporary
         if sync:
@@ -308,6 +310,23 @@ def atomic_write(path: str | os.PathLike[str], sync: bool = True) -> Iterator[Pa
         raise OSError(errno.ENOSPC, text) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@functools.cache
+def _machine() -> str:
+    """A mark of this machine: numbers of processes tell nothing about those of another one with the same disk."""
+    return f"{zlib.crc32(platform.node().encode()):08x}"
+
+
+@functools.cache  # once a process: a folder may hold a million files
+def _clear(folder: Path) -> None:
+    """Remove what processes of this machine that were killed had begun to write in a folder."""
+    for path in folder.glob(f".*.{_machine()}-*-*.tmp"):
+        import psutil
+
+        process = path.name.split("-")[-2]
+        if process.isdigit() and not psutil.pid_exists(int(process)):
+            path.unlink(missing_ok=True)
 
 
 def read_json(path: str | os.PathLike[str], kind: Any = object) -> Any:

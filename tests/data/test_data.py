@@ -470,7 +470,8 @@ def test_download_size(monkeypatch):
         ("https://example.org/b.gz", "HEAD"),
     ]
     no_network(monkeypatch)
-    assert opening._download_size(Fake) == "an unknown amount"
+    assert opening._download_size(Fake) == "as much as its server has, which does not say how much"
+    assert opening._download_size(type("CIFAR10", (), {})) == "170 MB"  # nobody is asked
 
 
 # ---- MNIST by Keras
