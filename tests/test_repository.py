@@ -359,7 +359,7 @@ for where, name, flags in json.load(sys.stdin):
             traceback.print_exc()
     for own in set(sys.modules) - loaded:  # another folder's _repo, or what only one folder has on its path
         file = getattr(sys.modules[own], "__file__", None) or ""
-        if file.startswith(root) and not own.startswith("common"):
+        if file.startswith(root) and "site-packages" not in file and not own.startswith("common"):
             del sys.modules[own]
     print(json.dumps([code, errors.getvalue()]))
 """
