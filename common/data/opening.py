@@ -19,8 +19,6 @@ from common.data.splits import NoSplit
 from common.runtime import in_one_line
 
 ALLOWED = "torchvision:NAME, a folder, .zip or .tar of images, an LMDB, or a .npy/.npz file"
-# What torchvision downloads of a set, in MB
-MEGABYTES = {"MNIST": 12, "FashionMNIST": 31, "KMNIST": 21, "CIFAR10": 170, "CIFAR100": 169, "STL10": 2640}
 PREPARE = "python -m common.prepare images --size SIZE --to FILE.zip --from"
 _CONVERTED = (".gz", ".tgz", ".bz2", ".xz", ".parquet", ".tfrecord", ".tfrecords")  # by it, but not read in training
 
@@ -118,12 +116,10 @@ def _torchvision_set(name: str, root: str | Path | None, split: str, say) -> Any
 
 
 def _download_size(cls) -> str:
-    """About how much a torchvision set downloads: known, or asked from its server, which may not say."""
+    """About how much a torchvision set downloads, asked from its server, which may not say."""
     import http.client
     import urllib.request
 
-    if cls.__name__ in MEGABYTES:
-        return f"{MEGABYTES[cls.__name__]} MB"
     mirror = (getattr(cls, "mirrors", None) or [""])[0]
     links = [mirror + entry[0] for entry in getattr(cls, "resources", [])] or [getattr(cls, "url", "")]
     try:

@@ -471,7 +471,6 @@ def test_download_size(monkeypatch):
     ]
     no_network(monkeypatch)
     assert opening._download_size(Fake) == "as much as its server has, which does not say how much"
-    assert opening._download_size(type("CIFAR10", (), {})) == "170 MB"  # nobody is asked
 
 
 # ---- MNIST by Keras
