@@ -219,8 +219,7 @@ def load_network(
 
     Returns:
         The network and {"config", "network", "method", "step", "classes", "report"}; classes are names, of old files
-        none; the report is a list of lines that say what
-        the file is and what was assumed.
+        none; the report is a list of lines that say what the file is and what was assumed.
 
     Raises:
         FileNotFoundError: no such file.

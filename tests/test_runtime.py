@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy
 import numpy as np
@@ -408,12 +409,17 @@ def test_disk_full_is_one_line_and_loses_nothing(tmp_path, writer, capsys):
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_cpu_without_half_precision_computes_in_float32_and_says_so_once(precision, monkeypatch, capsys):
     monkeypatch.setattr(torch.ops.mkldnn, f"_is_mkldnn_{precision}_supported", lambda: False, raising=False)
-    runtime.computes.cache_clear()
+    cached = runtime.computes
+    cached.cache_clear()
     x = torch.eye(2)
     for _ in range(2):
         with runtime.autocast(torch.device("cpu"), precision):
             assert (x @ x).dtype == torch.float32
     assert capsys.readouterr().err.count("float32") == 1
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())  # a build without that library
+    cached.cache_clear()
+    assert not cached(precision)
+    cached.cache_clear()  # the tests that follow ask the machine again
     monkeypatch.setattr(runtime, "computes", lambda precision: True)
     with runtime.autocast(torch.device("cpu"), precision):
         assert (x @ x).dtype == {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]

@@ -125,7 +125,8 @@ def computes(precision: str) -> bool:
     """Whether this machine's CPU has instructions for a half; where not, one line says what that means."""
     import torch
 
-    can = bool(getattr(torch.ops.mkldnn, f"_is_mkldnn_{precision}_supported")())
+    asked = getattr(torch.ops.mkldnn, f"_is_mkldnn_{precision}_supported", None)  # None: torch was built without it
+    can = bool(asked and asked())
     if not can:
         print(
             f"-mp {precision}: this CPU has no {precision} arithmetic; float32, which is faster here", file=sys.stderr
