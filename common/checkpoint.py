@@ -24,8 +24,8 @@ from typing_extensions import Required, TypedDict
 
 from common import foreign
 from common.methods import NAMES, method_of, recorded_method
-from common.networks import build_network, check_description
-from common.runtime import atomic_write, checked
+from common.networks import build_network, check_description, with_second_time
+from common.runtime import atomic_write, checked, file_hash
 
 FORMAT = "flow-checkpoint"
 
@@ -53,6 +53,7 @@ class Contents(TypedDict, total=False):
     images_seen: Annotated[int, Meta(ge=0)]
     seconds: Annotated[float, Meta(ge=0)]
     classes: list[str]
+    init: dict[str, str]
     optim: dict[str, Any]
     ema: dict[str, Any]
     scaler: dict[str, Any]
@@ -201,6 +202,36 @@ def _verify(path: Path, state: dict[str, Any]) -> None:
 
 
 # ---- networks
+
+
+def start_from(path: str | PathLike[str], network: nn.Module, description: Mapping[str, Any]) -> dict[str, str]:
+    """Give a network the weights of a file to train on from: averaged ones, if the file has them.
+
+    A network of two times may start from one of one time: its flow map then begins as the velocity, whatever r is.
+
+    Args:
+        path: a checkpoint of any project, or a run folder.
+        network: changed in place.
+        description: of the network.
+
+    Returns:
+        {"weights", "sha256"} of the file, for the record of the run.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint, or of another network.
+    """
+    path = find(path)
+    source, info = load_network(path)
+    theirs, options = info["network"], ("dropout", "checkpointing")  # of a run, not of its weights
+    if description.get("two_times") and not theirs.get("two_times"):
+        source, theirs = with_second_time(source, theirs)
+    keys = [key for key in {**description, **theirs} if key not in options and theirs.get(key) != description.get(key)]
+    if keys:
+        differences = "; ".join(f"{key}: {theirs.get(key)} there, {description.get(key)} here" for key in keys)
+        raise ValueError(f"--init {path} is of another network ({differences}): give this run its options")
+    network.load_state_dict(source.state_dict())
+    return {"weights": path.name, "sha256": file_hash(path)}
 
 
 def load_network(

@@ -92,6 +92,8 @@ class TrainConfig:
     """Activation checkpointing: less memory for about a third more time"""
 
     # ---- optimisation
+    init: str = ""
+    """Weights that training starts from, a checkpoint (of any project) or run folder; empty: random ones"""
     total_steps: Count = 400_000
     """Optimizer steps of the whole run"""
     epochs: Annotated[Count | None, NoneFor(0)] = None

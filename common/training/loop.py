@@ -181,6 +181,8 @@ def begin(trainer: Trainer, out: Path, options: Any) -> None:
         )
     if last.exists():  # every process reads it: the first one writes the next only after a step that all have taken
         trainer.restore(checkpoint.load(last, map_location=trainer.device), last)
+    elif trainer.config.init:
+        trainer.start_from(trainer.config.init)
     if trainer.processes.is_main:
         JsonLines(out / "metrics.jsonl").truncate_after(trainer.step)
         # a run that is made again from the file is a new one, whatever this one is
@@ -291,6 +293,7 @@ def card_facts(trainer: Trainer) -> dict[str, Any]:
         "commit": commit(),
         "command": without_folders(["python", *sys.argv]),
         "recipe": "config.yaml beside the weights; train again with -c config.yaml",
+        **({"init": trainer.origin} if trainer.origin else {}),
         **({"history": trainer.history} if trainer.history else {}),
     }
 

@@ -96,6 +96,7 @@ class Trainer:
             self.call = nn.parallel.DistributedDataParallel(self.call, device_ids=ids)
         self.step, self.images_seen, self.skipped, self.bad_in_row = 0, 0, 0, 0
         self.seconds, self.best = 0.0, math.inf
+        self.origin: dict[str, str] = {}  # name and hash of the weights that the run started from
         self.history: list[dict[str, Any]] = []  # of options that changed when the run was resumed
 
     def build(self) -> tuple[nn.Module, dict[str, Any]]:
@@ -103,6 +104,11 @@ class Trainer:
         method = method_of(self.config.method)
         description = network_description(self.config, method.heads, method.times is not None)
         return build_network(description), description
+
+    def start_from(self, weights: str) -> None:
+        """Begin with the weights of a file instead of random ones."""
+        self.origin = checkpoint.start_from(weights, self.net, self.description)
+        self.ema = EMA(self.net, self.config.ema_decay, self.config.ema_warmup)
 
     def losses(self, network: Callable[..., Tensor], batch: Any) -> Tensor:
         """The method's losses on a batch, (B,)."""
@@ -200,6 +206,7 @@ class Trainer:
             "images_seen": self.images_seen,
             "seconds": self.seconds,
             **({"classes": list(self.classes)} if self.classes else {}),
+            **({"init": self.origin} if self.origin else {}),
             "config": self.options(),
             "network": self.description,
             "method": self.weights_method(),
@@ -250,6 +257,7 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
             self.step, self.skipped, self.best = state["step"], state["skipped"], state["best"]
             self.seconds, self.images_seen = state["seconds"], state["images_seen"]
+            self.origin = state.get("init", {})
 
     def _restore_optimizer(self, state: dict[str, Any]) -> None:
         """Take its options and moments up again, which torch does not compare with the parameters."""
@@ -292,4 +300,4 @@ class Trainer:
     def options(self) -> dict[str, Any]:
         """The options as primitives, without this machine's paths, which are nobody's business but the run folder's."""
         options = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.config).items()}
-        return options | {"out": "", "data_root": "", "data": Path(self.config.data).name, "resume": "no"}
+        return options | {"out": "", "data_root": "", "data": Path(self.config.data).name, "init": "", "resume": "no"}

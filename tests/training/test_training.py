@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 import sys
@@ -18,7 +19,7 @@ from common.couplings import couple
 from common.data.loading import Batches, StreamingImages
 from common.images import save_png
 from common.records.rows import JsonLines
-from common.runtime import Processes, generator
+from common.runtime import Processes, file_hash, generator
 from common.scripts.folder import smoke_preset
 from common.scripts.train import train_main
 from common.training import report
@@ -370,6 +371,51 @@ def test_every_method_trains_and_its_weights_are_rebuilt(tmp_path, capsys, chang
     assert net.num_classes == (changes.get("num_classes", 0) and 3 + (changes.get("label_dropout", 0.1) > 0))
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["method"] == changes["method"]
     assert f"{changes['method']} with " in capsys.readouterr().out
+
+
+def test_a_run_starts_from_the_weights_of_another_and_says_so(tmp_path):
+    first = run(tmp_path / "a", total_steps=3)
+    second = run(tmp_path / "b", init=str(first), total_steps=1, lr=1e-20, warmup=0, ema_warmup=0)
+    old, new = (checkpoint.load(path)["ema_model"] for path in (first, second))
+    assert difference(old, new) == ""  # Adam moves a weight by lr, below the precision of float16 here
+    assert checkpoint.load(second)["init"] == {"weights": first.name, "sha256": file_hash(first)}
+    assert json.loads(second.with_suffix(".json").read_text())["init"] == checkpoint.load(second)["init"]
+
+
+def test_a_resumed_run_does_not_need_the_weights_that_it_started_from(tmp_path):
+    first = run(tmp_path / "a", total_steps=2)
+    changes = {"init": str(first), "save_step": 2}
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    run(whole, total_steps=4, **changes)
+    run(parted, total_steps=2, **changes)
+    first.unlink()
+    run(parted, total_steps=4, resume="auto", **changes)
+    assert states_differ(last(whole), last(parted)) == ""
+    assert last(parted)["init"] == last(whole)["init"]
+
+
+def test_a_flow_map_starts_as_the_velocity_that_it_is_given(tmp_path):
+    first = run(tmp_path / "a", total_steps=3, lr=1e-2)
+    second = run(tmp_path / "b", init=str(first), method="flowmap", total_steps=1, lr=1e-20, warmup=0)
+    velocity, flow_map = checkpoint.load_network(first)[0], checkpoint.load_network(second)[0]
+    x, t, r = torch.randn(2, 1, 8, 8), torch.tensor([0.2, 0.7]), torch.tensor([0.5, 1.0])
+    torch.testing.assert_close(flow_map(x, t, None, r), velocity(x, t), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_channel": 64}, "channels: 32 there, 64 here"),
+        ({"method": "idff", "sigma": 0.2}, "in_channels: 1 there, 2 here"),
+        ({"num_classes": 3}, "num_classes: 0 there, 4 here"),
+    ],
+    ids=str,
+)
+def test_weights_of_another_network_are_no_start(tmp_path, changes, words):
+    first = weights(tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=f"^--init .*a.pt is of another network .*{words}"):
+        run(tmp_path / "b", init=str(first), **changes)
+    assert not list((tmp_path / "b").glob("*.pt"))
 
 
 def test_validation_loss_falls_and_the_best_weights_are_kept(tmp_path):
