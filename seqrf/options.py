@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
 from common.cli.configs import SolverName
-from common.cli.ranges import Above, AtLeast, AtMost, Below, Device, Matches, MayBeEmpty, OneOf, Whole
+from common.cli.ranges import Above, AtLeast, AtMost, Below, Device, Matches, MayBeEmpty, Minutes, OneOf, Whole
 
 Count = Annotated[int, AtLeast(1, "give 1 or more")]
 Seed = Annotated[int, AtLeast(0, "give 0 or more"), Below(2**63, "give 0 or more, below 2^63")]
@@ -95,6 +95,9 @@ class Training:
     """Pairs of a training step, over all processes"""
     n_iters: Count = 100_001
     """Training steps"""
+    minutes: Minutes = None
+    """Minutes of training of each student instead of n_iters: the learning rate's decay follows the time that has
+    passed. Counted from the end of the first step, with snapshots, without pauses"""
     lr: Annotated[float, Above(0, "give more than 0, e.g. 2e-4")] = 2e-4
     """Peak learning rate of AdamW"""
     warmup: Annotated[int, AtLeast(0, "give 0 (none) or more, e.g. 5000")] = 5000
@@ -218,6 +221,11 @@ class Run:
     def check_together(self) -> None:
         """Raises ValueError where options do not fit together."""
         training, evaluation = self.config.training, self.config.eval
+        if training.minutes and self.config.model.rf_phase == 1:
+            raise ValueError(
+                f"--config.training.minutes {training.minutes:g} with --config.model.rf_phase 1: a teacher of the "
+                "plane is trained in steps, give --config.training.n_iters"
+            )
         if training.n_reflow_data < training.reflow_t:
             raise ValueError(
                 f"--config.training.n_reflow_data {training.n_reflow_data}: give {training.reflow_t} or more, one pair "

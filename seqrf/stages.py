@@ -38,6 +38,7 @@ def smoke(run: Run) -> Run:
         gen_reflow_size=min(c.training.gen_reflow_size, 8),
         batch_size=min(c.training.batch_size, 8),
         n_iters=min(c.training.n_iters, 4),
+        minutes=c.training.minutes and min(c.training.minutes, 0.05),
         snapshot_freq=2,
         log_freq=1,
         snapshot_fid_sample=min(c.training.snapshot_fid_sample, 8),

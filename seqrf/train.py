@@ -136,6 +136,7 @@ def train_config(run: Run, model: Model) -> TrainConfig:
         method=model.method["name"],
         sigma=model.method.get("sigma", 0.0),
         total_steps=t.n_iters,
+        minutes=t.minutes,
         batch_size=t.batch_size,
         lr=t.lr,
         warmup=t.warmup,

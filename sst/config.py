@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from common.cli import validate
 from common.cli.configs import among
 from common.cli.files import read_values
-from common.cli.ranges import AtLeast, Count, Device, NoneFor, NotNegative, Positive, Seed, Share, Whole
+from common.cli.ranges import AtLeast, Count, Device, Minutes, NoneFor, NotNegative, Positive, Seed, Share, Whole
 
 HERE = Path(__file__).resolve().parent
 
@@ -76,6 +76,9 @@ class Options:
     # ---- optimisation
     total_steps: Count = 400
     """Optimizer steps of the whole run"""
+    minutes: Minutes = None
+    """Minutes of training instead of total_steps: the learning rate's decay follows the time that has passed. Counted
+    from the end of the first step, with validation and checkpoints, without pauses"""
     batch_size: Count = 12
     """Boxes in a step"""
     lr: Positive = 2e-3
@@ -192,8 +195,11 @@ def smoke(options: Options) -> Options:
         "batch_size": 4,
         "warmup": 2,
     }
-    often = {"total_steps": min(options.total_steps, 4), "val_step": 2, "save_step": 2, "log_step": 1}
-    return replace(options, **small, **often, members=4, starts=2, horizon=min(options.horizon, 3), smoke=True)
+    length = {"total_steps": min(options.total_steps, 4), "minutes": options.minutes and min(options.minutes, 0.05)}
+    often = {"val_step": 2, "save_step": 2, "log_step": 1}
+    return replace(
+        options, **small, **length, **often, members=4, starts=2, horizon=min(options.horizon, 3), smoke=True
+    )
 
 
 def run_folder(options: Options) -> Path:

@@ -313,10 +313,8 @@ def method_of(options: Options) -> Method:
 
 def train_config(options: Options) -> TrainConfig:
     """The options in the words of the common training loop."""
-    shared = (
-        "method sigma flow_weight total_steps batch_size lr weight_decay warmup grad_clip ema_decay val_step save_step"
-    )
-    shared += " log_step logger seed device mixed_precision resume"
+    shared = "method sigma flow_weight total_steps minutes batch_size lr weight_decay warmup grad_clip ema_decay"
+    shared += " val_step save_step log_step logger seed device mixed_precision resume"
     return TrainConfig(
         **{key: getattr(options, key) for key in shared.split()},
         coupling="independent",

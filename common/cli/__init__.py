@@ -15,11 +15,12 @@ from typing import Any, TypeVar
 from common.cli.configs import TrainConfig, index_range
 from common.cli.files import find_config, load_config, read_values, to_yaml
 from common.cli.flags import ALIASES, Names, read_flags
-from common.cli.values import field_types, leaves, validate
+from common.cli.values import field_types, leaves, shown, validate
 
 __all__ = ["index_range", "parse", "parse_with_extra", "to_yaml", "validate", "with_values"]
 
 T = TypeVar("T")
+LENGTHS = ("minutes", "epochs", "total_steps", "n_iters")  # options that say how long a run is
 
 
 def parse(
@@ -36,8 +37,8 @@ def parse(
     ``--preset NAME`` chooses the base (the first preset is the default), ``-c/--config FILE`` (.yaml, .json, or .py
     with ``get_config()``, or a run folder that holds config.yaml) comes on top, flags come last. Underscores and
     dashes, one dash or two, ``--flag/--no-flag`` and ``--flag=False``, ``1 2 2`` and ``1,2,2`` are all understood.
-    Fields that are dataclasses are sections: ``--training.lr 1``, and mappings in a file. Steps that a file or a flag
-    gives set aside the epochs of a preset, and those of a file.
+    Fields that are dataclasses are sections: ``--training.lr 1``, and mappings in a file. A length of the run that a
+    file or a flag gives (steps, epochs, minutes) sets aside that of a preset, and of a file.
 
     Args:
         cls: Dataclass without required fields; the text under a field is its help, its ranges stand beside it, and a
@@ -59,12 +60,13 @@ def parse(
     base = presets[flags.pop("preset", next(iter(presets)))] if presets else cls()
     if "config" in flags:
         read = read_file or partial(_read_file, cls, spellings)
-        base = with_values(base, _one_length(base, read(flags.pop("config"))))
+        base = with_values(base, _one_length(names, read(flags.pop("config"))))
     if flags.pop("help", False):
         from common.cli.help import print_help
 
         print_help(cls, names, base, description)
-    config = with_values(base, _one_length(base, flags))
+    _check_one_length(flags)
+    config = with_values(base, _one_length(names, flags))
     validate(config)
     return config
 
@@ -74,10 +76,26 @@ def _read_file(cls: type, aliases: Mapping[str, str], path: str) -> dict[str, An
     return read_values(cls, load_config(file), f"{file}", aliases)
 
 
-def _one_length(base: Any, values: dict[str, Any]) -> dict[str, Any]:
-    """Values without the epochs of ``base``, where they give the length of a run in steps alone."""
-    steps = "total_steps" in values and "epochs" not in values and hasattr(base, "epochs")
-    return {**values, "epochs": None} if steps else values
+def _lengths(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What of some values says how long a run is: section and name."""
+    named = (name.rpartition(".") for name, value in values.items() if value is not None)
+    return [(section + dot, name) for section, dot, name in named if name in LENGTHS]
+
+
+def _one_length(names: Names, values: dict[str, Any]) -> dict[str, Any]:
+    """Values that say how long a run is set aside the epochs and minutes of what they are laid over."""
+    sections = {section for section, _ in _lengths(values)}
+    others = (section + name for section in sections for name in ("epochs", "minutes"))
+    return {name: None for name in others if name in names.hints} | values
+
+
+def _check_one_length(flags: Mapping[str, Any]) -> None:
+    """Refuse (ValueError) minutes beside steps or epochs on one command line."""
+    given = _lengths(flags)
+    for section, name in given:
+        if (section, "minutes") in given and name != "minutes":
+            both = " and ".join(f"--{section}{each} {shown(flags[section + each])}" for each in ("minutes", name))
+            raise ValueError(f"{both}: give one length of the run")
 
 
 def with_values(tree: T, values: Mapping[str, Any]) -> T:

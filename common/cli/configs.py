@@ -18,6 +18,7 @@ from common.cli.ranges import (
     Count,
     Device,
     MayBeEmpty,
+    Minutes,
     NoneFor,
     NotNegative,
     OneOf,
@@ -98,6 +99,9 @@ class TrainConfig:
     """Optimizer steps of the whole run"""
     epochs: Annotated[Count | None, NoneFor(0)] = None
     """Passes over the training images instead of total_steps; none, or steps given later: total_steps counts"""
+    minutes: Minutes = None
+    """Minutes of training instead of total_steps or epochs: the learning rate's decay follows the time that has passed.
+    Counted from the end of the first step, which compiles, with validation, grids and checkpoints, without pauses"""
     batch_size: Count = 128
     """Global batch: over all processes and accumulation steps"""
     grad_accum: Count = 1
@@ -164,6 +168,8 @@ class TrainConfig:
     def check_together(self) -> None:
         """Raises ValueError where options do not fit together."""
         check_bridge(self.method, self.sigma)
+        if self.minutes and self.epochs:
+            raise ValueError(f"--minutes {self.minutes:g} and --epochs {self.epochs}: give one length of the run")
         check_logger(self.logger)
         if self.batch_size % self.grad_accum:
             raise ValueError(f"--grad_accum {self.grad_accum}: must divide --batch_size {self.batch_size}")

@@ -105,6 +105,7 @@ Whole = Annotated[int, AtLeast(0)]
 Seed = Annotated[int, AtLeast(0), Below(2**63)]
 Positive = Annotated[float, Above(0)]
 NotNegative = Annotated[float, AtLeast(0)]
+Minutes = Annotated[float | None, Above(0), AtMost(10**7)]
 Share = Annotated[float, AtLeast(0), Below(1)]
 Split = Annotated[
     str,

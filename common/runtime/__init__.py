@@ -19,6 +19,7 @@ import threading
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,6 +174,10 @@ def keep_freed_memory() -> None:
 # ---- processes
 
 
+# rank 0 may draw a sample grid while the others wait: longer than the 10 minutes that NCCL allows
+_PATIENCE = timedelta(hours=2)
+
+
 @dataclass(frozen=True)
 class Processes:
     """This process among those that work on the same run."""
@@ -207,10 +212,28 @@ class Processes:
             with contextlib.redirect_stdout(None):
                 yield
 
+    def of_first(self, number: float) -> float:
+        """The first process's number, at every process; it goes past the GPUs, which nobody waits for."""
+        if self.world == 1:
+            return number
+        import torch
+
+        value = torch.tensor(number, dtype=torch.float64)
+        torch.distributed.broadcast(value, 0, group=_between_hosts())
+        return value.item()
+
     def say(self, line: str) -> None:
         """Print a line, once for all processes."""
         if self.is_main:
             print(line, flush=True)
+
+
+@functools.cache
+def _between_hosts() -> Any:
+    """The processes' group for messages that lie in the memory of their hosts; all of them make it together."""
+    import torch
+
+    return torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
 
 
 def processes(device_name: str = "auto") -> Processes:
@@ -220,12 +243,9 @@ def processes(device_name: str = "auto") -> Processes:
         return Processes(rank=0, world=1, device=device)
     if device.index is not None:
         raise ValueError(f"--device {device_name} with several processes: use --device cuda, each takes its own GPU")
-    from datetime import timedelta
-
     from accelerate import PartialState
 
-    # rank 0 may draw a sample grid while the others wait: longer than the 10 minutes that NCCL allows
-    state = PartialState(cpu=device.type == "cpu", timeout=timedelta(hours=2))
+    state = PartialState(cpu=device.type == "cpu", timeout=_PATIENCE)
     return Processes(
         rank=state.process_index,
         world=state.num_processes,

@@ -115,6 +115,7 @@ def smoke_preset(config: TrainConfig) -> TrainConfig:
         **(unet if config.network == "unet" else plain),
         total_steps=min(config.total_steps, 4),
         epochs=None,
+        minutes=config.minutes and min(config.minutes, 0.05),
         batch_size=min(config.batch_size, 8),
         warmup=2,
         save_step=2,

@@ -150,7 +150,8 @@ def run(
             f"{title}, {parameters / 1e6:.1f}M parameters, batch {size} over {here.world} process(es), "
             f"{hardware(trainer.device)}"
         )
-        here.say(f"run folder: {out}" + (f", continuing at step {trainer.step}" if trainer.step else ""))
+        where = "the run is finished at" if trainer.step >= trainer.end else "continuing at"
+        here.say(f"run folder: {out}" + (f", {where} step {trainer.step}" if trainer.step else ""))
         report = Report(trainer, out)
         loop(trainer, source, report, events(report) if here.is_main else ())
         if here.is_main:
@@ -210,20 +211,21 @@ def loop(trainer: Trainer, source: Ahead, report: Report, events: Sequence[Event
         source, report: its batches, its bar and log; closed in the end.
         events: what happens now and then, in order. Of the first process.
     """
-    processes, total = trainer.processes, trainer.config.total_steps
+    processes = trainer.processes
     trainer.net.train()
     try:
         with StopFlag().listening() as stop, ending_with_others() as alone:
-            while trainer.step < total:
+            while trainer.step < trainer.end:
                 batch = source.at(trainer.step)  # this process's rows of the global batch; the next is made meanwhile
                 loss, norm = trainer.update(batch)
+                trainer.pass_time()
                 report.after_step(loss, norm, batch, source)
-                step = trainer.step
+                step, end = trainer.step, trainer.end
                 # Events follow the step, so that what they save has all of it; the others wait in the next gradient.
                 for event in events:
-                    if due(step, event.every, total, event.early):
+                    if due(step, event.every, end, event.early):
                         event.action()
-                if stop.agreed(processes, step) and step < total:  # after the last step nothing is left to stop
+                if stop.agreed(processes, step) and step < end:  # after the last step nothing is left to stop
                     alone()
                     if processes.is_main:
                         report.save()
@@ -284,6 +286,7 @@ def card_facts(trainer: Trainer) -> dict[str, Any]:
         "images_seen": trainer.images_seen,
         "processes": trainer.processes.world,
         "hours": round(trainer.seconds / 3600, 3),
+        **({"minutes": {"asked": c.minutes, "run": round(trainer.seconds / 60, 2)}} if c.minutes else {}),
         "hardware": hardware(trainer.device),
         "precision": c.mixed_precision,
         "seed": c.seed,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 EARLY = 50  # steps after which a run first shows what it does
+BAR_OF_MINUTES = "{percentage:3.0f}%|{bar}| {desc}{postfix}"
 
 
 class Event(NamedTuple):
@@ -41,10 +42,10 @@ class HeldOut(NamedTuple):
     count: int
 
 
-def due(step: int, every: int, total: int, early: bool = False) -> bool:
+def due(step: int, every: int, end: float, early: bool = False) -> bool:
     """Whether an :class:`Event` happens after a step."""
     doublings = step // EARLY if early and step < every and step % EARLY == 0 else 0
-    return every > 0 and (step % every == 0 or step == total or doublings.bit_count() == 1)
+    return every > 0 and (step % every == 0 or step == end or doublings.bit_count() == 1)
 
 
 def epochs_done(step: int, batch_size: int, images: int) -> int:
@@ -67,27 +68,29 @@ class Report:
         self.config, self.out, self.trainer, self.processes = config, out, trainer, processes
         self.log = JsonLines(out / "metrics.jsonl")
         shown = {"disable": not processes.is_main, "dynamic_ncols": True, "mininterval": 1.0, "smoothing": 0.05}
-        self.bar = tqdm(total=config.total_steps, initial=trainer.step, unit="step", **shown)
+        if config.minutes is None:
+            shown |= {"total": config.total_steps, "initial": trainer.step, "unit": "step"}
+        else:  # seconds
+            shown |= {"total": 60 * config.minutes, "initial": trainer.seconds, "bar_format": BAR_OF_MINUTES}
+        self.bar = tqdm(**shown)
         self.logger = _logger(config, out, trainer.log_name) if processes.is_main else None
         self.figures: list[tuple[Tensor, Tensor]] = []  # loss and gradient norm of the steps since the last row
         self.coupling_seconds = 0.0
-        self.start, self.window_start, self.window_wait = time.perf_counter(), time.perf_counter(), 0.0
-        self.seconds_before = trainer.seconds
+        self.window_start, self.window_wait = time.perf_counter(), 0.0
 
     def after_step(self, loss: Tensor, norm: Tensor, batch: Any, source: Ahead) -> None:
         """Collect a step's figures; write a row every ``log_step`` steps and where an epoch ends."""
-        self.bar.update(1)
+        self.advance()
         self.figures.append((loss, norm))  # not read here: that would wait for a GPU at every step
         self.coupling_seconds += batch.seconds
-        step, total = self.trainer.step, self.config.total_steps
-        if not due(step, self.config.log_step, total) and not self.ended_epoch():
+        step = self.trainer.step
+        if not due(step, self.config.log_step, self.trainer.end) and not self.ended_epoch():
             return
         mean = torch.stack([loss for loss, _ in self.figures]).mean()
         if self.processes.world > 1:  # the norm needs none: it is that of the gradient that all have averaged
             torch.distributed.all_reduce(mean)
             mean /= self.processes.world
         now = time.perf_counter()
-        self.trainer.seconds = self.seconds_before + now - self.start
         elapsed = max(now - self.window_start, 1e-9)
         row = {
             "step": step,
@@ -112,13 +115,22 @@ class Report:
             self.bar.set_postfix(text)
             self.write(row)
 
+    def advance(self) -> None:
+        """Move the bar on: a step, or to the seconds that have passed, with the time that is left."""
+        if self.config.minutes is None:
+            self.bar.update(1)
+            return
+        left = max(0.0, 60 * self.config.minutes - self.trainer.seconds)
+        self.bar.set_description_str(f"{self.bar.format_interval(left)} left, step {self.trainer.step}", refresh=False)
+        self.bar.update(60 * self.config.minutes - left - self.bar.n)
+
     def ended_epoch(self) -> int:
         """The number of the epoch that ended with the last step, or with the run; 0: none, or they are not counted."""
         step, size, images = self.trainer.step, self.config.batch_size, self.trainer.epoch_images
         if not images:
             return 0
         before, now = (epochs_done(steps, size, images) for steps in (step - 1, step))
-        if step == self.config.total_steps:  # the last one of a run in steps may be shorter than the others
+        if step == self.trainer.end:  # the last one of a run in steps or minutes may be shorter than the others
             now = self.config.epochs or max(now, before + 1)
         return now if now > before else 0
 
@@ -157,7 +169,6 @@ class Report:
 
     def save(self) -> None:
         """The whole state, replacing the last one only when it is written."""
-        self.trainer.seconds = self.seconds_before + time.perf_counter() - self.start
         checkpoint.save(self.out / "checkpoint_last.pt", self.trainer.state())
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -40,14 +41,18 @@ def in_words(changes: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {old} -> {new}" for key, (old, new) in changes.items())
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up to ``lr``, then constant or decaying to zero at ``total_steps``."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
-    if config.lr_decay == "none":
-        return config.lr
-    share = (step - config.warmup) / max(1, config.total_steps - config.warmup)
-    return config.lr * (0.5 * (1 + math.cos(math.pi * share)) if config.lr_decay == "cosine" else 1 - share)
+def learning_rate(config: TrainConfig, step: int, progress: float = 0.0) -> float:
+    """Linear warm-up to ``lr``, then constant or decaying to zero at the end of the run.
+
+    Over ``total_steps`` the decay begins after the warm-up. Of a run of ``minutes`` it follows ``progress``, the share
+    of the time that has passed, from the start: lr min(1, (step + 1) / warmup) decay(progress).
+    """
+    lr = config.lr * (step + 1) / config.warmup if step < config.warmup else config.lr
+    share = progress
+    if config.minutes is None:
+        share = max(0, step - config.warmup) / max(1, config.total_steps - config.warmup)
+    decays = {"none": 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * share)), "linear": 1 - share}
+    return lr * decays[config.lr_decay]
 
 
 class Trainer:
@@ -67,6 +72,7 @@ class Trainer:
     classes: tuple[str, ...] = ()  # names of the labels
     epoch_images = 0  # training images, where the run counts its passes over them
     data = ""  # a mark of what the run learns from, of which the same holds
+    now = staticmethod(time.perf_counter)  # the clock of the run, in seconds
 
     def __init__(self, config: TrainConfig, processes: Processes):
         self.config, self.processes, self.device = config, processes, processes.device
@@ -97,6 +103,7 @@ class Trainer:
         self.step, self.images_seen, self.skipped, self.bad_in_row = 0, 0, 0, 0
         self.seconds, self.best = 0.0, math.inf
         self.origin: dict[str, str] = {}  # name and hash of the weights that the run started from
+        self._began = math.nan  # when the clock of the run showed 0, had this process run it alone
         self.history: list[dict[str, Any]] = []  # of options that changed when the run was resumed
 
     def build(self) -> tuple[nn.Module, dict[str, Any]]:
@@ -115,8 +122,35 @@ class Trainer:
         if batch.r is None:
             return self.loss(network, batch.x0, batch.x1, batch.t, batch.noise, batch.y)
         # held-out losses are those of the end of the training, so that they can be compared with each other
-        progress = self.step / self.config.total_steps if self.net.training else 1.0
+        progress = self.progress if self.net.training else 1.0
         return self.loss(network, batch.x0, batch.x1, batch.t, batch.noise, batch.y, r=batch.r, progress=progress)
+
+    @property
+    def progress(self) -> float:
+        """The share of the run that has passed: of its time where that is given, else of its steps."""
+        if self.config.minutes is None:
+            return self.step / self.config.total_steps
+        return min(1.0, self.seconds / (60 * self.config.minutes))
+
+    @property
+    def end(self) -> float:
+        """The step that ends the run; of a run of so many minutes the present one once they are over, before: inf."""
+        if self.config.minutes is None:
+            return self.config.total_steps
+        return self.step if self.progress == 1 else math.inf
+
+    def pass_time(self) -> None:
+        """Read the clock, after a step: ``seconds`` of the run, what it was stopped for not counted.
+
+        Neither is a process's first step, which compiles and makes caches: how long depends on what ran here before.
+        What happens between the steps is counted. Several processes take the first one's time, so that they have the
+        same learning rate and end at the same step.
+        """
+        now = self.now()
+        if math.isnan(self._began):
+            self._began = now - self.seconds
+        seconds = now - self._began
+        self.seconds = seconds if self.config.minutes is None else self.processes.of_first(seconds)
 
     def run_network(self, call: Callable[..., Tensor], x: Tensor, *conditions: Any) -> Tensor:
         """A network under the run's precision and memory layout; ``conditions`` are its time, labels and so on."""
@@ -136,7 +170,7 @@ class Trainer:
         # Dropout, too, is a function of the step: a resumed run drops what the run that never stopped has dropped.
         torch.manual_seed(derive_seed(config.seed, "dropout", self.step, self.processes.rank))
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config, self.step)
+            group["lr"] = learning_rate(config, self.step, self.progress)
         total = torch.zeros((), device=self.device)  # stays on the device: reading it would make every step wait
         for i in range(parts):
             micro = part(batch, i, parts)  # batch_size / (world grad_accum) rows
@@ -224,6 +258,7 @@ class Trainer:
             "best": self.best,
             "data": self.data,
             "history": self.history,
+            "minutes": self.config.minutes,
         }
 
     def restore(self, state: dict[str, Any], path: Path) -> None:
@@ -272,11 +307,7 @@ class Trainer:
 
     def _compare(self, state: dict[str, Any], path: Path) -> None:
         """Refuse a run whose past or split would be another one; note what else differs."""
-        if state["step"] > self.config.total_steps:
-            raise ValueError(
-                f"{path} is at step {state['step']}, beyond the {self.config.total_steps} that are asked for: give "
-                f"more steps, or another {self.elsewhere}"
-            )
+        self._check_length(state, path)
         # as JSON has them: tuples are lists
         old, new = (json.loads(json.dumps(flat(options))) for options in (state.get("config", {}), self.options()))
         before, now = ({key: options.get(key) for key in self.fixed} for options in (old, new))
@@ -290,6 +321,20 @@ class Trainer:
         if changes:
             self.history.append({"step": state["step"], **changes})
             self.processes.say(f"changed since step {state['step']}: {in_words(changes)}")
+
+    def _check_length(self, state: dict[str, Any], path: Path) -> None:
+        """Refuse a run that is further than what is asked for; one of minutes ends a little after them."""
+        c, minutes = self.config, state["seconds"] / 60
+        there, asked, unit = f"at step {state['step']}", c.total_steps, "steps"
+        beyond = state["step"] > c.total_steps
+        if c.minutes is not None:
+            there, asked, unit = f"at minute {minutes:.3g}", f"{c.minutes:g}", "minutes"
+            beyond = minutes > c.minutes != state.get("minutes")
+        if beyond:
+            raise ValueError(
+                f"{path} is {there}, beyond the {asked} that are asked for: give more {unit}, or another "
+                f"{self.elsewhere}"
+            )
 
     def weights_method(self) -> dict[str, Any]:
         """Name, constants and coupling of the method, as a checkpoint holds them."""

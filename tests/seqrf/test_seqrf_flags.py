@@ -334,6 +334,16 @@ def test_paths_in_a_file_are_found_beside_the_program(here):
         ),
         ("--config.training.gen_reflow_size=0", "--config.training.gen_reflow_size 0: give 1 or more"),
         ("--config.training.batch_size=0", "--config.training.batch_size 0: give 1 or more"),
+        ("--config.training.minutes=0", "--config.training.minutes 0.0: must be above 0"),
+        (
+            "--config.training.minutes=1 --config.training.n_iters=9",
+            "--config.training.minutes 1.0 and --config.training.n_iters 9: give one length of the run",
+        ),
+        (
+            "--config.training.minutes=1 --config.model.rf_phase=1",
+            "--config.training.minutes 1 with --config.model.rf_phase 1: a teacher of the plane is trained in steps, "
+            "give --config.training.n_iters",
+        ),
         ("--config.training.n_iters=0", "--config.training.n_iters 0: give 1 or more"),
         ("--config.training.lr=0", "--config.training.lr 0.0: give more than 0, e.g. 2e-4"),
         ("--config.training.lr=inf", "--config.training.lr inf: must be a finite number"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ import torch
 from common import checkpoint
 from common.records.rows import JsonLines
 from common.scripts.gen import gen_main
+from common.training.trainer import Trainer
 from seqrf import all_stages, flags, stages
 from sst import config as sst_config
 from sst import sst_pipeline
@@ -28,6 +30,7 @@ RUNS = {
     "plain": {**COMMON, "method": "rf"},
     "accumulated": {**COMMON, "method": "idff", "sigma": 0.2, "grad_accum": 2, "channel_mult": (1, 2)},
 }
+TIMED = {**RUNS["plain"], "minutes": 0.1, "lr_decay": "cosine"}
 SST = replace(sst_config.smoke(sst_config.DEFAULT), device="cpu", spread="validation")
 # One process with the whole batch draws these pairs; the plan goes through every kind of student.
 SEQRF = ["--config=configs/rf/toy2d.py", "--smoke", "--device=cpu", "--config.training.snapshot_sampling=False"]
@@ -35,10 +38,11 @@ SEQRF += [
     f"--config.pipeline.{name}" for name in ("segments=2", "adaptive=2", "distill=2", "steps=2", "teacher_steps=6")
 ]
 GEN = ["--weights", "", "--n_samples", "9", "--n_steps", "2", "--batch_size", "2", "--device", "cpu"]
-SHARED = f"RUNS, GEN, SEQRF = {RUNS!r}, {GEN!r}, {SEQRF!r}"
+SHARED = f"RUNS, TIMED, GEN, SEQRF = {RUNS!r}, {TIMED!r}, {GEN!r}, {SEQRF!r}"
 
 # Launched once for everything, since starting processes takes longer than what they do.
 CHILD = """
+import itertools
 import sys
 from pathlib import Path
 import time
@@ -47,10 +51,18 @@ import tiny
 from common.scripts.gen import gen_main
 from common.runtime import processes, run_main
 from common.solvers import fitted
+from common.training.trainer import Trainer
 from celebA.epochs import train_epochs
 from seqrf import all_stages, flags, stages
 from sst import sst_pipeline
 from sst.config import Options
+
+def timed(out, here):
+    seconds, clock = itertools.count(0, 1 + 4 * here.rank), Trainer.now  # the second one's runs five times as fast
+    Trainer.now = staticmethod(lambda: float(next(seconds)))
+    tiny.run(out, here, **TIMED)
+    print(f"rank {here.rank} read its clock {next(seconds) // (1 + 4 * here.rank)} times", flush=True)
+    Trainer.now = clock
 
 def main():
     here, out = processes("cpu"), Path(sys.argv[1])
@@ -65,6 +77,7 @@ def main():
     for name, changes in RUNS.items():
         tiny.run(out / name, here, **changes)
     train_epochs(tiny.options(), tiny.images(), out / "epochs", tiny.NAME, here)
+    timed(out / "timed", here)
 
     GEN[1] = str(out / "weights.pt")
     gen_main(tiny.folder(out), "", [*GEN, "--save_dir", str(out / "png")])
@@ -152,7 +165,7 @@ def test_the_first_process_goes_alone_and_speaks_alone(together):
     assert lines(together, "rank 1 sees the first one's work: True") == 1
     assert lines(together, "in turn") == 1
     for words in ("run folder: ", "over 2 process(es)", "weights: ", "page: "):
-        assert lines(together, words) == len(RUNS) + 5, words  # epochs, forecaster, three students
+        assert lines(together, words) == len(RUNS) + 6, words  # epochs, minutes, forecaster, three students
 
 
 @pytest.mark.parametrize("name", list(RUNS))
@@ -190,6 +203,19 @@ def test_images_equal_those_of_one_process(together, tmp_path):
 def test_an_adaptive_grid_is_chosen_once(together):
     assert lines(together, "an adaptive grid is kept") == 1 and (together / "adaptive.npz").exists()
     assert lines(together, "weights.pt: averaged rf weights") == 3  # as often as images were made
+
+
+def test_the_first_ones_clock_decides_on_learning_rate_and_end_of_both(together, tmp_path, monkeypatch):
+    assert lines(together, "read its clock 7 times") == 2
+    seconds = itertools.count(0.0)
+    monkeypatch.setattr(Trainer, "now", staticmethod(lambda: next(seconds)))
+    run(tmp_path, ALONE, **TIMED)
+    one, two = (
+        [row["lr"] for row in JsonLines(out / "metrics.jsonl").read() if "lr" in row]
+        for out in (tmp_path, together / "timed")
+    )
+    assert one == two and len(one) == 7
+    assert_close(last(tmp_path)["net_model"], last(together / "timed")["net_model"])
 
 
 def test_epochs_end_once(together):
