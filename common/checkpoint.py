@@ -36,6 +36,9 @@ class Method(TypedDict, total=False):
     name: Required[str]
     sigma: Annotated[float, Meta(ge=0, le=1e6)]
     flow_weight: Annotated[float, Meta(ge=0, le=1e6)]
+    data_loss: Literal["data", "velocity"]
+    score_target: Literal["noise", "conditional"]
+    score_weight: Annotated[float, Meta(ge=0, le=1e6)]
     coupling: Literal["independent", "ot", "sinkhorn"]
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Network = Callable[..., "Tensor"]
 
+LEAST_REST = 0.05  # of 1 - t, by which the velocity's error divides that of the data: weights up to 400
 LAST_SHARE = 3.125e-4  # of the interval that a flow map's intermediate time is away at the end of training: r_1
 
 
@@ -32,20 +33,45 @@ def velocity(net: Network, path: Any, x0: Tensor, x1: Tensor, t: Tensor, noise: 
 
 
 def idff(
-    net: Network, path: Any, x0: Tensor, x1: Tensor, t: Tensor, noise: Tensor, y: Any, flow_weight: float = 2.0
+    net: Network,
+    path: Any,
+    x0: Tensor,
+    x1: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    y: Any,
+    flow_weight: float = 2.0,
+    data_loss: str = "data",
+    score_target: str = "noise",
+    score_weight: float = 1.0,
 ) -> Tensor:
-    """IDFF: flow_weight || x1_hat - x1 ||^2 + || lambda_t st + noise ||^2, lambda_t = 2 s_t / sigma^2.
+    """IDFF: flow_weight || x1_hat - x1 ||^2 + score_weight || lambda_t st + noise ||^2, lambda_t = 2 s_t / sigma^2.
 
     The network sees the point twice along the channels and returns two heads: x1_hat estimates the data and st a
-    multiple of the score, st = sigma^2/2 grad log p_t. Source: Rezaei et al. 2024 (2409.14599), section 3.
+    multiple of the score, st = sigma^2/2 grad log p_t. Neither option below changes what minimises the loss.
+
+    Args:
+        net, path, x0, x1, t, noise, y: see above.
+        flow_weight: of the data head's term.
+        data_loss: "data", or "velocity": its term over max(1 - t, LEAST_REST)^2, the error that x1_hat makes in the
+            velocity (x1_hat - x) / (1 - t) - st, so that times near the data count.
+        score_target: "noise", or "conditional": E[noise | x_t, x1], which has the same mean given x_t and a smaller
+            variance; for independent x0 and x1 only, see ``common.paths.BridgePath.noise_mean``.
+        score_weight: of the score head's term.
+
+    Source: Rezaei et al. 2024 (2409.14599), section 3, for the defaults.
     """
     import torch
 
     xt = path.xt(x0, x1, t, noise)
     x1_hat, st = net(torch.cat([xt, xt], dim=1), t, y).float().chunk(2, dim=1)
+    data = squared_error(x1_hat, x1)
+    if data_loss == "velocity":
+        data = data / (1 - t).clamp(min=LEAST_REST).square()
     # st = -sigma^2/2 E[e | x_t] / s_t, so lambda_t st = -E[e | x_t]: the score head is regressed on the path's noise
     scale = expand(2 * path.spread(t) / (path.sigma**2 + 1e-8), st)
-    return flow_weight * squared_error(x1_hat, x1) + squared_error(scale * st, -noise)
+    target = path.noise_mean(x0, t, noise) if score_target == "conditional" else noise
+    return flow_weight * data + score_weight * squared_error(scale * st, -target)
 
 
 def flow_map(

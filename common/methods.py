@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from common import losses
@@ -98,6 +99,65 @@ def sde_of_heads(out: Output, path: Path) -> Drift:
     return drift, lambda t: path.sigma
 
 
+# ---- times
+
+
+def logit_normal(u: Tensor, mean: float, std: float) -> Tensor:
+    """Logit t ~ N(mean, std^2) (Esser et al. 2024, 2403.03206, section 3.1)."""
+    import torch
+
+    return torch.sigmoid(mean + std * torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)))
+
+
+def mixed(u: Tensor, mean: float, std: float, share: float) -> Tensor:
+    """A share of :func:`logit_normal`, the rest uniform; each part takes an interval of u, so it stays stratified."""
+    return logit_normal(u / share, mean, std).where(u < share, (u - share) / (1 - share))
+
+
+def edm(u: Tensor, mean: float, std: float) -> Tensor:
+    """t = 1 / (1 + sigma), ln sigma ~ N(mean, std^2) (Karras et al. 2022, 2206.00364, table 1): logit t = -ln sigma."""
+    return logit_normal(u, -mean, std)
+
+
+def u_shaped(u: Tensor, rate: float) -> Tensor:
+    """Density ~ exp(rate (t - 1/2)) + exp(-rate (t - 1/2)): both ends more often (Lee et al. 2024, 2405.20320).
+
+    As their code has it, which mirrors exp(rate t) with probability 1/2. The distribution function
+    1/2 + sinh(rate (t - 1/2)) / (2 sinh(rate / 2)) has a closed inverse.
+    """
+    import torch
+
+    return 0.5 + torch.asinh((2 * u - 1) * math.sinh(rate / 2)) / rate
+
+
+@dataclass(frozen=True)
+class Times:
+    """A distribution of training times; t = 1 is data.
+
+    Attributes:
+        quantile: from uniform numbers, (B,), and the parameters to times; it grows with them (``mixed``: in each of its
+            parts), so that stratified numbers make stratified times.
+        parameters: their usual values by name.
+    """
+
+    quantile: Callable[..., Tensor]
+    parameters: Mapping[str, float]
+
+    def of(self, **parameters: float | None) -> Callable[[Tensor], Tensor]:
+        """The quantile function with its parameters; None: the usual value, and those of others are left out."""
+        given = {key: value for key, value in parameters.items() if key in self.parameters and value is not None}
+        return partial(self.quantile, **{**self.parameters, **given})
+
+
+TIMES: dict[str, Times] = {
+    "uniform": Times(lambda u: u, {}),
+    "logit-normal": Times(logit_normal, {"mean": 0.6, "std": 1.2}),
+    "mixed": Times(mixed, {"mean": 0.6, "std": 1.2, "share": 0.8}),
+    "edm": Times(edm, {"mean": -1.2, "std": 1.2}),
+    "u-shaped": Times(u_shaped, {"rate": 4.0}),
+}
+
+
 def flow_map_times(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Times t < r of a flow map from uniform numbers, (B,): logit t ~ N(0.9, 1.6^2).
 
@@ -108,11 +168,8 @@ def flow_map_times(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """
     import torch
 
-    def logit_normal(mean: float, x: Tensor) -> Tensor:
-        return torch.sigmoid(mean + 1.6 * torch.special.ndtri(x.clamp(1e-6, 1 - 1e-6)))
-
-    t = logit_normal(0.9, u).clamp(max=1 - 1e-4)
-    r = torch.where(v < 0.5, logit_normal(4.0, 2 * v), t + (1 - t) * (2 * v - 1))
+    t = logit_normal(u, 0.9, 1.6).clamp(max=1 - 1e-4)
+    r = torch.where(v < 0.5, logit_normal(2 * v, 4.0, 1.6), t + (1 - t) * (2 * v - 1))
     return t, torch.maximum(r, t + 1e-4).clamp(max=1)
 
 
@@ -183,7 +240,7 @@ METHODS: dict[str, Method] = {
         losses.idff,
         BridgePath,
         coupling="ot",
-        constants=("flow_weight",),
+        constants=("flow_weight", "data_loss", "score_target", "score_weight"),
         needs_sigma=True,
         heads=2,
         velocity=velocity_of_heads,
@@ -213,7 +270,7 @@ def recorded_method(state: Mapping[str, Any]) -> dict[str, Any]:
     return {"coupling": method_of(method["name"]).joint((state.get("config") or {}).get("coupling", "auto")), **method}
 
 
-def make_loss(name: str, sigma: float = 0.0, **constants: float) -> Callable[..., Tensor]:
+def make_loss(name: str, sigma: float = 0.0, **constants: float | str) -> Callable[..., Tensor]:
     """The loss of a method with its path and constants bound: ``loss(net, x0, x1, t, noise, y=None) -> (B,)``.
 
     Args:

@@ -116,5 +116,14 @@ class BridgePath:
         rate = (1 - 2 * t) / (2 * t * (1 - t) + 1e-8)
         return expand(rate, xt) * (xt - self.mean(x0, x1, t)) + x1 - x0
 
+    def noise_mean(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """E[noise | x_t, x1] = s_t r / ((1 - t)^2 + s_t^2) of standard normal x0, independent of x1.
+
+        x_t and x1 tell r = x_t - t x1 = (1 - t) x0 + s_t noise, the sum of two independent Gaussians; it is made of
+        them here, since the difference would lose digits near the data. At t = 1, where r = 0, it is 0.
+        """
+        spread, rest = expand(self.spread(t), x0), expand(1 - t, x0)
+        return spread * (rest * x0 + spread * noise) / (rest.square() + spread.square()).clamp(min=1e-12)
+
 
 Path = LinearPath | LipmanPath | BridgePath

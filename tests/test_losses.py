@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 
 import pytest
@@ -15,6 +16,7 @@ from torchcfm.conditional_flow_matching import (
 
 from common.generate import velocity_of
 from common.methods import METHODS, make_loss
+from common.paths import BridgePath
 
 # The closed forms: x0 ~ N(0, 1), x1 ~ N(M, S^2), one dimension, so that all fields are linear in x.
 M, S, SIGMA = 1.5, 0.6, 0.4
@@ -153,8 +155,9 @@ def test_losses_are_finite_at_both_ends_of_time_and_float32_under_bf16(method):
     def net(x, t, y):
         return torch.zeros(8, 3 * heads, 4, 4, dtype=torch.bfloat16)
 
-    for end in (0.0, 1.0):
-        value = make_loss(method, 0.2)(net, x0, x1, torch.full((8,), end), noise)
+    recipe = {"data_loss": "velocity", "score_target": "conditional", "score_weight": 0.1}
+    for end, constants in itertools.product((0.0, 1.0), ({}, recipe)):
+        value = make_loss(method, 0.2, **constants)(net, x0, x1, torch.full((8,), end), noise)
         assert value.isfinite().all() and value.dtype == torch.float32
 
 
@@ -204,6 +207,96 @@ def test_exact_idff_heads_have_the_known_loss(t):
     loss = make_loss("idff", SIGMA, flow_weight=weight)
     assert loss(net, x0, x1, times, noise).mean().item() == pytest.approx(least, rel=1e-4)
     assert loss(partial(net, shift=0.1), x0, x1, times, noise).mean().item() > least + 0.01
+
+
+TIMES = torch.tensor([0.02, 0.3, 0.6, 0.9, 0.97], dtype=torch.float64)  # the last is nearer than LEAST_REST
+
+
+def pairs_at_times(n: int = 200, coupling: str = "independent") -> tuple[Tensor, ...]:
+    """x0, x1, t, noise: the same pairs at each of TIMES, so that the moments are exact at each."""
+    x0, x1, noise = (x.repeat(len(TIMES), 1) for x in pairs(n, coupling))
+    return x0, x1, TIMES.repeat_interleave(n), noise
+
+
+class SlopeOfEachTime(nn.Module):
+    """A data head linear in x with a slope of its own at each of TIMES, beside the exact score head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.zeros(len(TIMES), dtype=torch.float64))
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        x, t = x[:, :1], t[:, None]
+        slope = self.slope[torch.searchsorted(TIMES, t)]
+        return torch.cat([M + slope * (x - t * M), exact_heads(x, t)[1]], dim=1)
+
+
+@pytest.mark.parametrize("data_loss", ["data", "velocity"])
+def test_both_errors_of_the_data_head_have_the_same_minimiser(data_loss):
+    x0, x1, t, noise = pairs_at_times()
+    net, loss = SlopeOfEachTime(), make_loss("idff", SIGMA, data_loss=data_loss)
+    train(net, lambda: loss(net, x0, x1, t, noise).mean())
+    v = (1 - TIMES) ** 2 + TIMES**2 * S**2 + SIGMA**2 * TIMES * (1 - TIMES)
+    torch.testing.assert_close(net.slope.detach(), TIMES * S**2 / v, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("data_loss", ["data", "velocity"])
+def test_the_weight_of_the_velocitys_error_on_a_network_that_cannot_fit_is_that_of_least_squares(data_loss):
+    """One line a + b x for all times: the normal equations of the closed moments, weighted by 1 / max(1 - t, 0.05)^2.
+
+    The weights differ by a factor of 384, and the lines with them.
+    """
+    x0, x1, t, noise = pairs_at_times()
+    net, loss = Heads(2), make_loss("idff", SIGMA, data_loss=data_loss)
+    train(net, lambda: loss(net, x0, x1, t, noise).mean())
+    v = (1 - TIMES) ** 2 + TIMES**2 * S**2 + SIGMA**2 * TIMES * (1 - TIMES)
+    weights = {"data": torch.ones(5).double(), "velocity": 1 / torch.tensor([0.98, 0.7, 0.4, 0.1, 0.05]).double() ** 2}
+
+    def line(w: Tensor) -> Tensor:
+        one, x, xx = w.sum(), (w * TIMES * M).sum(), (w * (v + TIMES**2 * M**2)).sum()
+        return torch.linalg.solve(
+            torch.stack([torch.stack([one, x]), torch.stack([x, xx])]),
+            torch.stack([(w * M).sum(), (w * TIMES * (S**2 + M**2)).sum()]),
+        )
+
+    torch.testing.assert_close(net.weight[0].detach(), line(weights[data_loss]), rtol=2e-3, atol=2e-3)
+    assert (line(weights["data"]) - line(weights["velocity"])).abs().min() > 0.2
+
+
+@pytest.mark.parametrize("t", [0.05, 0.5, 0.95])
+def test_the_conditional_target_has_the_known_smaller_loss(t):
+    """weight Var(E[noise | x_t, x1] | x_t) = s^2 / ((1 - t)^2 + s^2) - s^2 / V, where the noise's is 1 - s^2 / V."""
+    x0, x1, noise = pairs(2000)
+    times, spread = torch.full((2000,), t, dtype=torch.float64), SIGMA * (t * (1 - t)) ** 0.5
+    v, known = variance(t, spread), (1 - t) ** 2 + spread**2
+    r = BridgePath(SIGMA).xt(x0, x1, times, noise) - t * x1
+    torch.testing.assert_close(BridgePath(SIGMA).noise_mean(x0, times, noise), spread * r / known)
+
+    def net(x, times, y):
+        return torch.cat(exact_heads(x[:, :1], torch.tensor(t)), dim=1)
+
+    losses = {
+        target: make_loss("idff", SIGMA, flow_weight=0.0, score_target=target, score_weight=0.5)(
+            net, x0, x1, times, noise
+        )
+        for target in ("noise", "conditional")
+    }
+    assert losses["noise"].mean().item() == pytest.approx(0.5 * (1 - spread**2 / v), rel=1e-4)
+    assert losses["conditional"].mean().item() == pytest.approx(0.5 * spread**2 * (1 / known - 1 / v), rel=1e-4)
+    assert losses["conditional"].mean() < losses["noise"].mean()
+
+
+@pytest.mark.parametrize("coupling", ["independent", "ot"])
+def test_both_targets_of_the_score_have_the_same_gradient_of_independent_pairs(coupling):
+    x0, x1, t, noise = pairs_at_times(coupling=coupling)
+    gradients = []
+    for target in ("noise", "conditional"):
+        net = Heads(2)
+        with torch.no_grad():
+            net.weight.copy_(torch.tensor([[0.3, -0.2], [0.1, 0.4]]))
+        make_loss("idff", SIGMA, score_target=target)(net, x0, x1, t, noise).mean().backward()
+        gradients.append(net.weight.grad)
+    assert torch.allclose(*gradients, rtol=1e-4, atol=1e-5) == (coupling == "independent")  # of others it is biased
 
 
 @pytest.mark.parametrize("t", [0.0, 0.01, 0.3, 0.7, 0.97])

@@ -16,6 +16,7 @@ from common.cli.configs import TrainConfig, index_range
 from common.cli.files import find_config, load_config, read_values, to_yaml
 from common.cli.flags import ALIASES, Names, read_flags
 from common.cli.values import field_types, leaves, shown, validate
+from common.methods import METHODS
 
 __all__ = ["index_range", "parse", "parse_with_extra", "to_yaml", "validate", "with_values"]
 
@@ -38,7 +39,8 @@ def parse(
     with ``get_config()``, or a run folder that holds config.yaml) comes on top, flags come last. Underscores and
     dashes, one dash or two, ``--flag/--no-flag`` and ``--flag=False``, ``1 2 2`` and ``1,2,2`` are all understood.
     Fields that are dataclasses are sections: ``--training.lr 1``, and mappings in a file. A length of the run that a
-    file or a flag gives (steps, epochs, minutes) sets aside that of a preset, and of a file.
+    file or a flag gives (steps, epochs, minutes) sets aside that of a preset, and of a file; another method sets aside
+    what a preset says of its own (coupling, terms of the loss).
 
     Args:
         cls: Dataclass without required fields; the text under a field is its help, its ranges stand beside it, and a
@@ -58,9 +60,8 @@ def parse(
     names = Names(leaves(cls), spellings, list(presets or ()))
     flags = read_flags(argv, names, words)
     base = presets[flags.pop("preset", next(iter(presets)))] if presets else cls()
-    if "config" in flags:
-        read = read_file or partial(_read_file, cls, spellings)
-        base = with_values(base, _one_length(names, read(flags.pop("config"))))
+    read = (read_file or partial(_read_file, cls, spellings))(flags.pop("config")) if "config" in flags else {}
+    base = with_values(base, _of_other_methods(base, read | flags) | _one_length(names, read))
     if flags.pop("help", False):
         from common.cli.help import print_help
 
@@ -96,6 +97,17 @@ def _check_one_length(flags: Mapping[str, Any]) -> None:
         if (section, "minutes") in given and name != "minutes":
             both = " and ".join(f"--{section}{each} {shown(flags[section + each])}" for each in ("minutes", name))
             raise ValueError(f"{both}: give one length of the run")
+
+
+def _of_other_methods(preset: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The class's values of what a preset says for its own method, where ``values`` give another one."""
+    name = values.get("method")
+    if name not in METHODS or name == getattr(preset, "method", name):
+        return {}
+    constants = {key for method in METHODS.values() for key in method.constants}
+    times = {key for key in field_types(type(preset)) if key.startswith("times") and METHODS[name].times}
+    theirs = {"coupling", *constants} | times
+    return {key: getattr(type(preset), key) for key in theirs if hasattr(preset, key) and key not in values}
 
 
 def with_values(tree: T, values: Mapping[str, Any]) -> T:

@@ -15,6 +15,7 @@ from common.cli.ranges import (
     Above,
     AtLeast,
     AtMost,
+    Below,
     Count,
     Device,
     MayBeEmpty,
@@ -28,7 +29,7 @@ from common.cli.ranges import (
     Split,
     Whole,
 )
-from common.methods import METHODS, NAMES
+from common.methods import METHODS, NAMES, TIMES
 
 
 def among(*names: str) -> OneOf:
@@ -43,6 +44,9 @@ SolverName = Literal[
     "ab2", "ab4", "dpmpp2m", "dpmpp3m", "unipc2", "unipc3", "ipndm1", "ipndm2", "ipndm3", "ipndm4",
     "dopri5", "torchdyn", "flowmap", "idff", "euler_maruyama",
 ]  # fmt: skip
+TimesName = Annotated[
+    str, OneOf((*TIMES,), others=(("logit_normal", "logit-normal"), ("u_shaped", "u-shaped"), ("ushaped", "u-shaped")))
+]
 GridName = Literal["auto", "uniform", "cosine", "power", "logsnr", "edm", "adaptive"]
 
 
@@ -56,7 +60,24 @@ class TrainConfig:
     sigma: NotNegative = 0.0
     """Noise of the path: its constant spread (cfm, otcfm, fm) or the bridge's sigma (sbcfm, idff)"""
     flow_weight: NotNegative = 2.0
-    """idff: weight of the data head's loss against the score head's"""
+    """idff: weight of the data head's loss"""
+    data_loss: Literal["data", "velocity"] = "data"
+    """idff: error of the data head as its paper has it, or over max(1 - t, 0.05)^2: the velocity's"""
+    score_target: Literal["noise", "conditional"] = "noise"
+    """idff: what the score head is regressed on: the noise, or its mean given x_t and x1 (independent coupling only)"""
+    score_weight: NotNegative = 1.0
+    """idff: weight of the score head's loss"""
+    times: TimesName = "uniform"
+    """Distribution of the training times t (0 noise, 1 data), stratified over a batch. logit-normal: logit t is normal;
+    mixed: a share of that, the rest uniform; edm: t = 1 / (1 + s) with ln s normal; u-shaped: both ends more often"""
+    times_mean: Annotated[float | None, AtLeast(-10), AtMost(10)] = None
+    """Mean of logit t (logit-normal, mixed; none: 0.6; above 0 is towards the data) or of ln s (edm; none: -1.2)"""
+    times_std: Annotated[float | None, Above(0), AtMost(10)] = None
+    """Standard deviation of logit t or ln s; none: 1.2"""
+    times_share: Annotated[float | None, Above(0), Below(1)] = None
+    """mixed: share of the logit-normal times; none: 0.8"""
+    times_rate: Annotated[float | None, Above(0), AtMost(100)] = None
+    """u-shaped: a of the density exp(a (t - 1/2)) + exp(-a (t - 1/2)); none: 4"""
     coupling: Literal["auto", "independent", "ot", "sinkhorn"] = "auto"
     """Joint of noise and data in a batch; auto takes what the method's paper uses"""
     coupling_ahead: bool = True
@@ -170,6 +191,7 @@ class TrainConfig:
         check_bridge(self.method, self.sigma)
         if self.minutes and self.epochs:
             raise ValueError(f"--minutes {self.minutes:g} and --epochs {self.epochs}: give one length of the run")
+        check_objective(self)
         check_logger(self.logger)
         if self.batch_size % self.grad_accum:
             raise ValueError(f"--grad_accum {self.grad_accum}: must divide --batch_size {self.batch_size}")
@@ -189,6 +211,30 @@ def check_bridge(method: str, sigma: float) -> None:
     """Raises ValueError for a bridge without noise."""
     if METHODS[method].needs_sigma and sigma == 0:
         raise ValueError(f"--sigma 0: --method {method} is a bridge with noise, give a sigma above 0, e.g. 0.2")
+
+
+def check_objective(config: TrainConfig) -> None:
+    """Raises ValueError for terms that a method does not have, a biased target, and times that it does not draw."""
+    method, name = METHODS[config.method], config.method
+    for key in sorted({key for each in METHODS.values() for key in each.constants} - {*method.constants}):
+        if getattr(config, key) != getattr(TrainConfig, key):
+            others = ", ".join(other for other, each in METHODS.items() if key in each.constants)
+            given = f"--{key} {getattr(config, key)}"
+            raise ValueError(f"{given}: --method {name} has no such term, only {others} has; leave it out")
+    joint = method.joint(config.coupling)
+    if config.score_target == "conditional" and joint != "independent":
+        whose = f"--coupling auto is {joint} for {name}" if config.coupling == "auto" else f"--coupling is {joint}"
+        raise ValueError(
+            f"--score_target conditional holds for independent noise and data only, and {whose}: "
+            "add --coupling independent, or give --score_target noise"
+        )
+    if method.times and config.times != "uniform":
+        raise ValueError(f"--times {config.times}: --method {name} draws its two times itself, leave it out")
+    known = TIMES[config.times].parameters
+    for key in ("mean", "std", "share", "rate"):
+        if (value := getattr(config, f"times_{key}")) is not None and key not in known:
+            has = f"has {' and '.join(f'--times_{each}' for each in known)}" if known else "has no parameters"
+            raise ValueError(f"--times_{key} {value:g}: --times {config.times} {has}; leave it out")
 
 
 def check_logger(name: str) -> None:

@@ -99,7 +99,8 @@ class CoupledBatches(Ahead):
         processes: this process among its peers.
         ahead: see :class:`Ahead`.
         reg: entropic regularisation of a Sinkhorn coupling.
-        times: of a method with two times, see ``common.methods.Method``; None: one, uniform.
+        times: of a method with two times, see ``common.methods.Method``; None: one.
+        quantile: the distribution of that one, see ``common.methods.Times``; None: uniform.
     """
 
     def __init__(
@@ -111,10 +112,11 @@ class CoupledBatches(Ahead):
         ahead: bool,
         reg: float | None = None,
         times: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+        quantile: Callable[[Tensor], Tensor] | None = None,
     ):
         super().__init__(processes.device, ahead)
         self.batches, self.coupling, self.seed, self.processes, self.reg = batches, coupling, seed, processes, reg
-        self.times = times
+        self.times, self.quantile = times, quantile
 
     def make(self, step: int) -> Batch:
         """Draw and couple the global batch; return this process's rows."""
@@ -128,6 +130,8 @@ class CoupledBatches(Ahead):
         r = None
         if self.times is not None:
             t, r = self.times(t, torch.rand(n, generator=draw, device=x1.device))
+        elif self.quantile is not None:
+            t = self.quantile(t)
         start = time.perf_counter()
         if self.coupling != "independent":
             pairing = generator(self.seed, "couple", step)

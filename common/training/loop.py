@@ -28,7 +28,7 @@ from common import checkpoint
 from common.cli import to_yaml
 from common.cli.configs import TrainConfig
 from common.data.loading import Batches, ImageData, StreamingImages, check_labels, mark_of, split_train_val
-from common.methods import method_of
+from common.methods import TIMES, method_of
 from common.records.cards import commit, without_folders, write_card
 from common.records.page import write_page
 from common.records.rows import JsonLines
@@ -85,14 +85,19 @@ def train(
     method = method_of(config.method)
     coupling = method.joint(config.coupling)
     reg = method.regularisation(coupling, config.sigma)
-    source = CoupledBatches(batches, coupling, config.seed, processes, config.coupling_ahead, reg, method.times)
+    given = {name: getattr(config, f"times_{name}") for name in ("mean", "std", "share", "rate")}
+    quantile = TIMES[config.times].of(**given)
+    source = CoupledBatches(
+        batches, coupling, config.seed, processes, config.coupling_ahead, reg, method.times, quantile
+    )
 
     held_out = None
     if len(val_rows):
         size = min(config.batch_size, len(val_rows))
         val_batches = Batches(images, size, 0, False, processes.device, subset=val_rows)
         # The first process validates alone, on whole batches, with the same noise, times and pairs whenever it does.
-        # They are coupled as in training: the loss of other pairs has another minimum.
+        # They are coupled as in training: the loss of other pairs has another minimum. Their times are uniform whatever
+        # those of the training are, so that the losses of runs can be compared.
         alone = Processes(0, 1, processes.device)
         val_source = CoupledBatches(val_batches, coupling, config.seed + 1, alone, False, reg, method.times)
         held_out = HeldOut(val_source, max(1, min(val_batches.n, 1024) // size))

@@ -88,7 +88,8 @@ class Trainer:
             torch.backends.cudnn.benchmark = True
         torch.manual_seed(derive_seed(config.seed, "init"))
         self.net, self.description = self.build()
-        self.loss = make_loss(config.method, config.sigma, flow_weight=config.flow_weight)
+        self.loss = make_loss(config.method, config.sigma, **self.constants())
+        self.held_out_loss = make_loss(config.method, config.sigma)
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.net = self.net.to(self.device).to(memory_format=self.layout)
         self.ema = EMA(self.net, config.ema_decay, config.ema_warmup)
@@ -118,12 +119,16 @@ class Trainer:
         self.ema = EMA(self.net, self.config.ema_decay, self.config.ema_warmup)
 
     def losses(self, network: Callable[..., Tensor], batch: Any) -> Tensor:
-        """The method's losses on a batch, (B,)."""
+        """The method's losses on a batch, (B,).
+
+        Held-out losses, in eval mode, are to be compared with each other and between runs: they are the published ones,
+        whatever the weights and targets of the training, and those of its end.
+        """
+        loss = self.loss if self.net.training else self.held_out_loss
         if batch.r is None:
-            return self.loss(network, batch.x0, batch.x1, batch.t, batch.noise, batch.y)
-        # held-out losses are those of the end of the training, so that they can be compared with each other
+            return loss(network, batch.x0, batch.x1, batch.t, batch.noise, batch.y)
         progress = self.progress if self.net.training else 1.0
-        return self.loss(network, batch.x0, batch.x1, batch.t, batch.noise, batch.y, r=batch.r, progress=progress)
+        return loss(network, batch.x0, batch.x1, batch.t, batch.noise, batch.y, r=batch.r, progress=progress)
 
     @property
     def progress(self) -> float:
@@ -209,7 +214,11 @@ class Trainer:
 
     @torch.no_grad()
     def validation_loss(self, source: Ahead, count: int) -> float:
-        """Mean loss of the averaged weights over the first ``count`` batches of a held-out source."""
+        """Mean loss of the averaged weights over the first ``count`` batches of a held-out source.
+
+        Its times are uniform and its terms weighted as published, see :meth:`losses`; its pairs are coupled as those of
+        the training, so it compares runs of one coupling.
+        """
         with self.evaluating():
             network = partial(self.run_network, self.net)
             losses = [self.losses(network, source.make(i)).mean() for i in range(count)]
@@ -273,9 +282,10 @@ class Trainer:
             )
         for key, ours in (("network", self.description), ("method", self.weights_method())):
             theirs = state.get(key, {})
-            if key == "method" and "coupling" not in theirs:  # older files: their options tell, or it is not known
+            if key == "method":  # older files: their options tell the coupling, or it is not known
                 asked = (state.get("config") or {}).get("coupling", self.config.coupling)
-                theirs = {"coupling": method_of(self.config.method).joint(asked), **theirs}
+                usual = {name: getattr(TrainConfig, name) for name in self.constants()}
+                theirs = {"coupling": method_of(self.config.method).joint(asked), **usual, **theirs}
             names = [name for name in ours if theirs.get(name) != ours[name] and name != "checkpointing"]
             if names:
                 differences = "; ".join(f"{name}: {theirs.get(name)} there, {ours[name]} here" for name in names)
@@ -336,11 +346,15 @@ class Trainer:
                 f"{self.elsewhere}"
             )
 
+    def constants(self) -> dict[str, Any]:
+        """The options that are constants of the method's loss."""
+        return {name: getattr(self.config, name) for name in method_of(self.config.method).constants}
+
     def weights_method(self) -> dict[str, Any]:
         """Name, constants and coupling of the method, as a checkpoint holds them."""
         c = self.config
         coupling = method_of(c.method).joint(c.coupling)
-        return {"name": c.method, "sigma": c.sigma, "flow_weight": c.flow_weight, "coupling": coupling}
+        return {"name": c.method, "sigma": c.sigma, **self.constants(), "coupling": coupling}
 
     def options(self) -> dict[str, Any]:
         """The options as primitives, without this machine's paths, which are nobody's business but the run folder's."""

@@ -256,6 +256,22 @@ def test_steps_given_later_set_aside_epochs(tmp_path):
     assert [(c.total_steps, c.epochs) for c in both] == [(5, None), (5, 2)]
 
 
+def test_another_method_sets_aside_what_a_preset_says_of_its_own(tmp_path):
+    terms = {"data_loss": "velocity", "score_target": "conditional", "score_weight": 0.1, "flow_weight": 1.0}
+    recipe = TrainConfig(method="idff", sigma=0.2, **terms, coupling="independent", times="mixed", lr=1.0)
+    presets = {"default": recipe}
+    assert train("--method idff", presets=presets) == recipe
+    assert train("--method otcfm", presets=presets) == TrainConfig(method="otcfm", sigma=0.2, times="mixed", lr=1.0)
+    assert train("--method flowmap", presets=presets) == TrainConfig(method="flowmap", sigma=0.2, lr=1.0)
+    assert train("--method rf --coupling independent", presets=presets).coupling == "independent"
+    file = tmp_path / "c.yaml"
+    file.write_text("coupling: sinkhorn\n")  # what a file says itself stays
+    assert train(f"-c {file} --method rf", presets=presets).coupling == "sinkhorn"
+    file.write_text(to_yaml(recipe))
+    with pytest.raises(ValueError, match="data_loss velocity: --method rf has no such term"):
+        train(f"-c {file} --method rf")
+
+
 def test_yaml_round_trip(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()

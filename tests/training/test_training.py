@@ -18,6 +18,7 @@ from common.cli.configs import TrainConfig
 from common.couplings import couple
 from common.data.loading import Batches, StreamingImages
 from common.images import save_png
+from common.methods import TIMES
 from common.records.rows import JsonLines
 from common.runtime import Processes, file_hash, generator
 from common.scripts.folder import smoke_preset
@@ -48,7 +49,11 @@ def stop_after(monkeypatch, step: int, number: int = signal.SIGINT) -> None:
 # ---- resume
 
 
-@pytest.mark.parametrize("changes", [RF, IDFF], ids=["rf", "idff"])
+RECIPE = {**IDFF, "data_loss": "velocity", "score_target": "conditional", "score_weight": 0.1}
+RECIPE |= {"coupling": "independent", "times": "mixed", "times_share": 0.5}
+
+
+@pytest.mark.parametrize("changes", [RF, IDFF, RECIPE], ids=["rf", "idff", "recipe"])
 def test_a_stopped_and_resumed_run_equals_the_run_that_never_stopped(tmp_path, monkeypatch, capsys, changes):
     whole = run(tmp_path / "whole", **changes)
     with monkeypatch.context() as patch:
@@ -474,6 +479,35 @@ def test_held_out_batches_are_coupled_as_those_of_the_training(tmp_path, method,
     # and the checkpoint says how they were coupled
     assert checkpoint.load(weights_file)["method"]["coupling"] == joint
     assert checkpoint.load_network(tmp_path)[1]["method"]["coupling"] == joint
+
+
+def test_training_times_are_those_asked_for_and_held_out_losses_those_of_every_run(tmp_path, monkeypatch):
+    seen = []
+
+    def events(report, held_out, count):
+        seen.append((report.trainer, held_out))
+        return []
+
+    for terms in (IDFF | {"coupling": "independent"}, RECIPE | {"flow_weight": 1.0}):
+        config = options(**terms, val_fraction=0.5, batch_size=16, total_steps=1)
+        train(config, images(40), tmp_path / config.times, NAME, ALONE, events)
+    held_out = seen[1][1]
+    assert torch.equal((held_out.batches.make(0).t * 16).floor(), torch.arange(16.0))
+    trainers = [Trainer(trainer.config, ALONE) for trainer, _ in seen]  # the same fresh network
+    assert trainers[0].validation_loss(*held_out) == trainers[1].validation_loss(*held_out)
+    batch = held_out.batches.make(0)
+    assert not torch.allclose(*(trainer.losses(trainer.net, batch) for trainer in trainers))
+    plain, recipe = (
+        batches_of_a_run(tmp_path / f"{k}", monkeypatch, **terms) for k, terms in enumerate((IDFF, RECIPE))
+    )
+    for a, b in zip(plain, recipe, strict=True):
+        assert torch.equal(b.t, TIMES["mixed"].of(share=0.5)(a.t)) and not torch.equal(a.t, b.t)
+
+
+def test_a_run_is_not_resumed_with_another_objective(tmp_path):
+    run(tmp_path, **RECIPE, total_steps=2)
+    with pytest.raises(ValueError, match="score_weight: 0.1 there, 1.0 here"):
+        run(tmp_path, **(RECIPE | {"score_weight": 1.0}), total_steps=3, resume="auto")
 
 
 def test_a_run_from_before_couplings_were_recorded_goes_on(tmp_path):
