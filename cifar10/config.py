@@ -55,7 +55,6 @@ FOLDER = Folder(
     here=HERE,
     presets={"default": DEFAULT, "paper": PAPER, "paper-deep": replace(PAPER, channel_mult=(1, 2, 2, 4))},
     data="torchvision:CIFAR10",
-    landing=0.85,  # the velocity that these weights give nearer to the data is mostly error: speckles
     weights="results/IDFF-2.0-0.2/IDFF_cifar10_weights_step_final.pt",
     weights_name="{METHOD}_cifar10_weights_step_final.pt",
     classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),

@@ -21,8 +21,11 @@ from common.cli.configs import TrainConfig
 from common.images import HEADER
 from common.methods import METHODS
 from common.networks import build_network, network_description
+from common.records.cards import card_path
+from common.runtime import file_hash
 from common.scripts.folder import FLAGS, smoke_preset
 from common.scripts.train import train_main
+from common.solvers import fitted
 from tiny import ROOT, network, options
 
 # name: (train script, its weights, suffix of gen_*.py, side, where the scripts are started)
@@ -268,6 +271,24 @@ def test_names_of_runs_and_weights_are_the_seeds(config):
         "results/RF-0.0/flow_matching_mnist.pth",
         *(f"results/IDFF-2.0-0.2/{files[1]}" for files in LARGE.values()),
     )
+
+
+@pytest.mark.parametrize("config", FOLDERS, indirect=True)
+def test_what_is_shipped_belongs_together(config):
+    """Card, samplers and options are those of the weights that they lie beside."""
+    weights = config.FOLDER.here / config.FOLDER.weights
+    state, card = checkpoint.load(weights), json.loads(card_path(weights).read_text())
+    assert card["sha256"] == file_hash(weights) and card["measured"]
+    assert (card["steps"], card["images_seen"]) == (state["step"], state["images_seen"])
+    assert card["parameters"] == sum(x.numel() for x in state["ema_model"].values())
+    assert fitted.read_samplers(weights).keys() == {"adaptive", "fitted"}
+    options = cli.parse(TrainConfig, config.FOLDER.presets, argv=["-c", str(weights.with_name("config.yaml"))])
+    described = network_description(options, METHODS[options.method].heads)
+    assert {key: described[key] for key in state["network"]} == state["network"]
+    assert (options.method, options.sigma) == (state["method"]["name"], state["method"]["sigma"])
+    # log and options end together
+    last = json.loads(weights.with_name("metrics.jsonl").read_text().splitlines()[-1])
+    assert options.total_steps - last["step"] < 100 and f"results/{config.FOLDER.run_name(options)}" in str(weights)
 
 
 @pytest.mark.parametrize("config", LARGE, indirect=True)
