@@ -21,36 +21,85 @@ from common.methods import METHODS, Drift, Output, Velocity, data_heads
 from common.runtime import autocast, generator
 from common.solvers.fitted import FittedSampler
 
+WHOLE = (0.0, 1.0)  # all times
+
+
+class Guide(NamedTuple):
+    """A worse network that guides a better one, and the name and SHA-256 of its file."""
+
+    net: nn.Module
+    name: str = ""
+    sha256: str = ""
+
 
 class CountedNetwork(solvers.CountNFE):
-    """A network that counts its evaluations per sample, runs in the given precision and returns float32."""
+    """A network that counts its evaluations per sample, runs in the given precision and returns float32.
 
-    def __init__(self, net: nn.Module, precision: str = "no"):
+    ``guide`` is the guiding network, counted alike, or None.
+    """
+
+    def __init__(self, net: nn.Module, precision: str = "no", guide: Guide | None = None):
         super().__init__(net)
         self.precision = precision
+        self.guide = CountedNetwork(guide.net, precision) if guide else None
 
     def __call__(self, x: Tensor, t: Tensor, *conditions: Tensor | None) -> Tensor:
         """``conditions``: labels, and the second time of a network of two."""
         with autocast(x.device, self.precision):
             return super().__call__(x, t, *conditions).float()
 
+    def per_sample(self, n_samples: int) -> float:
+        """Evaluations of both networks for each of n samples: their mean, and a whole number where all took as many."""
+        rows = self.rows + (self.guide.rows if self.guide else 0)
+        return rows // n_samples if rows % n_samples == 0 else rows / n_samples
 
-def guided(net: Callable[..., Tensor], y: Tensor | None = None, cfg: float = 1.0) -> Output:
-    """The network with classifier-free guidance: out(no label) + cfg (out(y) - out(no label)).
 
-    cfg = 1 and cfg = 0 cost one evaluation, everything else two. Called ``out(x, t)``, or ``out(x, t, r)`` of a network
-    of two times. Source: Ho & Salimans 2022 (2207.12598), equation 6.
+def guided(
+    net: Callable[..., Tensor],
+    y: Tensor | None = None,
+    cfg: float = 1.0,
+    interval: tuple[float, float] = WHOLE,
+    guide: Callable[..., Tensor] | None = None,
+) -> Output:
+    """The network with guidance: worse + cfg (out(y) - worse) at the times of an interval, out(y) at all others.
+
+    ``worse`` is the network without the label (classifier-free guidance), or another network with it (autoguidance).
+    cfg = 1 and cfg = 0 cost one evaluation, everything else two; outside of the interval all cost one. Called
+    ``out(x, t)``, or ``out(x, t, r)`` of a network of two times, whose first one counts.
+
+    Args:
+        y: labels, (B,); None: none, and without a guide no guidance.
+        interval: times [from, to) that are guided; one that ends at 1 has that end, too. A GPU is waited for at every
+            evaluation where it is not the whole.
+        guide: the worse network.
+
+    Source: Ho & Salimans 2022 (2207.12598), equation 6; the interval: Kynkaanniemi et al. 2024 (2404.07724); the worse
+    network: Karras et al. 2024 (2406.02507).
     """
-    if y is None or cfg == 0:
-        return lambda x, t, *r: net(x, t, None, *r)
-    if cfg == 1:
+    worse = guide or (lambda x, t, y, *r: net(x, t, None, *r))
+    if cfg == 1 or (y is None and guide is None):
         return lambda x, t, *r: net(x, t, y, *r)
 
-    def out(x: Tensor, t: Tensor, *r: Tensor) -> Tensor:
-        free = net(x, t, None, *r)
-        return free + cfg * (net(x, t, y, *r) - free)
+    def inner(x: Tensor, t: Tensor, y: Tensor | None, *r: Tensor) -> Tensor:
+        away = worse(x, t, y, *r)
+        return away if cfg == 0 else away + cfg * (net(x, t, y, *r) - away)
 
-    return out
+    def out(x: Tensor, t: Tensor, *r: Tensor) -> Tensor:
+        inside = within(t, interval)
+        count = int(inside.sum())
+        if count in (0, len(t)):
+            return inner(x, t, y, *r) if count else net(x, t, y, *r)
+        v, some = net(x, t, y, *r), inside.nonzero()[:, 0]  # rows of several times: a solver that steps adaptively
+        away = worse(*(None if each is None else each[some] for each in (x, t, y, *r)))
+        return v.index_copy(0, some, away + cfg * (v[some] - away))
+
+    return out if interval != WHOLE else lambda x, t, *r: inner(x, t, y, *r)
+
+
+def within(t: Tensor, interval: tuple[float, float]) -> Tensor:
+    """Which times, (B,), are in [from, to), or in [from, 1]: a node at an end, in float32, belongs to what it begins."""
+    start, stop = interval
+    return (t >= start - 1e-6) & (t < (stop - 1e-6 if stop < 1 else math.inf))
 
 
 def heads_of(net: Callable[..., Tensor], y: Tensor | None = None, cfg: float = 1.0) -> Callable[..., Any]:
@@ -105,10 +154,11 @@ def noise_for(indices: Sequence[int], shape: Sequence[int], seed: int, stream: s
 
 
 class Samples(NamedTuple):
-    """Images in [-1, 1], (B, C, H, W), and the network evaluations of each, counted at the network."""
+    """Images in [-1, 1], (B, C, H, W), and the network evaluations of each, counted at the networks: their mean where
+    guidance took other times of each."""
 
     images: Tensor
-    nfe: int
+    nfe: float
 
 
 @dataclass(frozen=True)
@@ -124,6 +174,8 @@ class Sampler:
         landing: time from which the last step goes straight to the predicted data; 1: no such rule. A data head's and
             euler_maruyama's last step always does: noise that is added there would stay in the image.
         cfg: guidance scale.
+        interval: times that are guided; see ``guided``.
+        guide: the worse network of autoguidance, of the same method, shape and labels; None: classifier-free guidance.
         seed: see ``noise_for``.
         precision: "no", "bf16" or "fp16": of the network only.
     """
@@ -144,6 +196,26 @@ class Sampler:
     precision: str = "no"
     landing: float = 1.0
     coupling: str = "auto"
+    interval: tuple[float, float] = WHOLE
+    guide: Guide | None = None
+
+    def guidance(self) -> dict[str, Any]:
+        """Interval and guiding weights as cards, marks and kept samplers say them, beside ``cfg``; {} as usual."""
+        start, stop = self.interval
+        facts = {} if self.interval == WHOLE else {"cfg_interval": f"{start:g}..{stop:g}"}
+        return facts | ({"guide": self.guide.name, "guide_sha256": self.guide.sha256} if self.guide else {})
+
+    def counted(self) -> CountedNetwork:
+        """The network and its guide, that count their evaluations."""
+        return CountedNetwork(self.net, self.precision, self.guide)
+
+    def output(self, net: CountedNetwork, y: Tensor | None) -> Output:
+        """What a network of :meth:`counted` says of labels (B,), guided."""
+        return guided(net, y, self.cfg, self.interval, net.guide)
+
+    def velocity(self, net: CountedNetwork, y: Tensor | None, last: float = math.inf) -> Velocity:
+        """The guided velocity; see :func:`velocity_of`."""
+        return METHODS[self.method].velocity(self.output(net, y), last)
 
     def times_hash(self) -> str:
         """A mark of the times and weights that are not named by solver, grid and n_steps: fitted and adaptive ones."""
@@ -182,35 +254,33 @@ class Sampler:
         device = next(self.net.parameters()).device
         x0 = (self.start * x0).to(device).contiguous(memory_format=torch.channels_last)
         y = None if labels is None else labels.to(device)
-        counted = CountedNetwork(self.net, self.precision)
+        counted = self.counted()
         x = self._solve(counted, x0, y, indices)
-        return Samples(x.clamp(-1, 1), counted.nfe)
+        return Samples(x.clamp(-1, 1), counted.per_sample(len(x)))
 
     def _solve(self, net: CountedNetwork, x0: Tensor, y: Tensor | None, indices: Sequence[int]) -> Tensor:
         if self.fitted is not None:
-            velocity = velocity_of(net, self.method, y, self.cfg, self.fitted.times[-2])
-            return solvers.integrate(velocity, x0, self.fitted.times, self.fitted)
+            return solvers.integrate(self.velocity(net, y, self.fitted.times[-2]), x0, self.fitted.times, self.fitted)
         times = self.times()
         if self.solver == "idff":  # the paper samples with twice the spread that it trains with
-            return solvers.idff_sampler(heads_of(net, y, self.cfg), x0, times, 2 * self.sigma)
+            return solvers.idff_sampler(data_heads(self.output(net, y)), x0, times, 2 * self.sigma)
         if self.solver == "flowmap":
-            return solvers.follow_map(guided(net, y, self.cfg), x0, times)
+            return solvers.follow_map(self.output(net, y), x0, times)
 
         def walk(times: Tensor) -> Tensor:
             """The SDE or the ODE over times, as far as no step lands."""
             if self.solver == "euler_maruyama":
-                sde = sde_of(net, self.method, self.sigma, y, self.cfg, self.coupling)
+                sde = METHODS[self.method].sde(self.output(net, y), METHODS[self.method].path(self.sigma))
                 return solvers.euler_maruyama(*sde, x0, times, self._path_noise(indices))
-            velocity = velocity_of(net, self.method, y, self.cfg)
             how = {"final_euler": True, "rtol": self.rtol, "atol": self.atol}
-            return solvers.integrate(velocity, x0, times, self.solver, **how)
+            return solvers.integrate(self.velocity(net, y), x0, times, self.solver, **how)
 
         head_lands = METHODS[self.method].heads == 2 and self.solver not in ("dopri5", "torchdyn")
         if self.landing == 1 and not head_lands and self.solver != "euler_maruyama":
             return walk(times)
         # The last step is Euler's, and lands on the predicted data
         x = walk(times[:-1]) if len(times) > 2 else x0
-        return solvers.integrate(velocity_of(net, self.method, y, self.cfg, float(times[-2])), x, times[-2:])
+        return solvers.integrate(self.velocity(net, y, float(times[-2])), x, times[-2:])
 
     def _path_noise(self, indices: Sequence[int]) -> solvers.Noise:
         """The noise of a stochastic solver's steps, each image's from a stream of its own."""
@@ -250,7 +320,7 @@ def real_classes(net: Any) -> int:
 
 def sample_many(
     sampler: Sampler, indices: Sequence[int], batch_size: int = 100, label: int | None = None
-) -> Iterator[tuple[list[int], Tensor, int]]:
+) -> Iterator[tuple[list[int], Tensor, float]]:
     """Sample the images of the given indices in batches.
 
     Args:
@@ -339,7 +409,7 @@ class Inversion(NamedTuple):
 
     noise: Tensor
     images: Tensor
-    nfe: int
+    nfe: float
 
 
 INVERTERS = ("euler", "midpoint", "heun", "rk4", "ab2", "ab4", "dopri5")  # those that may run towards the noise
@@ -373,8 +443,8 @@ def invert(sampler: Sampler, images: Tensor, labels: Tensor | None = None) -> In
         raise ValueError(f"--invert follows the flow through all times: leave out --landing {sampler.landing:g}")
     device = next(sampler.net.parameters()).device
     x1 = images.to(device).contiguous(memory_format=torch.channels_last)
-    net = CountedNetwork(sampler.net, sampler.precision)
-    flow = velocity_of(net, sampler.method, None if labels is None else labels.to(device), sampler.cfg)
+    net = sampler.counted()
+    flow = sampler.velocity(net, None if labels is None else labels.to(device))
     latest = METHODS[sampler.method].latest
     times = sampler.times()
 
@@ -386,4 +456,4 @@ def invert(sampler: Sampler, images: Tensor, labels: Tensor | None = None) -> In
 
     noise = integrate(x1, times.flip(0))
     again = integrate(noise, times)
-    return Inversion(noise.cpu() / sampler.start, again.cpu(), net.nfe)
+    return Inversion(noise.cpu() / sampler.start, again.cpu(), net.per_sample(len(x1)))

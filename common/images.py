@@ -227,7 +227,7 @@ def open_writer(
     return writer
 
 
-_FREE = ("nfe", "stamp")  # in samples.json, but no settings of the images
+_FREE = ("nfe", "stamp", "guide")  # in samples.json, but no settings of the images; "guide" is a name beside its hash
 
 
 def facts_file(path: Path) -> Path:

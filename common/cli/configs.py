@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -244,6 +245,9 @@ def check_logger(name: str) -> None:
         raise ValueError(f"--logger {name} is not installed: pip install {name}")
 
 
+WHOLE = (0.0, 1.0)  # all times
+
+
 @dataclass(frozen=True)
 class WeightsConfig:
     """Options of all that samples from a network: which weights, how they are run."""
@@ -251,7 +255,12 @@ class WeightsConfig:
     weights: str = ""
     """Checkpoint file or run folder; empty: those of the newest run in runs/, else the shipped ones"""
     cfg: NotNegative = 1.0
-    """Guidance scale of conditional weights; 1: none, 0: unconditional"""
+    """Guidance scale of conditional weights, or with --guide; 1: none, 0: unconditional, or the guide's images"""
+    cfg_interval: tuple[Annotated[float, AtLeast(0), AtMost(1)], ...] = WHOLE
+    """Times FROM TO (0 noise, 1 data) that --cfg guides; at others a step costs one evaluation"""
+    guide: str = ""
+    """Worse weights for the same task, a smaller network or an earlier step, that --cfg leads away from, in place of
+    images without a class (autoguidance)"""
     landing: Annotated[float | None, Above(0), AtMost(1), NoneFor(0)] = None
     """Time from which the last step goes straight to the predicted data; none: the folder's choice, 1: no such rule"""
     ema: bool = True
@@ -266,6 +275,19 @@ class WeightsConfig:
     """Seed of the noises; image k is a function of the weights, this seed and k"""
     smoke: bool = False
     """Seconds on a CPU, with a tiny untrained network when there are no weights"""
+
+    def check_together(self) -> None:
+        """Raises ValueError where options do not fit together."""
+        check_interval(self.cfg_interval, "--cfg_interval " + " ".join(f"{time:g}" for time in self.cfg_interval))
+        for flag, given in (("--cfg_interval", self.cfg_interval != WHOLE), ("--guide", self.guide)):
+            if given and self.cfg == 1:
+                raise ValueError(f"{flag} without guidance: give a scale by --cfg, e.g. --cfg 1.5, or leave {flag} out")
+
+
+def check_interval(interval: Sequence[float], given: str) -> None:
+    """Raises ValueError for what is no interval of times; ``given`` is what was typed."""
+    if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
+        raise ValueError(f"{given}: give two times from 0 (noise) to 1 (data), the smaller first, e.g. 0.1 0.9")
 
 
 @dataclass(frozen=True)
@@ -317,6 +339,7 @@ class GenConfig(SampleConfig):
 
     def check_together(self) -> None:
         """Raises ValueError where options do not fit together."""
+        super().check_together()
         index_range(self.range, self.n_samples)
 
 
@@ -393,6 +416,7 @@ class FitConfig(WeightsConfig):
 
     def check_together(self) -> None:
         """Raises ValueError where options do not fit together."""
+        super().check_together()
         most = max(self.n_steps)
         if self.fine_steps < 2 * most:
             raise ValueError(f"--fine_steps {self.fine_steps} is less than twice the {most} steps to fit")

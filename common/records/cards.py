@@ -78,7 +78,7 @@ def add_measurement(weights: Path, result: dict[str, Any]) -> Path:
     card: dict[str, Any] = read_json(path, Card) if path.exists() else {"sha256": sha256}
     if card.get("sha256") != sha256:
         raise ValueError(f"{path} is the card of other weights than {weights.name}: remove it first")
-    settings = ("solver", "n_steps", "grid", "landing", "cfg", "seed", "generated")
+    settings = ("solver", "n_steps", "grid", "landing", "cfg", "cfg_interval", "guide_sha256", "seed", "generated")
     others = [m for m in card.get("measured", []) if any(m.get(key) != result.get(key) for key in settings)]
     facts = {k: v for k, v in card.items() if k not in ("weights", "sha256", "measured")}
     write_card(weights, facts | {"measured": [*others, result]})

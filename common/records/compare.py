@@ -67,7 +67,7 @@ _ALIKE = {
     },
 }
 # of the samples, shown where a card has them
-_SETTINGS = ("solver", "grid", "landing", "n_steps", "nfe", "cfg", "probes", "seed")
+_SETTINGS = ("solver", "grid", "landing", "n_steps", "nfe", "cfg", "cfg_interval", "guide", "probes", "seed")
 
 
 def read_card(path: Path) -> dict[str, Any]:

@@ -33,7 +33,8 @@ MEASURES = {
     "distance by a classifier's features": ("feature_distance", "frechet_distance"),
     "share of samples recognised as their class": ("recognised",),
 }
-_COLUMNS = ("kind", "step", "solver", "grid", "landing", "n_steps", "nfe", "cfg", "generated", "real")
+_GUIDANCE = ("landing", "cfg", "cfg_interval", "guide")
+_COLUMNS = ("kind", "step", "solver", "grid", "n_steps", "nfe", *_GUIDANCE, "generated", "real")
 Chart = tuple[dict[str, Any], dict[str, list[tuple[float, float]]]]  # axes, and lines in pixels
 
 
@@ -169,7 +170,7 @@ def _against_nfe(results: Sequence[Mapping[str, Any]]) -> list[Chart]:
         for r in results:
             if isinstance(r.get(key), (int, float)) and isinstance(r.get("nfe"), (int, float)):
                 label = " ".join(str(r[name]) for name in ("solver", "grid") if name in r)
-                label += "".join(f", {name} {in_words(r[name])}" for name in ("landing", "cfg") if name in r)
+                label += "".join(f", {name} {in_words(r[name])}" for name in _GUIDANCE if name in r)
                 lines.setdefault(label, []).append((r["nfe"], r[key]))
         if len({x for points in lines.values() for x, _ in points}) > 1:
             lines = {label: sorted(points) for label, points in lines.items()}

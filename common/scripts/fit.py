@@ -51,6 +51,8 @@ def fit_main(folder: Folder, description: str, argv: list[str] | None = None) ->
         print(f"{n} steps: RMS to the fine end {facts['rms']:.4f} on {config.n_test} other noises; ", end="")
         print(f"Euler {facts['rms_euler']:.4f}")
         if weights is not None and not (config.smoke and (not config.weights or folder.ships(weights))):
-            path = fitted.keep_fitted(weights, fit, config.cfg, facts, sampler.landing, sampler.precision)
+            path = fitted.keep_fitted(
+                weights, fit, config.cfg, facts, sampler.landing, sampler.precision, sampler.guidance()
+            )
             print(f"kept in {path}: use it with --solver fitted --n_steps {n}")
     return results

@@ -29,12 +29,12 @@ def gen_main(folder: Folder, description: str, argv: list[str] | None = None) ->
         fingerprint = {"weights": weights_hash(info["path"]), **{key: getattr(config, key) for key in keys}}
         fingerprint |= {"label": -1 if config.label is None else config.label}
         fingerprint |= {"solver": sampler.solver, "grid": sampler.grid, "landing": sampler.landing}
-        fingerprint["times"] = sampler.times_hash()
+        fingerprint |= {"times": sampler.times_hash(), **sampler.guidance()}
         c, h, w = sampler.shape
         writer = open_writer(target, config.n_samples, (c, h, w), fingerprint)
     todo = writer.missing(start, stop)[here.rank :: here.world]
     here.wait()  # all see the same images missing before the first one is written
-    evaluations, nfe = 0, 0
+    evaluations = 0.0
     batches = sample_many(sampler, todo, config.batch_size, config.label)
     for indices, images, nfe in with_bar(batches, len(todo), show=here.is_main):
         for index, image in zip(indices, to_uint8(images)):
@@ -45,5 +45,5 @@ def gen_main(folder: Folder, description: str, argv: list[str] | None = None) ->
         if todo:  # the mean of the images made here: an adaptive solver's number differs between batches
             add_counted(target, nfe=evaluations / len(todo))
         writer.finish()
-        print(f"images {start} to {stop - 1} are in {target}" + (f", NFE {nfe}" if todo else ""))
+        print(f"images {start} to {stop - 1} are in {target}" + (f", NFE {evaluations / len(todo):g}" if todo else ""))
     return target

@@ -42,11 +42,11 @@ def grid_main(folder: Folder, description: str, argv: list[str] | None = None) -
         made = generate.sample_many(sampler, range(config.n_samples), config.batch_size, config.label)
     batches = list(with_bar(made, config.n_samples))  # type: ignore[type-var]
     images, nfe = torch.cat([part for *_, part, _ in batches]), batches[-1][-1]
-    out = Path(config.out) if config.out else folder.samples(config, f"{sampler.solver}_nfe{nfe}{name}.png")
+    out = Path(config.out) if config.out else folder.samples(config, f"{sampler.solver}_nfe{nfe:g}{name}.png")
     save_png(out, grid(images, columns, scale=2 if images.shape[-1] <= SMALL else 1, names=names))
     print(
         f"{len(images)} images, {info['method']['name']} weights of step {info.get('step', '?')}, "
-        f"{sampler.solver}, {config.n_steps} steps, grid {sampler.grid}, NFE {nfe}, seed {config.seed}, "
+        f"{sampler.solver}, {config.n_steps} steps, grid {sampler.grid}, NFE {nfe:g}, seed {config.seed}, "
         f"{time.perf_counter() - start:.1f} s"
     )
     print(f"picture: {out}")

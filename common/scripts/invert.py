@@ -33,7 +33,7 @@ def invert(folder: Folder, config: GridConfig, extra: dict[str, Any]) -> Path:
     error = 127.5 * rms(again, image)
     ratio = 20 * math.log10(255 / error) if error else math.inf
     how = f"{sampler.solver}, {config.n_steps} steps, grid {sampler.grid}"
-    print(f"{config.invert}: {how}, NFE {nfe} both ways")
+    print(f"{config.invert}: {how}, NFE {nfe:g} both ways")
     print(f"noise: mean {noise.mean():.3f}, spread {noise.std():.3f}; of a normal one they are 0 and 1")
     if noise.std() > 2:
         print("note: what these weights miss of the image is magnified on the way to the noise; train longer")

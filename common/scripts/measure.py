@@ -73,6 +73,7 @@ def measure_main(
         "landing": sampler.landing,
         "nfe": nfe,
         "cfg": config.cfg,
+        **sampler.guidance(),
         "seed": config.seed,
         "generated": config.n_samples,
         "commit": commit(),

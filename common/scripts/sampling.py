@@ -14,7 +14,7 @@ from common.scripts.folder import Folder, smoke_preset
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from common.generate import Sampler
+    from common.generate import Guide, Sampler
     from common.solvers.fitted import Teacher, VelocityFor
 
 Batch = TypeVar("Batch", bound=tuple[Any, ...])
@@ -53,7 +53,7 @@ def make_sampler(folder: Folder, config: SampleConfig, extra: dict[str, Any]) ->
     net: Any = net.to(device, memory_format=torch.channels_last)  # type: ignore[no-redef, call-overload]
     method = info["method"]
     channels = net.out_channels // method_of(method["name"]).heads
-    size = info["network"].get("image_size") or info.get("config", {}).get("image_size")
+    size = _side(info)
     if not size:
         raise ValueError(f"{path} does not say its image size: give -c with the config.yaml of its run")
     sampler = generate.Sampler(
@@ -69,16 +69,63 @@ def make_sampler(folder: Folder, config: SampleConfig, extra: dict[str, Any]) ->
         seed=config.seed,
         precision=config.mixed_precision,
         landing=config.landing or (1.0 if config.weights else folder.landing),
+        interval=config.cfg_interval,
     )
-    if config.cfg != 1 and generate.real_classes(net) == 0:
-        raise ValueError(f"--cfg {config.cfg} needs class-conditional weights; {path.name} is unconditional")
-    if config.cfg != 1 and not net.null_class:
-        raise ValueError(f"--cfg {config.cfg} needs weights trained with --label_dropout > 0; {path.name} was not")
+    if config.guide:
+        sampler = replace(sampler, guide=read_guide(config, net, info, path))
+    if config.cfg != 1 and not config.guide and generate.real_classes(net) == 0:
+        raise ValueError(
+            f"--cfg {config.cfg} needs class-conditional weights; {path.name} is unconditional: give --guide WEIGHTS"
+        )
+    if config.cfg != 1 and not config.guide and not net.null_class:
+        raise ValueError(
+            f"--cfg {config.cfg} needs weights trained with --label_dropout > 0; {path.name} was not: give --guide WEIGHTS"
+        )
     generate.labels_for([0], generate.real_classes(net), config.label)  # a wrong label ends it here
     weights = checkpoint.find(path) if path.exists() and config.ema else None
     sampler = resolved(sampler, config, weights, not folder.ships(path))
     sampler.check()
     return sampler, info | {"path": str(path)}
+
+
+def read_guide(config: SampleConfig, net: Any, info: dict[str, Any], path: Path) -> Guide:
+    """The weights of ``--guide``, which must be for what the network ``net`` of ``path``, described by ``info``, is for.
+
+    Raises:
+        FileNotFoundError, ValueError: there are none, or of another method, for other images or classes.
+    """
+    import torch
+
+    from common import checkpoint, generate
+    from common.runtime import file_hash
+
+    file = checkpoint.find(Path(config.guide).expanduser())
+    guide, theirs = checkpoint.load_network(file)
+    ours, theirs = _task_of(net, info), _task_of(guide, theirs)
+    if different := [
+        f"{key} {theirs[key]} there, {ours[key]} of {path.name}" for key in ours if theirs[key] != ours[key]
+    ]:
+        raise ValueError(f"--guide {file} does not fit: {'; '.join(different)}; give worse weights of the same task")
+    sha256 = file_hash(file)
+    if config.ema and path.exists() and file_hash(checkpoint.find(path)) == sha256:
+        raise ValueError(f"--guide {file}: these are the weights that it is to guide; give worse ones")
+    guide = guide.to(next(net.parameters()).device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return generate.Guide(torch.compile(guide) if config.compile else guide, file.name, sha256)  # type: ignore[arg-type]
+
+
+def _task_of(net: Any, info: dict[str, Any]) -> dict[str, Any]:
+    """What two networks must have in common, if one is to guide the other: all but their inner sizes."""
+    from common.generate import real_classes
+
+    method = method_of(info["method"]["name"])
+    task = {"method": info["method"]["name"], "sigma": info["method"].get("sigma", 0.0)}
+    task |= {"coupling": method.joint(info["method"].get("coupling", "auto")), "image_size": _side(info)}
+    return task | {"channels": net.out_channels // method.heads, "num_classes": real_classes(net)}
+
+
+def _side(info: dict[str, Any]) -> int | None:
+    """Of the images, where a weights file says it."""
+    return info["network"].get("image_size") or info.get("config", {}).get("image_size")
 
 
 def with_bar(batches: Iterable[Batch], total: int, title: str = "", show: bool = True) -> Iterator[Batch]:
@@ -126,6 +173,7 @@ def resolved(sampler: Sampler, config: SampleConfig, weights: Path | None, keep:
     """
     from common.solvers import fitted
 
+    asked = (config.n_steps, sampler.cfg, sampler.landing, sampler.precision, sampler.guidance())
     if config.solver == "fitted":
         if config.grid != "auto":
             raise ValueError(f"--solver fitted brings its own times: leave --grid {config.grid} out")
@@ -133,11 +181,11 @@ def resolved(sampler: Sampler, config: SampleConfig, weights: Path | None, keep:
             raise ValueError(
                 "--solver fitted needs weights that a sampler was fitted to: give --weights, without --no-ema"
             )
-        plan = fitted.find_fitted(weights, config.n_steps, config.cfg, sampler.landing, sampler.precision)
+        plan = fitted.find_fitted(weights, *asked)
         return replace(sampler, solver="fitted", grid="fitted", fitted=plan)
     if config.solver == "auto" and config.grid == "auto" and weights is not None:
         try:
-            if plan := fitted.fitted_for(weights, config.n_steps, config.cfg, sampler.landing, sampler.precision):
+            if plan := fitted.fitted_for(weights, *asked):
                 return replace(sampler, solver="fitted", grid="fitted", fitted=plan)
         except ValueError as error:
             print(f"note: {error}")
@@ -158,8 +206,9 @@ def adaptive_nodes(sampler: Sampler, n_steps: int, weights: Path | None, keep: b
     from common.solvers.grids import partition, segment_costs
 
     fine = max(64, 2 * n_steps)
+    asked = (sampler.cfg, sampler.landing, sampler.precision, sampler.guidance())
     if weights is not None:
-        entry = fitted.entry_for(weights, "adaptive", n_steps, sampler.cfg, sampler.landing, sampler.precision)
+        entry = fitted.entry_for(weights, "adaptive", n_steps, *asked)
         if entry is not None:
             return torch.tensor(entry["times"], dtype=torch.float64)
     teacher, _ = teacher_of(sampler, 32, FIT_NOISE, fine, "adaptive grid")
@@ -167,9 +216,7 @@ def adaptive_nodes(sampler: Sampler, n_steps: int, weights: Path | None, keep: b
     steps = sorted({*range(1, min(LARGEST, fine) + 1), n_steps})
     grids = {n: [round(teacher.times[i], 6) for i in partition(cost, n)] for n in steps}
     if weights is not None and keep:
-        key = {"cfg": sampler.cfg, "landing": sampler.landing}
-        key |= {} if sampler.precision == fitted.FULL else {"precision": sampler.precision}
-        fitted.keep(weights, "adaptive", [{"n_steps": n, **key, "times": grids[n]} for n in steps])
+        fitted.keep(weights, "adaptive", [{**fitted.key_of(n, *asked), "times": grids[n]} for n in steps])
     return torch.tensor(grids[n_steps], dtype=torch.float64)
 
 
@@ -187,10 +234,10 @@ def teacher_of(
     x0 = sampler.start * generate.noise_for(range(n_noises), sampler.shape, seed, stream).to(device)
     y = generate.labels_for(range(n_noises), generate.real_classes(sampler.net))
     y = None if y is None else y.to(device)
-    net = generate.CountedNetwork(sampler.net, sampler.precision)
+    net = sampler.counted()
 
     def velocity_for(last: float) -> Any:
-        return generate.velocity_of(net, sampler.method, y, sampler.cfg, last)
+        return sampler.velocity(net, y, last)
 
     with tqdm(total=n_steps, desc=title, unit="evaluation", dynamic_ncols=True) as bar:
         x0 = x0.contiguous(memory_format=torch.channels_last)

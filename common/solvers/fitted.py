@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +23,7 @@ from typing import Annotated, Any
 import torch
 from msgspec import Meta
 from torch import Tensor
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from common.metrics import rms
 from common.runtime import atomic_write, checked, file_hash, reading
@@ -270,7 +270,11 @@ class Grid(TypedDict):
 
     n_steps: Annotated[int, Meta(ge=1)]
     cfg: float
+    cfg_interval: NotRequired[Annotated[str, Meta(max_length=40)]]  # without it the whole
+    guide: NotRequired[Annotated[str, Meta(max_length=1000)]]
+    guide_sha256: NotRequired[Annotated[str, Meta(max_length=64)]]
     landing: float
+    precision: NotRequired[Annotated[str, Meta(max_length=10)]]
     times: Annotated[list[Annotated[float, Meta(ge=0, le=1)]], Meta(min_length=2)]
 
 
@@ -312,18 +316,31 @@ def read_samplers(weights: Path) -> dict[str, list[dict[str, Any]]]:
     return {kind: content[kind] for kind in KINDS}
 
 
-def _key(entry: dict[str, Any]) -> tuple[float, float, int, str]:
+def _key(entry: Mapping[str, Any]) -> tuple[float, str, str, float, int, str]:
     """What an entry is found by."""
-    return entry["cfg"], entry["landing"], entry["n_steps"], entry.get("precision", FULL)
+    guidance = entry["cfg"], entry.get("cfg_interval", ""), entry.get("guide_sha256", "")
+    return *guidance, entry["landing"], entry["n_steps"], entry.get("precision", FULL)
+
+
+def key_of(
+    n_steps: int, cfg: float, landing: float = 1.0, precision: str = FULL, guidance: Mapping[str, str] = {}
+) -> dict[str, Any]:
+    """What an entry says of what it was made for.
+
+    Args:
+        guidance: interval and guiding weights, of ``Sampler.guidance``.
+    """
+    of_precision = {} if precision == FULL else {"precision": precision}
+    return {"n_steps": n_steps, "cfg": cfg, **guidance, "landing": landing, **of_precision}
 
 
 def entry_for(
-    weights: Path, kind: str, n_steps: int, cfg: float, landing: float, precision: str
+    weights: Path, kind: str, n_steps: int, cfg: float, landing: float, precision: str, guidance: Mapping[str, str] = {}
 ) -> dict[str, Any] | None:
     """The entry made in this precision, or else in full, which suits any network's arithmetic; never the reverse."""
     entries = {_key(entry): entry for entry in read_samplers(weights)[kind]}
-    found = (entries.get((cfg, landing, n_steps, wanted)) for wanted in (precision, FULL))
-    return next(filter(None, found), None)
+    wanted = (key_of(n_steps, cfg, landing, each, guidance) for each in (precision, FULL))
+    return next(filter(None, (entries.get(_key(key)) for key in wanted)), None)
 
 
 def _sampler_of(entry: dict[str, Any]) -> FittedSampler:
@@ -350,31 +367,49 @@ def keep_fitted(
     facts: dict[str, Any],
     landing: float = 1.0,
     precision: str = FULL,
+    guidance: Mapping[str, str] = {},
 ) -> Path:
     """Save a fitted sampler beside its weights."""
-    key = {"n_steps": sampler.n_steps, "cfg": cfg, "landing": landing}
-    key |= {} if precision == FULL else {"precision": precision}
+    key = key_of(sampler.n_steps, cfg, landing, precision, guidance)
     return keep(weights, "fitted", [key | asdict(replace(sampler, facts={**sampler.facts, **facts}))])
 
 
 def fitted_for(
-    weights: Path, n_steps: int, cfg: float, landing: float = 1.0, precision: str = FULL
+    weights: Path,
+    n_steps: int,
+    cfg: float,
+    landing: float = 1.0,
+    precision: str = FULL,
+    guidance: Mapping[str, str] = {},
 ) -> FittedSampler | None:
-    """The sampler fitted to a weights file for a number of steps, a guidance scale and a landing, if there is one."""
-    entry = entry_for(weights, "fitted", n_steps, cfg, landing, precision)
+    """The sampler fitted to a weights file for a number of steps, a guidance and a landing, if there is one."""
+    entry = entry_for(weights, "fitted", n_steps, cfg, landing, precision, guidance)
     return None if entry is None else _sampler_of(entry)
 
 
-def find_fitted(weights: Path, n_steps: int, cfg: float, landing: float = 1.0, precision: str = FULL) -> FittedSampler:
+def find_fitted(
+    weights: Path,
+    n_steps: int,
+    cfg: float,
+    landing: float = 1.0,
+    precision: str = FULL,
+    guidance: Mapping[str, str] = {},
+) -> FittedSampler:
     """As :func:`fitted_for`, but ValueError when there is none: which there are, and how to fit one."""
-    if sampler := fitted_for(weights, n_steps, cfg, landing, precision):
+    if sampler := fitted_for(weights, n_steps, cfg, landing, precision, guidance):
         return sampler
-
-    def named(n: int, cfg: float, landing: float) -> str:
-        return f"{n}" + ("" if cfg == 1 else f" --cfg {cfg:g}") + ("" if landing == 1 else f" --landing {landing:g}")
-
-    names = ", ".join(named(e["n_steps"], e["cfg"], e["landing"]) for e in read_samplers(weights)["fitted"]) or "none"
+    names = ", ".join(map(_flags, read_samplers(weights)["fitted"])) or "none"
+    asked = _flags(key_of(n_steps, cfg, landing, guidance=guidance))
     raise ValueError(
-        f"no sampler was fitted to {weights.name} for --n_steps {named(n_steps, cfg, landing)}; there are: {names}; "
-        f"fit one with fit_sampler.py --n_steps {named(n_steps, cfg, landing)}"
+        f"no sampler was fitted to {weights.name} for --n_steps {asked}; there are: {names}; "
+        f"fit one with fit_sampler.py --n_steps {asked}"
     )
+
+
+def _flags(entry: Mapping[str, Any]) -> str:
+    """Number of steps and the other flags of an entry, as one would type them."""
+    flags = {"cfg": "" if entry["cfg"] == 1 else f"{entry['cfg']:g}"}
+    flags["cfg_interval"] = entry.get("cfg_interval", "").replace("..", " ")
+    flags["guide"] = entry.get("guide", "")
+    flags["landing"] = "" if entry["landing"] == 1 else f"{entry['landing']:g}"
+    return f"{entry['n_steps']}" + "".join(f" --{name} {value}" for name, value in flags.items() if value)
