@@ -255,7 +255,7 @@ class WeightsConfig:
     weights: str = ""
     """Checkpoint file or run folder; empty: those of the newest run in runs/, else the shipped ones"""
     cfg: NotNegative = 1.0
-    """Guidance scale of conditional weights, or with --guide; 1: none, 0: unconditional, or the guide's images"""
+    """Guidance scale of conditional weights, or by a guide; 1: none, 0: unconditional, or the guide's own images"""
     cfg_interval: tuple[Annotated[float, AtLeast(0), AtMost(1)], ...] = WHOLE
     """Times FROM TO (0 noise, 1 data) that --cfg guides; at others a step costs one evaluation"""
     guide: str = ""
