@@ -97,7 +97,7 @@ def guided(
 
 
 def within(t: Tensor, interval: tuple[float, float]) -> Tensor:
-    """Which times, (B,), are in [from, to), or in [from, 1]: a node at an end, in float32, belongs to what it begins."""
+    """Which times, (B,), are in [from, to), or in [from, 1]; a node of a grid is its end up to the float32 rounding."""
     start, stop = interval
     return (t >= start - 1e-6) & (t < (stop - 1e-6 if stop < 1 else math.inf))
 

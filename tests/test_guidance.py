@@ -1,4 +1,4 @@
-"""Guidance in an interval of times, and by a worse network: closed forms, exactness, what it costs, what is recorded."""
+"""Guidance in an interval of times, and by a worse network: closed forms, exactness, its cost, what is recorded."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_without_times_it_is_no_guidance_and_with_all_it_is_as_ever(method, solv
 )
 @pytest.mark.parametrize("by", ["label", "guide"])
 def test_evaluations_outside_are_not_made(solver, alone, more, by):
-    """Uniform nodes 0, 0.2, ..., the last step Euler's: rk4 evaluates at 0.2 four times, at 0.3, 0.4 and 0.5 as often."""
+    """Nodes 0, 0.2, ..., the last step Euler's: inside rk4 evaluates twice at 0.2, 0.3, 0.4 and 0.5."""
     made = Sampler(Waves(), "rf", SHAPE, solver=solver, n_steps=5, cfg=2.0, interval=(0.2, 0.6))
     guide = Waves(0.5)
     made = replace(made, guide=Guide(guide)) if by == "guide" else made
@@ -215,7 +215,7 @@ def test_unconditional_weights_are_guided_by_worse_ones(tmp_path):
     made, _ = make_sampler(folder(tmp_path), config, {})
     assert made.sample([0, 1]).nfe == 8 and made.guidance()["guide"] == "worse.pt"
     assert not torch.equal(made([0]), replace(made, cfg=1.0, guide=None)([0]))
-    with pytest.raises(ValueError, match="given.pt is unconditional: give --guide WEIGHTS"):
+    with pytest.raises(ValueError, match="given.pt is unconditional: give others, or --guide WEIGHTS"):
         make_sampler(folder(tmp_path), replace(config, guide=""), {})
 
 

@@ -69,18 +69,18 @@ def make_sampler(folder: Folder, config: SampleConfig, extra: dict[str, Any]) ->
         seed=config.seed,
         precision=config.mixed_precision,
         landing=config.landing or (1.0 if config.weights else folder.landing),
-        interval=config.cfg_interval,
+        interval=(config.cfg_interval[0], config.cfg_interval[-1]),
     )
     if config.guide:
         sampler = replace(sampler, guide=read_guide(config, net, info, path))
-    if config.cfg != 1 and not config.guide and generate.real_classes(net) == 0:
-        raise ValueError(
-            f"--cfg {config.cfg} needs class-conditional weights; {path.name} is unconditional: give --guide WEIGHTS"
-        )
-    if config.cfg != 1 and not config.guide and not net.null_class:
-        raise ValueError(
-            f"--cfg {config.cfg} needs weights trained with --label_dropout > 0; {path.name} was not: give --guide WEIGHTS"
-        )
+    if config.cfg != 1 and not config.guide:
+        needs, advice = f"--cfg {config.cfg} needs", "or --guide WEIGHTS"
+        if generate.real_classes(net) == 0:
+            raise ValueError(f"{needs} class-conditional weights; {path.name} is unconditional: give others, {advice}")
+        if not net.null_class:
+            raise ValueError(
+                f"{needs} weights trained with --label_dropout > 0; {path.name} was not: give others, {advice}"
+            )
     generate.labels_for([0], generate.real_classes(net), config.label)  # a wrong label ends it here
     weights = checkpoint.find(path) if path.exists() and config.ema else None
     sampler = resolved(sampler, config, weights, not folder.ships(path))
@@ -89,7 +89,7 @@ def make_sampler(folder: Folder, config: SampleConfig, extra: dict[str, Any]) ->
 
 
 def read_guide(config: SampleConfig, net: Any, info: dict[str, Any], path: Path) -> Guide:
-    """The weights of ``--guide``, which must be for what the network ``net`` of ``path``, described by ``info``, is for.
+    """The weights of ``--guide``; they must do what the network ``net`` of ``path`` does, of which ``info`` tells.
 
     Raises:
         FileNotFoundError, ValueError: there are none, or of another method, for other images or classes.
