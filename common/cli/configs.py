@@ -130,6 +130,8 @@ class TrainConfig:
     """Micro-batches of one optimizer step"""
     lr: Positive = 2e-4
     """Peak learning rate of AdamW"""
+    betas: tuple[Share, ...] = (0.9, 0.999)
+    """Decays of AdamW's averages of the gradient and of its square"""
     weight_decay: NotNegative = 0.0
     """Decoupled weight decay of AdamW"""
     warmup: Whole = 5000
@@ -194,6 +196,8 @@ class TrainConfig:
             raise ValueError(f"--minutes {self.minutes:g} and --epochs {self.epochs}: give one length of the run")
         check_objective(self)
         check_logger(self.logger)
+        if len(self.betas) != 2:
+            raise ValueError(f"--betas {' '.join(map(str, self.betas))}: give two numbers, e.g. 0.9 0.99")
         if self.batch_size % self.grad_accum:
             raise ValueError(f"--grad_accum {self.grad_accum}: must divide --batch_size {self.batch_size}")
         levels, size = len(self.channel_mult), self.image_size

@@ -182,7 +182,8 @@ def allowed(hint: Any) -> str:
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
     text = f"give {words.get(kind.base, 'a value')}"
     if kind.element:
-        text = "give whole numbers such as 1,2,2" if kind.element.base is int else "give values such as a,b"
+        examples = {int: "whole numbers such as 1,2,2", float: "numbers such as 0.9,0.99"}
+        text = f"give {examples.get(kind.element.base, 'values such as a,b')}"
     return str(kind.names or text) + (", or none" if kind.optional else "")
 
 

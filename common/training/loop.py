@@ -144,7 +144,7 @@ def run(
 
     Raises:
         ValueError: a folder that holds another run or is written to by one, or a loss that was not finite 20 steps in
-            a row.
+            a row, which is seen when a row of the log is due.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
     """
     here, file = trainer.processes, out / weights_name
@@ -295,7 +295,7 @@ def card_facts(trainer: Trainer) -> dict[str, Any]:
         "hardware": hardware(trainer.device),
         "precision": c.mixed_precision,
         "seed": c.seed,
-        "skipped_steps": trainer.skipped,
+        "skipped_steps": trainer.bad_steps(),
         "best_validation_loss": trainer.best if math.isfinite(trainer.best) else None,
         "torch": torch.__version__,
         "commit": commit(),

@@ -86,6 +86,7 @@ class Report:
         step = self.trainer.step
         if not due(step, self.config.log_step, self.trainer.end) and not self.ended_epoch():
             return
+        bad_steps = self.trainer.bad_steps()
         mean = torch.stack([loss for loss, _ in self.figures]).mean()
         if self.processes.world > 1:  # the norm needs none: it is that of the gradient that all have averaged
             torch.distributed.all_reduce(mean)
@@ -101,7 +102,7 @@ class Report:
             "images_per_s": len(self.figures) * self.config.batch_size / elapsed,
             "coupling_share": self.coupling_seconds / elapsed,
             "waited_share": (source.wait_seconds - self.window_wait) / elapsed,
-            "skipped": self.trainer.skipped,
+            "skipped": bad_steps,
             "seconds": self.trainer.seconds,
         }
         self.figures, self.coupling_seconds = [], 0.0

@@ -25,7 +25,7 @@ from common.runtime import Processes, autocast, derive_seed, keep_freed_memory, 
 from common.runtime.kept import check_same
 from common.training.batches import Ahead, part
 
-FATAL_AFTER = 20  # non-finite steps in a row
+FATAL_AFTER = 20  # non-finite steps in a row, when they are read
 
 
 def flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -93,15 +93,17 @@ class Trainer:
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.net = self.net.to(self.device).to(memory_format=self.layout)
         self.ema = EMA(self.net, config.ema_decay, config.ema_warmup)
+        options = {"betas": config.betas, "weight_decay": config.weight_decay}
         fused = self.device.type in ("cpu", "cuda")
-        decay = config.weight_decay
-        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=config.lr, weight_decay=decay, fused=fused)
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=config.lr, fused=fused, **options)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.mixed_precision == "fp16")
         self.call: Callable[..., Tensor] = torch.compile(self.net) if config.compile else self.net
         if processes.world > 1:
             ids = [self.device.index or 0] if self.device.type == "cuda" else None
             self.call = nn.parallel.DistributedDataParallel(self.call, device_ids=ids)
-        self.step, self.images_seen, self.skipped, self.bad_in_row = 0, 0, 0, 0
+        self.step, self.images_seen = 0, 0
+        # steps that were not finite: all, the last ones in a row, most in a row; on the device, where they are found
+        self.bad = torch.zeros(3, dtype=torch.int64, device=self.device)
         self.seconds, self.best = 0.0, math.inf
         self.origin: dict[str, str] = {}  # name and hash of the weights that the run started from
         self._began = math.nan  # when the clock of the run showed 0, had this process run it alone
@@ -129,6 +131,28 @@ class Trainer:
             return loss(network, batch.x0, batch.x1, batch.t, batch.noise, batch.y)
         progress = self.progress if self.net.training else 1.0
         return loss(network, batch.x0, batch.x1, batch.t, batch.noise, batch.y, r=batch.r, progress=progress)
+
+    def _optimize(self, bad: Tensor) -> None:
+        """A step of the optimizer unless it is bad; fused kernels of CPU and CUDA learn that on the device."""
+        if self.optimizer.defaults["fused"]:
+            self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif not bad:
+            self.optimizer.step()
+
+    def bad_steps(self) -> int:
+        """Steps of the run that were not finite; waits for the device.
+
+        Raises:
+            ValueError: 20 in a row, in this process.
+        """
+        count, _, most = self.bad.tolist()
+        if most >= FATAL_AFTER:
+            raise ValueError(
+                f"the loss or its gradient was not finite in {most} steps in a row (till step {self.step}): the last "
+                "checkpoint is kept; try a smaller --lr, --grad_clip 1, -mp no or bf16, and --resume auto"
+            )
+        return count
 
     @property
     def progress(self) -> float:
@@ -166,17 +190,15 @@ class Trainer:
     def update(self, batch: Any) -> tuple[Tensor, Tensor]:
         """One optimizer step on a batch: returns the mean loss and the gradient norm (before clipping).
 
-        A step with a non-finite loss or gradient changes nothing and is counted.
-
-        Raises:
-            ValueError: after 20 such steps in a row.
+        A step with a non-finite loss or gradient changes no weight and is counted, in ``bad``; the average then takes
+        the weights as they have stayed. Nothing here is read from a CPU or CUDA, which would make every step wait.
         """
         config, parts = self.config, self.config.grad_accum
         # Dropout, too, is a function of the step: a resumed run drops what the run that never stopped has dropped.
         torch.manual_seed(derive_seed(config.seed, "dropout", self.step, self.processes.rank))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, self.step, self.progress)
-        total = torch.zeros((), device=self.device)  # stays on the device: reading it would make every step wait
+        total = torch.zeros((), device=self.device)
         for i in range(parts):
             micro = part(batch, i, parts)  # batch_size / (world grad_accum) rows
             # The processes average their gradients once a step, in the backward pass of the last part.
@@ -188,16 +210,11 @@ class Trainer:
             total += loss.detach()
         self.scaler.unscale_(self.optimizer)  # before the norm, which is that of the true gradient
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), config.grad_clip or math.inf)
-        finite = bool(torch.isfinite(norm))  # the same on all processes, for it has been averaged
-        if finite:
-            self.scaler.step(self.optimizer)
-            self.ema.update()
-        self.skipped, self.bad_in_row = self.skipped + (not finite), 0 if finite else self.bad_in_row + 1
-        if self.bad_in_row >= FATAL_AFTER:
-            raise ValueError(
-                f"the loss or its gradient was not finite in {FATAL_AFTER} steps in a row (step {self.step}): "
-                "the last checkpoint is kept; try a smaller --lr, --grad_clip 1, -mp no or bf16, and --resume auto"
-            )
+        bad = ~torch.isfinite(norm)  # the same on all processes, for it has been averaged
+        self._optimize(bad)
+        self.ema.update()
+        in_row = (self.bad[1] + 1) * bad
+        self.bad = torch.stack([self.bad[0] + bad, in_row, torch.maximum(self.bad[2], in_row)])
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -263,7 +280,7 @@ class Trainer:
             "optim": self.optimizer.state_dict(),
             "ema": self.ema.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "skipped": self.skipped,
+            "skipped": self.bad[0].item(),
             "best": self.best,
             "data": self.data,
             "history": self.history,
@@ -300,16 +317,19 @@ class Trainer:
             self._restore_optimizer(state["optim"])
             self.ema.load_state_dict(state["ema"])
             self.scaler.load_state_dict(state["scaler"])
-            self.step, self.skipped, self.best = state["step"], state["skipped"], state["best"]
+            self.step, self.best, self.bad[0] = state["step"], state["best"], state["skipped"]
             self.seconds, self.images_seen = state["seconds"], state["images_seen"]
             self.origin = state.get("init", {})
 
     def _restore_optimizer(self, state: dict[str, Any]) -> None:
         """Take its options and moments up again, which torch does not compare with the parameters."""
         groups = [{key: type(value) for key, value in group.items()} for group in self.optimizer.param_groups]
+        ours = [{key: group[key] for key in ("betas", "weight_decay")} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state)
         if groups != [{key: type(value) for key, value in group.items()} for group in self.optimizer.param_groups]:
             raise ValueError("the options of its optimizer are of other types")
+        for group, options in zip(self.optimizer.param_groups, ours, strict=True):
+            group.update(options)  # those of the run as it is now
         for parameter, moments in self.optimizer.state.items():
             checkpoint.check_finite(moments)
             if {x.shape for x in moments.values()} - {parameter.shape, torch.Size()}:

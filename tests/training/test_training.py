@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from common import checkpoint, runtime
 from common.cli import parse
@@ -86,13 +87,13 @@ def test_preparing_batches_ahead_changes_nothing(tmp_path):
 
 def test_counters_are_part_of_the_state(tmp_path):
     trainer, _ = trainer_and_batches()
-    trainer.step, trainer.skipped, trainer.best, trainer.seconds = 3, 3, 0.25, 12.5
+    trainer.step, trainer.bad[0], trainer.best, trainer.seconds = 3, 3, 0.25, 12.5
     checkpoint.save(tmp_path / "state.pt", trainer.state())
     other, _ = trainer_and_batches()
     for parameter in other.net.parameters():
         parameter.data += 1
     other.restore(checkpoint.load(tmp_path / "state.pt"), tmp_path)
-    assert (other.step, other.skipped, other.best, other.seconds) == (3, 3, 0.25, 12.5)
+    assert (other.step, other.bad_steps(), other.best, other.seconds) == (3, 3, 0.25, 12.5)
     assert states_differ(trainer.state(), other.state()) == ""
 
 
@@ -129,6 +130,15 @@ def test_final_weights_that_cannot_be_read_are_kept_too(tmp_path):
     run(tmp_path, total_steps=2)
     assert (tmp_path / "weights_step_final.previous.pt").read_bytes() == b"PK\x03\x04 half a file"
     assert checkpoint.load(tmp_path / NAME)["step"] == 2
+
+
+def test_a_resumed_run_takes_the_optimizers_options_that_it_is_given(tmp_path):
+    run(tmp_path, total_steps=2)
+    run(tmp_path, total_steps=3, resume="auto", betas=(0.8, 0.99), weight_decay=0.1)
+    group = last(tmp_path)["optim"]["param_groups"][0]
+    assert (group["betas"], group["weight_decay"]) == ((0.8, 0.99), 0.1)
+    changes = {"betas": [[0.9, 0.999], [0.8, 0.99]], "weight_decay": [0.0, 0.1]}
+    assert last(tmp_path)["history"] == [{"step": 2, "total_steps": [2, 3], **changes}]
 
 
 # ---- arithmetic of a step
@@ -299,22 +309,89 @@ def test_a_schroedinger_bridge_pairs_by_the_entropic_plan_of_its_sigma(tmp_path,
 # ---- non-finite steps
 
 
-def test_a_step_that_is_not_finite_changes_nothing_and_is_counted():
+def test_a_step_that_is_not_finite_changes_no_weight_and_is_counted():
     trainer, source = trainer_and_batches(num_classes=3)
     trainer.update(source.at(0))
-    good, before = trainer.losses, {key: trainer.state()[key] for key in ("net_model", "ema", "optim")}
+    good, before = trainer.losses, {key: trainer.state()[key] for key in ("net_model", "optim")}
     before = {key: _copy(value) for key, value in before.items()}
+    net, average = before["net_model"]["out.2.weight"], trainer.weights()["ema_model"]["out.2.weight"].clone()
     trainer.losses = lambda *args: good(*args) * math.nan
     loss, norm = trainer.update(source.at(1))
     assert loss.isnan() and norm.isnan()
-    assert (trainer.step, trainer.skipped, trainer.bad_in_row) == (2, 1, 1)
+    assert (trainer.step, *trainer.bad) == (2, 1, 1, 1)
     after = trainer.state()
     after["optim"]["param_groups"][0]["lr"] = before["optim"]["param_groups"][0]["lr"]  # the schedule goes on
     assert difference(before, {key: after[key] for key in before}) == ""
+    average.lerp_(net, 1 - trainer.ema.decay_at(1))  # towards the weights, as they have stayed
+    assert torch.equal(average, after["ema_model"]["out.2.weight"])
     trainer.losses = good
     trainer.update(source.at(2))
-    assert (trainer.step, trainer.skipped, trainer.bad_in_row) == (3, 1, 0)
+    assert (trainer.step, *trainer.bad) == (3, 1, 0, 1)
     assert difference(before["net_model"], trainer.state()["net_model"])
+
+
+@pytest.mark.parametrize("changes", [{}, {"mixed_precision": "fp16", "betas": (0.8, 0.9)}], ids=["no", "fp16"])
+def test_a_run_with_bad_steps_equals_the_one_without_their_batches(changes):
+    """Weights, moments and Adam's count of steps; the schedule is constant, for it counts all steps."""
+    whole, source = trainer_and_batches(num_classes=3, warmup=0, **changes)
+    other, _ = trainer_and_batches(num_classes=3, warmup=0, **changes)
+    good = whole.losses
+    for step in range(5):
+        bad = step in (0, 2, 3)
+        whole.losses = (lambda *args: good(*args) * math.nan) if bad else good
+        whole.update(source.at(step))
+        if not bad:
+            other.update(source.at(step))
+        assert (whole.scaler.get_scale() == 1) == (not changes)
+        other.scaler.load_state_dict(whole.scaler.state_dict())
+    assert difference(whole.net.state_dict(), other.net.state_dict()) == ""
+    assert difference(whole.optimizer.state_dict()["state"], other.optimizer.state_dict()["state"]) == ""
+    assert {state["step"].item() for state in whole.optimizer.state.values()} == {2}
+    assert (whole.step, *whole.bad, other.step, *other.bad) == (5, 3, 0, 2, 2, 0, 0, 0)
+
+
+class Reads(TorchDispatchMode):
+    """Counts what waits for a device: numbers read from tensors."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += "_local_scalar_dense" in func.name() or func.name().startswith("aten::nonzero")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("changes", [{"grad_clip": 1.0, "grad_accum": 2}, {"mixed_precision": "fp16"}], ids=str)
+def test_no_step_reads_from_the_device(changes):
+    trainer, source = trainer_and_batches(num_classes=3, **changes)
+    trainer.losses = lambda network, batch, good=trainer.losses: (
+        good(network, batch) * (math.nan if trainer.step == 1 else 1)
+    )
+    batches = [source.at(step) for step in range(3)]
+    with Reads() as reads:
+        for batch in batches:
+            trainer.update(batch)
+        assert reads.count == 0
+        assert bool(trainer.bad[0]) and reads.count == 1  # which the mode sees
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_no_step_waits_for_the_gpu():
+    trainer = Trainer(options(num_classes=3, device="cuda"), replace(ALONE, device=torch.device("cuda")))
+    _, source = trainer_and_batches(num_classes=3)
+    batches = [source.at(step) for step in range(4)]
+    batches = [replace(b, **{k: v.cuda() for k, v in vars(b).items() if isinstance(v, torch.Tensor)}) for b in batches]
+    trainer.update(batches[0])
+    trainer.losses = lambda network, batch, good=trainer.losses: (
+        good(network, batch) * (math.nan if trainer.step == 2 else 1)
+    )
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in batches[1:]:
+            trainer.update(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert trainer.bad_steps() == 1 and all(p.isfinite().all() for p in trainer.net.parameters())
 
 
 def _copy(value):
@@ -332,7 +409,7 @@ def test_twenty_such_steps_in_a_row_end_the_run_and_keep_the_last_good_checkpoin
 
     monkeypatch.setattr(trainer_module, "make_loss", failing)
     with pytest.raises(
-        ValueError, match=r"not finite in 20 steps in a row \(step 23\).*smaller --lr.*--resume auto"
+        ValueError, match=r"not finite in 20 steps in a row \(till step 24\).*smaller --lr.*--resume auto"
     ) as e:
         run(tmp_path, total_steps=100, save_step=4)
     assert "\n" not in str(e.value) and not (tmp_path / NAME).exists()
