@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.cli.configs import TrainConfig
-from common.scripts.folder import Folder
+from common.scripts.folder import OBJECTIVE, Folder
 
 HERE = Path(__file__).resolve().parent
 
@@ -32,8 +32,8 @@ PAPER = TrainConfig(
     val_step=10_000,
 )
 
-# The same network with the learning rate of their CIFAR-10 recipe.
-DEFAULT = replace(PAPER, lr=2e-4, mixed_precision="bf16", flip=True)
+# The same network with our objective and the learning rate of their CIFAR-10 recipe.
+DEFAULT = replace(PAPER, **OBJECTIVE, lr=2e-4, mixed_precision="bf16", flip=True)
 
 # A network for a CPU: space-to-depth halves the sides.
 SMALL = replace(

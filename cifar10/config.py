@@ -1,10 +1,10 @@
-"""CIFAR-10: presets. ``default`` is what is shipped, ``paper`` the network and recipe of torchcfm and IDFF."""
+"""CIFAR-10: presets. ``default`` is for minutes of a GPU, ``small`` for a CPU, ``paper`` as torchcfm and IDFF."""
 
 from dataclasses import replace
 from pathlib import Path
 
 from common.cli.configs import TrainConfig
-from common.scripts.folder import Folder
+from common.scripts.folder import OBJECTIVE, Folder
 
 HERE = Path(__file__).resolve().parent
 
@@ -27,23 +27,25 @@ PAPER = TrainConfig(
     total_steps=400_000,
 )
 
-# A network for a CPU: space-to-depth halves the sides, class labels make the most of few images.
+# 19.4M parameters: space-to-depth halves the sides, class labels make the most of few images. Eight minutes of an H200
+# with --compile.
 DEFAULT = replace(
     PAPER,
-    num_channel=64,
-    channel_mult=(1, 2, 3),
-    num_res_blocks=1,
-    attention_resolutions=(8,),
-    head_channels=32,
-    dropout=0.0,
+    **OBJECTIVE,
+    times="mixed",
+    num_channel=96,
+    channel_mult=(2, 2, 2),
+    attention_resolutions=(16, 8),
+    dropout=0.05,
     patch_size=2,
     num_classes=10,
     label_dropout=0.1,
     lr=1e-3,
-    lr_decay="cosine",
+    betas=(0.9, 0.99),
+    lr_decay="linear",
     warmup=500,
-    ema_decay=0.999,
-    batch_size=64,
+    ema_decay=0.998,
+    batch_size=512,
     total_steps=9_000,
     save_step=500,
     sample_step=1000,
@@ -51,9 +53,30 @@ DEFAULT = replace(
     mixed_precision="bf16",
 )
 
+# A network for a CPU, 7.0M parameters.
+SMALL = replace(
+    DEFAULT,
+    times="uniform",
+    num_channel=64,
+    channel_mult=(1, 2, 3),
+    num_res_blocks=1,
+    attention_resolutions=(8,),
+    head_channels=32,
+    dropout=0.0,
+    betas=(0.9, 0.999),
+    lr_decay="cosine",
+    ema_decay=0.999,
+    batch_size=64,
+)
+
 FOLDER = Folder(
     here=HERE,
-    presets={"default": DEFAULT, "paper": PAPER, "paper-deep": replace(PAPER, channel_mult=(1, 2, 2, 4))},
+    presets={
+        "default": DEFAULT,
+        "small": SMALL,
+        "paper": PAPER,
+        "paper-deep": replace(PAPER, channel_mult=(1, 2, 2, 4)),
+    },
     data="torchvision:CIFAR10",
     weights="results/IDFF-2.0-0.2/IDFF_cifar10_weights_step_final.pt",
     weights_name="{METHOD}_cifar10_weights_step_final.pt",

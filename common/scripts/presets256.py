@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from common.cli.configs import TrainConfig
+from common.scripts.folder import OBJECTIVE
 
 
 def large_image_presets(batch_size: int) -> dict[str, TrainConfig]:
@@ -13,7 +14,7 @@ def large_image_presets(batch_size: int) -> dict[str, TrainConfig]:
     ``paper`` is the network and recipe of IDFF's released scripts for these sizes; what it does not name (128 channels,
     2 residual blocks, heads of 64, dropout 0.1, warm-up 5000, EMA 0.9999) is as in ``TrainConfig``. The others change
     what it takes: ``default`` is for one GPU of 24 GB, ``multi`` for several, ``small`` for a CPU, which sees patches
-    of 8x8 pixels as one (space-to-depth). Their learning rates are chosen here, not tuned.
+    of 8x8 pixels as one (space-to-depth). They have our objective; their learning rates are chosen here, not tuned.
 
     Args:
         batch_size: of ``paper``.
@@ -31,7 +32,7 @@ def large_image_presets(batch_size: int) -> dict[str, TrainConfig]:
         sample_step=10_000,
         val_step=10_000,
     )
-    one = replace(paper, batch_size=32, grad_accum=4, lr=1e-4, flip=True, save_step=2000)
+    one = replace(paper, **OBJECTIVE, batch_size=32, grad_accum=4, lr=1e-4, flip=True, save_step=2000)
     one = replace(one, checkpointing=True, mixed_precision="bf16")
     several = replace(one, batch_size=128, grad_accum=2, parallel=True, lr=2e-4)
     small = replace(

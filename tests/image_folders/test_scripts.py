@@ -257,14 +257,19 @@ def test_the_paper_preset_is_the_published_network(config):
     assert sum(p.numel() for p in velocity.parameters()) == 35_746_307  # torchcfm's CIFAR-10 network
     assert (paper.method, paper.sigma, paper.flow_weight) == ("idff", 0.2, 2.0)
     assert (paper.lr, paper.batch_size, paper.ema_decay) == (2e-4, 128, 0.9999)
+    assert (paper.data_loss, paper.score_target, paper.score_weight, paper.times) == ("data", "noise", 1.0, "uniform")
+    default, small = (config.FOLDER.presets[name] for name in ("default", "small"))
+    with torch.device("meta"):
+        networks = [build_network(network_description(preset, 2)) for preset in (default, small)]
+    assert [round(sum(p.numel() for p in net.parameters()) / 1e6, 1) for net in networks] == [19.4, 7.0]
     deep = config.FOLDER.presets["paper-deep"]
     assert deep == dataclasses.replace(paper, channel_mult=(1, 2, 2, 4))
 
 
 def test_names_of_runs_and_weights_are_the_seeds(config):
     folder = config.FOLDER
-    run = folder.run_name(folder.presets["default"])
-    name = folder.weights_name.format(METHOD=folder.presets["default"].method.upper())
+    published = folder.presets.get("paper", folder.presets["default"])
+    run, name = folder.run_name(published), folder.weights_name.format(METHOD=published.method.upper())
     assert f"results/{run}/{name}" == folder.weights
     assert folder.weights in (
         "results/IDFF-2.0-0.2/IDFF_cifar10_weights_step_final.pt",
@@ -296,6 +301,8 @@ def test_presets_of_large_images_say_what_they_are_for(config):
     name, presets = config.FOLDER.here.name, config.FOLDER.presets
     paper, small = presets["paper"], presets["small"]
     assert (paper.image_size, paper.lr, paper.method, paper.sigma) == (LARGE[name][2], 1e-5, "idff", 0.2)
+    assert {"data", "noise"} == {paper.data_loss, paper.score_target} and paper.coupling == "auto"
+    assert all((p.data_loss, p.score_target) == ("velocity", "conditional") for p in (small, presets["default"]))
     assert paper.channel_mult == ((1, 2, 2, 4, 4) if name == "celebA" else (1, 1, 2, 2, 4, 4))
     assert small.image_size // small.patch_size == 32 and small.total_steps <= 2000
     assert config.FOLDER.places and "--data" not in config.FOLDER.advice
