@@ -53,8 +53,7 @@ class GroupNorm(nn.GroupNorm):
     """GroupNorm whose arithmetic is float32 also under autocast: exact, and four times faster in bf16 on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.float()).to(x.dtype)
+        return super().forward(x.float()).to(x.dtype)
 
 
 class Dropout(nn.Dropout):
