@@ -159,7 +159,7 @@ def count(config: TrainConfig, batch_size: int) -> dict[str, list[Work]]:
     from torch.utils._python_dispatch import TorchDispatchMode
 
     from common import unet
-    from common.methods import make_loss
+    from common.methods import METHODS, make_loss
     from common.networks import build_network, network_description
 
     work: dict[str, list[Work]] = defaultdict(list)
@@ -178,7 +178,9 @@ def count(config: TrainConfig, batch_size: int) -> dict[str, list[Work]]:
         return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
 
     with torch.device("meta"), mock.patch.object(unet, "attend", attend):
-        net = build_network(network_description(replace(config, dropout=0.0), heads=2)).to(torch.bfloat16)
+        net = build_network(network_description(replace(config, dropout=0.0), METHODS[config.method].heads)).to(
+            torch.bfloat16
+        )
         x = torch.empty(batch_size, config.in_channels, config.image_size, config.image_size)
         t = torch.empty(batch_size)
         y = torch.zeros(batch_size, dtype=torch.long) if config.num_classes else None
@@ -227,10 +229,9 @@ def main() -> None:
             print("|---|---|---|---|---|---|---|---|")
             for layer, row in rows.items():
                 share = row.by_memory / row.floor if row.floor else 0
-                print(
-                    f"| {layer} | {row.kernels} | {row.flops / 1e9:.1f} | {row.bytes / 1e9:.2f} | {row.needed / 1e9:.2f} "
-                    f"| {1e3 * row.one_by_one:.2f} | {1e3 * row.floor:.2f} | {share:.0%} |"
-                )
+                moved = f"{row.bytes / 1e9:.2f} | {row.needed / 1e9:.2f}"
+                seconds = f"{1e3 * row.one_by_one:.2f} | {1e3 * row.floor:.2f} | {share:.0%}"
+                print(f"| {layer} | {row.kernels} | {row.flops / 1e9:.1f} | {moved} | {seconds} |")
             arithmetic = total.flops / options.tflops / 1e12
             print(
                 f"\nfloor {1e3 * total.floor:.2f} ms, {batch_size / total.floor:,.0f} images/s; arithmetic alone "
