@@ -129,11 +129,13 @@ class TrainConfig:
     grad_accum: Count = 1
     """Micro-batches of one optimizer step"""
     lr: Positive = 2e-4
-    """Peak learning rate of AdamW"""
+    """Peak learning rate of the optimizer"""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw; muon: orthogonalised momentum for the hidden convolutions, AdamW for the rest, both at lr"""
     betas: tuple[Share, ...] = (0.9, 0.999)
     """Decays of AdamW's averages of the gradient and of its square"""
     weight_decay: NotNegative = 0.0
-    """Decoupled weight decay of AdamW"""
+    """Decoupled weight decay of the optimizer"""
     warmup: Whole = 5000
     """Steps of linear learning-rate warm-up"""
     lr_decay: Literal["none", "cosine", "linear"] = "none"

@@ -24,6 +24,7 @@ from common.networks import build_network, network_description
 from common.runtime import Processes, autocast, derive_seed, keep_freed_memory, reading
 from common.runtime.kept import check_same
 from common.training.batches import Ahead, part
+from common.training.muon import Muon
 
 FATAL_AFTER = 20  # non-finite steps in a row, when they are read
 
@@ -93,9 +94,10 @@ class Trainer:
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.net = self.net.to(self.device).to(memory_format=self.layout)
         self.ema = EMA(self.net, config.ema_decay, config.ema_warmup)
-        options = {"betas": config.betas, "weight_decay": config.weight_decay}
-        fused = self.device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=config.lr, fused=fused, **options)
+        options: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay}
+        options["fused"] = self.device.type in ("cpu", "cuda")
+        muon = config.optimizer == "muon"
+        self.optimizer = Muon(self.net, **options) if muon else torch.optim.AdamW(self.net.parameters(), **options)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.mixed_precision == "fp16")
         self.call: Callable[..., Tensor] = torch.compile(self.net) if config.compile else self.net
         if processes.world > 1:
@@ -314,6 +316,11 @@ class Trainer:
             checkpoint.check_finite(state["net_model"])
             checkpoint.check_finite(state["ema"]["shadow"])
             self.net.load_state_dict(state["net_model"])
+            if len(state["optim"]["param_groups"]) != len(self.optimizer.param_groups):
+                raise ValueError(
+                    f"{path} is of another optimizer than --optimizer {self.config.optimizer}: give the same, or "
+                    f"another {self.elsewhere}"
+                )
             self._restore_optimizer(state["optim"])
             self.ema.load_state_dict(state["ema"])
             self.scaler.load_state_dict(state["scaler"])
