@@ -286,7 +286,7 @@ def test_what_is_shipped_belongs_together(config):
     assert card["sha256"] == file_hash(weights) and card["measured"]
     assert (card["steps"], card["images_seen"]) == (state["step"], state["images_seen"])
     assert card["parameters"] == sum(x.numel() for x in state["ema_model"].values())
-    assert fitted.read_samplers(weights).keys() == {"adaptive", "fitted"}
+    assert {entry["n_steps"] for entry in fitted.read_samplers(weights)["fitted"]} >= {5, 8, 10}
     options = cli.parse(TrainConfig, config.FOLDER.presets, argv=["-c", str(weights.with_name("config.yaml"))])
     described = network_description(options, METHODS[options.method].heads)
     assert {key: described[key] for key in state["network"]} == state["network"]
