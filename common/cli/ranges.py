@@ -106,6 +106,7 @@ Seed = Annotated[int, AtLeast(0), Below(2**63)]
 Positive = Annotated[float, Above(0)]
 NotNegative = Annotated[float, AtLeast(0)]
 Minutes = Annotated[float | None, Above(0), AtMost(10**7)]
+AverageStd = Annotated[float, AtLeast(0.01), AtMost(0.28)]  # 0.289 is that of the plain mean of a run
 Share = Annotated[float, AtLeast(0), Below(1)]
 Split = Annotated[
     str,

@@ -40,13 +40,15 @@ class ImageData:
         images: (N,C,H,W) uint8.
         labels: (N,) int64, or None.
         class_names: Name of each label; empty without labels.
-        source: Where they come from.
+        source: Where they come from, as ``--data`` takes it.
+        root: Folder of torchvision's sets.
     """
 
     images: Tensor
     labels: Tensor | None = None
     class_names: tuple[str, ...] = ()
     source: str = ""
+    root: str = ""
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -151,7 +153,7 @@ class StreamingImages:
         self._shape, self._progress, self._workers = (channels, image_size, image_size), progress, max(1, num_workers)
         self._say, self._unreadable = say, Unreadable(CORRUPT_LIMIT, say)
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="decode")
-        self.source, self.class_names = source.where, self._source.class_names
+        self.source, self.root, self.class_names = source.where, str(root or ""), self._source.class_names
         self.labels = None if self._source.labels is None else torch.from_numpy(self._source.labels[self._chosen])
 
     def __len__(self) -> int:
@@ -220,7 +222,7 @@ class StreamingImages:
             images = torch.empty(shape, dtype=torch.uint8)
             good = self._decode_all(images.numpy())
             images, labels = images[: len(good)], None if labels is None else labels[good]
-        return ImageData(images, labels, self.class_names, self.source)
+        return ImageData(images, labels, self.class_names, self.source, self.root)
 
     def _decode_all(self, pixels: np.ndarray) -> np.ndarray:
         """Decodes all images into ``pixels`` (N,C,S,S), unreadable ones left out; the positions that are there."""

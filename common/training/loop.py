@@ -34,6 +34,7 @@ from common.records.page import write_page
 from common.records.rows import JsonLines
 from common.runtime import Processes, atomic_write, hardware, run_lock
 from common.runtime.ending import end_lone_launcher, ending_with_others
+from common.training import snapshots
 from common.training.batches import Ahead, CoupledBatches
 from common.training.report import Event, HeldOut, Report, due, usual_events
 from common.training.trainer import Trainer, in_words
@@ -71,6 +72,7 @@ def train(
     check_labels(data.labels if config.num_classes else None, config.num_classes)
     trainer = Trainer(config, processes)
     trainer.data, trainer.classes = mark_of(data), data.class_names if config.num_classes else ()
+    trainer.read_from = {"data": _absolute(data.source), "data_root": _absolute(data.root)}
 
     # Data: a training and a held-out part of the same pixels.
     train_rows, val_rows = split_train_val(len(data), config.val_fraction, config.seed)
@@ -91,16 +93,7 @@ def train(
         batches, coupling, config.seed, processes, config.coupling_ahead, reg, method.times, quantile
     )
 
-    held_out = None
-    if len(val_rows):
-        size = min(config.batch_size, len(val_rows))
-        val_batches = Batches(images, size, 0, False, processes.device, subset=val_rows)
-        # The first process validates alone, on whole batches, with the same noise, times and pairs whenever it does.
-        # They are coupled as in training: the loss of other pairs has another minimum. Their times are uniform whatever
-        # those of the training are, so that the losses of runs can be compared.
-        alone = Processes(0, 1, processes.device)
-        val_source = CoupledBatches(val_batches, coupling, config.seed + 1, alone, False, reg, method.times)
-        held_out = HeldOut(val_source, max(1, min(val_batches.n, 1024) // size))
+    held_out = held_out_part(config, data, val_rows, processes.device) if len(val_rows) else None
     facts = {"data": Path(data.source).name, "training_images": len(train_rows)}
     return run(
         trainer,
@@ -112,6 +105,22 @@ def train(
         events=lambda report: events(report, held_out, len(train_rows)),
         final=lambda: (trainer.weights(torch.float16), facts),
     )
+
+
+def held_out_part(config: TrainConfig, data: Any, rows: torch.Tensor, device: torch.device) -> HeldOut:
+    """The batches of a run's validation loss, of the rows that it holds out.
+
+    The first process validates alone, on whole batches, with the same noise, times and pairs whenever it does. They are
+    coupled as in training: the loss of other pairs has another minimum. Their times are uniform whatever those of the
+    training are, so that the losses of runs can be compared.
+    """
+    method, size = method_of(config.method), min(config.batch_size, len(rows))
+    coupling = method.joint(config.coupling)
+    reg = method.regularisation(coupling, config.sigma)
+    batches = Batches(data if config.num_classes else _without_labels(data), size, 0, False, device, subset=rows)
+    alone = Processes(0, 1, device)
+    source = CoupledBatches(batches, coupling, config.seed + 1, alone, False, reg, method.times)
+    return HeldOut(source, max(1, min(batches.n, 1024) // size))
 
 
 def run(
@@ -157,6 +166,8 @@ def run(
         )
         where = "the run is finished at" if trainer.step >= trainer.end else "continuing at"
         here.say(f"run folder: {out}" + (f", {where} step {trainer.step}" if trainer.step else ""))
+        if trainer.config.ema_std:
+            here.say(snapshots.announcement(out, trainer))
         report = Report(trainer, out)
         loop(trainer, source, report, events(report) if here.is_main else ())
         if here.is_main:
@@ -191,6 +202,7 @@ def begin(trainer: Trainer, out: Path, options: Any) -> None:
         trainer.start_from(trainer.config.init)
     if trainer.processes.is_main:
         JsonLines(out / "metrics.jsonl").truncate_after(trainer.step)
+        snapshots.remove_after(out, trainer.step)
         # a run that is made again from the file is a new one, whatever this one is
         text = to_yaml(replace(options, resume=type(options).resume))
         changes = [(row["step"], in_words({k: v for k, v in row.items() if k != "step"})) for row in trainer.history]
@@ -325,6 +337,11 @@ def _holds(path: Path, weights: dict[str, Any]) -> bool:
         return False
     new = weights["ema_model"]
     return old.keys() == new.keys() and all(torch.equal(old[key], new[key].cpu()) for key in new)
+
+
+def _absolute(path: str) -> str:
+    """A path from wherever one stands; a text that is none stays as it is."""
+    return str(Path(path).resolve()) if path and Path(path).exists() else path
 
 
 def _without_labels(data: Any) -> Any:

@@ -17,6 +17,7 @@ from torch import Tensor
 from common import checkpoint
 from common.cli.configs import TrainConfig
 from common.records.rows import JsonLines
+from common.training import snapshots
 from common.training.batches import Ahead
 
 if TYPE_CHECKING:
@@ -172,6 +173,10 @@ class Report:
         """The whole state, replacing the last one only when it is written."""
         checkpoint.save(self.out / "checkpoint_last.pt", self.trainer.state())
 
+    def snapshot(self) -> None:
+        """The power-function averages, where there are any and it is time."""
+        snapshots.take(self.out, self.trainer)
+
     def close(self) -> None:
         self.bar.close()
         if self.logger is not None:
@@ -193,9 +198,10 @@ def usual_events(report: Report, held_out: HeldOut | None, images: int) -> list[
 
 
 def grids_and_state(report: Report) -> list[Event]:
-    """Sample grids and the run's state, which is saved after all else."""
+    """Sample grids, snapshots of averages, and the run's state, which is saved after all else."""
     config = report.config
-    return [Event(config.sample_step, report.sample, early=True), Event(config.save_step, report.save)]
+    grids = Event(config.sample_step, report.sample, early=True)
+    return [grids, Event(snapshots.FIRST, report.snapshot), Event(config.save_step, report.save)]
 
 
 def _logger(config: TrainConfig, out: Path, name: str) -> Callable[[dict[str, Any] | None], None] | None:

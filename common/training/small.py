@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from common.ema import EMA
+from common.training.averages import EMA
 
 
 def fit(

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from common import checkpoint
 from common.cli.configs import TrainConfig
-from common.ema import EMA
 from common.generate import Sampler, sample_many
 from common.methods import make_loss, method_of
 from common.networks import build_network, network_description
 from common.runtime import Processes, autocast, derive_seed, keep_freed_memory, reading
 from common.runtime.kept import check_same
+from common.training.averages import EMA
 from common.training.batches import Ahead, part
 from common.training.muon import Muon
 
@@ -74,6 +74,7 @@ class Trainer:
     epoch_images = 0  # training images, where the run counts its passes over them
     data = ""  # a mark of what the run learns from, of which the same holds
     now = staticmethod(time.perf_counter)  # the clock of the run, in seconds
+    read_from: dict[str, str] = {}  # --data and --data_root of it, for who reads it again
 
     def __init__(self, config: TrainConfig, processes: Processes):
         self.config, self.processes, self.device = config, processes, processes.device
@@ -93,7 +94,7 @@ class Trainer:
         self.held_out_loss = make_loss(config.method, config.sigma)
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.net = self.net.to(self.device).to(memory_format=self.layout)
-        self.ema = EMA(self.net, config.ema_decay, config.ema_warmup)
+        self.ema = self._average()
         options: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay}
         options["fused"] = self.device.type in ("cpu", "cuda")
         muon = config.optimizer == "muon"
@@ -117,10 +118,14 @@ class Trainer:
         description = network_description(self.config, method.heads, method.times is not None)
         return build_network(description), description
 
+    def _average(self) -> EMA:
+        c = self.config
+        return EMA(self.net, c.ema_decay, c.ema_warmup, c.ema_std)
+
     def start_from(self, weights: str) -> None:
         """Begin with the weights of a file instead of random ones."""
         self.origin = checkpoint.start_from(weights, self.net, self.description)
-        self.ema = EMA(self.net, self.config.ema_decay, self.config.ema_warmup)
+        self.ema = self._average()
 
     def losses(self, network: Callable[..., Tensor], batch: Any) -> Tensor:
         """The method's losses on a batch, (B,).
@@ -231,17 +236,20 @@ class Trainer:
             yield
         self.net.train()
 
-    @torch.no_grad()
     def validation_loss(self, source: Ahead, count: int) -> float:
         """Mean loss of the averaged weights over the first ``count`` batches of a held-out source.
 
         Its times are uniform and its terms weighted as published, see :meth:`losses`; its pairs are coupled as those of
         the training, so it compares runs of one coupling.
         """
+        return self.validation_losses(source, count).mean().item()
+
+    @torch.no_grad()
+    def validation_losses(self, source: Ahead, count: int) -> Tensor:
+        """The same by batch, (count,)."""
         with self.evaluating():
             network = partial(self.run_network, self.net)
-            losses = [self.losses(network, source.make(i)).mean() for i in range(count)]
-        return torch.stack(losses).mean().item()
+            return torch.stack([self.losses(network, source.make(i)).mean() for i in range(count)])
 
     @torch.no_grad()
     def sample_grid(self) -> Tensor:
@@ -314,7 +322,8 @@ class Trainer:
         self._compare(state, path)
         with reading(path, f"restore it from a copy, or choose another folder with {self.elsewhere}"):
             checkpoint.check_finite(state["net_model"])
-            checkpoint.check_finite(state["ema"]["shadow"])
+            for shadow in (state["ema"]["shadow"], *state["ema"].get("power", {}).values()):
+                checkpoint.check_finite(shadow)
             self.net.load_state_dict(state["net_model"])
             if len(state["optim"]["param_groups"]) != len(self.optimizer.param_groups):
                 raise ValueError(
@@ -348,6 +357,7 @@ class Trainer:
         # as JSON has them: tuples are lists
         old, new = (json.loads(json.dumps(flat(options))) for options in (state.get("config", {}), self.options()))
         before, now = ({key: options.get(key) for key in self.fixed} for options in (old, new))
+        before["ema_std"], now["ema_std"] = list(state["ema"].get("power", {})), list(self.config.ema_std)
         if state.get("data") and self.data:
             before, now = before | {"data": state["data"]}, now | {"data": self.data}
         else:
