@@ -105,7 +105,7 @@ def test_a_step_in_half_precision_is_that_in_float32(precision, dtype, tolerance
         patch.setattr(Trainer, "build", build)
         half, trainer = steps(replace(WIDE, mixed_precision=precision), WHERE)
     assert seen == {dtype}, "the convolutions' results are halves"
-    assert trainer.skipped == 0 and trainer.ema.updates == 3
+    assert trainer.bad_steps() == 0 and trainer.ema.updates == 3
     assert 0 < relative(half, full) < tolerance
     assert {p.dtype for p in trainer.net.parameters()} == {torch.float32}
 
@@ -162,6 +162,14 @@ def test_both_calls_of_a_flow_map_drop_the_same():
         flow_map(net, LinearPath(0.0), x0, x1, 0.5 * t, None, None, 0.5 + 0.5 * r, 0.5)
     assert torch.equal(masks[0], masks[1]) and torch.equal(masks[2], masks[3])
     assert not torch.equal(masks[0], masks[2]) and 0.2 < masks[0].eq(0).float().mean() < 0.8
+
+
+def test_what_a_step_drops_is_a_function_of_its_seed():
+    drawn = []
+    for seed in (3, 3, 4):
+        runtime.seed_device(DEVICE, seed)
+        drawn.append(F.dropout(torch.ones(1000, device=DEVICE), 0.5))
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
 
 
 # ---- batches

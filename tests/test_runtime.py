@@ -545,3 +545,10 @@ with atomic_write(sys.argv[1]) as path:
         path.write_text("half")
     runtime.write_json(tmp_path / "b.json", 1)
     assert {path.name for path in tmp_path.iterdir()} == {"b.json", other.name, alive.name}
+
+
+def test_a_devices_generator_is_seeded_as_torch_does():
+    runtime.seed_device(torch.device("cpu"), 2**62 + 5)
+    ours = torch.rand(3), torch.randn(2)
+    torch.manual_seed(2**62 + 5)
+    assert all(torch.equal(x, y) for x, y in zip(ours, (torch.rand(3), torch.randn(2)), strict=True))

@@ -156,6 +156,22 @@ def generator(seed: int, *keys: int | str, device: torch.device | str = "cpu") -
     return torch.Generator(device=device).manual_seed(derive_seed(seed, *keys))
 
 
+def seed_device(device: torch.device, seed: int) -> None:
+    """Seed the generator that operations on a device draw from, as ``torch.manual_seed`` does.
+
+    That one seeds the generators of all backends: 140 microseconds instead of 1.4, in every training step.
+    """
+    import torch
+
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    elif device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[index].manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
+
+
 def keep_freed_memory() -> None:
     """Let glibc keep freed memory for the next step instead of handing it back; nothing with other C libraries.
 

@@ -20,7 +20,7 @@ from common.cli.configs import TrainConfig
 from common.generate import Sampler, sample_many
 from common.methods import make_loss, method_of
 from common.networks import build_network, network_description
-from common.runtime import Processes, autocast, derive_seed, keep_freed_memory, reading
+from common.runtime import Processes, autocast, derive_seed, keep_freed_memory, reading, seed_device
 from common.runtime.kept import check_same
 from common.training.averages import EMA
 from common.training.batches import Ahead, part
@@ -202,7 +202,7 @@ class Trainer:
         """
         config, parts = self.config, self.config.grad_accum
         # Dropout, too, is a function of the step: a resumed run drops what the run that never stopped has dropped.
-        torch.manual_seed(derive_seed(config.seed, "dropout", self.step, self.processes.rank))
+        seed_device(self.device, derive_seed(config.seed, "dropout", self.step, self.processes.rank))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, self.step, self.progress)
         total = torch.zeros((), device=self.device)
