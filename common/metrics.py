@@ -341,6 +341,8 @@ def kernel_distance(
         shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
         raise ValueError(f"{subsets} subsets of {subset_size} rows of {shapes}: give 1 or more, of 2 to {smaller} rows")
 
+    subsets = 1 if subset_size == len(a) == len(b) else subsets  # all subsets are the sets themselves
+
     def draw(x: Tensor) -> Tensor:
         return x[torch.randperm(len(x), generator=generator)[:subset_size].to(x.device)]
 

@@ -403,8 +403,13 @@ class MeasureConfig(SampleConfig):
     """Where the folder's own data set lies, or torchvision's is downloaded to; empty: data/ beside the script"""
     epochs: Annotated[Count | None, NoneFor(0)] = None
     """Epochs of the classifier, when it has to be trained; none: 4, or 10 of a residual one"""
+    features: Literal["none", "effnet-lite0"] = "none"
+    """effnet-lite0: Frechet distance, KID, precision and recall by ImageNet features of pip packages, to as many
+    training images, and what real images get; 45 images a second on a CPU core"""
     inception: str = ""
-    """Weights of FID's Inception: FID, KID, precision and recall to the training images, too; "cache": torch's cache"""
+    """Weights of FID's Inception: FID, KID, precision and recall to all training images, too (20 images a second on a
+    CPU core, once for the training images); empty: done without being asked where torch's cache has them, as "python
+    -m common.evaluate inception" tells; cache: they must be there; none: without"""
     out: str = ""
     """JSON file for the result; empty: print it only"""
     card: bool = False

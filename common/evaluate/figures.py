@@ -1,8 +1,9 @@
 """The figures of generated images: one engine of Frechet and kernel distances, with one name and one unit for each.
 
-``fid`` and ``kid`` are those of pytorch-fid's Inception; another network's are ``frechet_distance`` and
-``kernel_distance``. ``kid`` is the plain distance, as torch-fidelity and clean-fid give it; a table that shows a
-thousand times that says "KID x 1000".
+``fid`` and ``kid`` are those of pytorch-fid's Inception; all figures of EfficientNet-Lite0 begin with ``effnet_``, and
+another network's are ``frechet_distance`` and ``kernel_distance``: a number carries the name of its features wherever
+it goes. ``kid`` is the plain distance, as torch-fidelity and clean-fid give it; a table that shows a thousand times
+that says "KID x 1000".
 """
 
 from __future__ import annotations
@@ -16,9 +17,13 @@ from torch import Tensor
 
 from common import metrics
 from common.evaluate import features, scores, sets
-from common.evaluate.features import INCEPTION, FeatureNetwork
+from common.evaluate.features import EFFNET, INCEPTION, FeatureNetwork
 from common.evaluate.sets import FeatureSet
 from common.runtime import generator
+
+# What the Frechet and the kernel distance of a network's features are called, and what comes before all other names.
+NAMES = {INCEPTION: ("fid", "kid", ""), EFFNET: ("effnet_frechet", "effnet_kid", "effnet_")}
+OTHER_NAMES = ("frechet_distance", "kernel_distance", "")
 
 
 def measure(
@@ -32,8 +37,12 @@ def measure(
         neighbours: The neighbour that gives the radius in precision and recall; 0: without them.
         resamples: Random halves of a's kept features that tell the spread of FID; 0: none.
         seed: Of halves and subsets.
+
+    Raises:
+        ValueError: features of different networks.
     """
-    frechet, kernel = ("fid", "kid") if a.about["backend"] == INCEPTION else ("frechet_distance", "kernel_distance")
+    _check_same_features(a.about, b.about)
+    frechet, kernel, prefix = NAMES.get(a.about["backend"], OTHER_NAMES)
     figures: dict[str, Any] = {frechet: metrics.frechet_distance(a.mean, a.cov, b.mean, b.cov)}
     smaller = min(len(a.rows), len(b.rows))
     if resamples and len(a.rows) >= 4:
@@ -46,12 +55,19 @@ def measure(
         figures |= {kernel: value, f"{kernel}_error": error, f"{kernel}_subsets": [kid_subsets, size]}
     if smaller > neighbours > 0:
         precision, recall = scores.precision_recall(b.rows, a.rows, neighbours)
-        figures |= {"precision": precision, "recall": recall, "neighbours": neighbours}
-        figures["manifolds"] = [len(a.rows), len(b.rows)]
+        found = {"precision": precision, "recall": recall, "neighbours": neighbours}
+        found["manifolds"] = [len(a.rows), len(b.rows)]
+        figures |= {f"{prefix}{name}": value for name, value in found.items()}
     for name, features_of in (("", a), ("_real", b)):
         if features_of.score is not None:
             figures[f"inception_score{name}"], figures[f"inception_score{name}_std"] = features_of.score
     return figures
+
+
+def _check_same_features(a: dict[str, Any], b: dict[str, Any]) -> None:
+    for key in ("backend", "weights", "resize"):
+        if a.get(key) != b.get(key):
+            raise ValueError(f"no distance between features of two networks: {key} {a.get(key)} and {b.get(key)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +81,10 @@ class Reference:
         """The figures of uint8 images (N, C, S, S) that are numbers, and how many real images they stand against;
         options as in :func:`measure`."""
         batches = sets.set_of(images, "the generated images").batches(sets.BATCH)
-        figures = measure(sets.collect(batches, self.network, total=len(images)), self.real, **options)
-        return {k: v for k, v in figures.items() if isinstance(v, float)} | {"fid_real": self.real.count}
+        fake = sets.collect(batches, self.network, total=len(images))
+        figures = measure(fake, self.real, **{"resamples": 0, **options})  # the spread of halves is no number
+        frechet, _, _ = NAMES.get(self.network.backend, OTHER_NAMES)
+        return {k: v for k, v in figures.items() if isinstance(v, float)} | {f"{frechet}_real": self.real.count}
 
 
 def inception_reference(
@@ -82,3 +100,30 @@ def inception_reference(
     """
     network = features.inception_network(weights, device)
     return Reference(network, sets.cached(sets.set_of(real, "the real images"), network, known))
+
+
+def against_equally_many(
+    network: FeatureNetwork, images: Tensor, real: Tensor, known: Path | None
+) -> dict[str, float | int]:
+    """The figures of generated images against as many real ones, and the distances of those to as many others.
+
+    A Frechet distance falls with the number of images, so that only figures of as many can be compared, and what real
+    images get against real ones tells how near to perfect a figure is. The real images are drawn once for all
+    measurements.
+
+    Args:
+        network: See ``common.evaluate.features``.
+        images, real: uint8, (N, C, S, S) and (M, C, S, S); of more than M / 2 images the first M / 2 are taken.
+        known: Folder that keeps statistics by the content of the images; None: keep nothing.
+
+    Raises:
+        ValueError: fewer than 2 images, or fewer than 4 real ones.
+    """
+    frechet, kernel, _ = NAMES.get(network.backend, OTHER_NAMES)
+    count = min(len(images), len(real) // 2)
+    order = torch.randperm(len(real), generator=generator(0, "real images"))
+    parts = (real[order[start : start + count].sort().values] for start in (0, count))
+    near, other = (sets.cached(sets.set_of(part, "the real images"), network, known) for part in parts)
+    floor = measure(other, near, neighbours=0, resamples=0)
+    figures = Reference(network, near).measure(images[:count])
+    return {**figures, f"{frechet}_floor": floor[frechet], f"{kernel}_floor": floor[kernel]}

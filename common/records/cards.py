@@ -69,7 +69,7 @@ def write_card(weights: Path, facts: dict[str, Any]) -> None:
 
 
 def add_measurement(weights: Path, result: dict[str, Any]) -> Path:
-    """Add a measurement to the card; one with the same settings is replaced.
+    """Add a measurement to the card; one with the same settings, by the same features, is replaced.
 
     Raises:
         ValueError: the card belongs to other weights.
@@ -79,6 +79,7 @@ def add_measurement(weights: Path, result: dict[str, Any]) -> Path:
     if card.get("sha256") != sha256:
         raise ValueError(f"{path} is the card of other weights than {weights.name}: remove it first")
     settings = ("solver", "n_steps", "grid", "landing", "cfg", "cfg_interval", "guide_sha256", "seed", "generated")
+    settings += ("effnet", "inception")  # by which features
     others = [m for m in card.get("measured", []) if any(m.get(key) != result.get(key) for key in settings)]
     facts = {k: v for k, v in card.items() if k not in ("weights", "sha256", "measured")}
     write_card(weights, facts | {"measured": [*others, result]})

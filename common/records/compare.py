@@ -57,6 +57,8 @@ _ALIKE = {
         "metrics.neighbours": "--neighbours",
         "metrics.kid_subsets": "subsets of KID",
         "metrics.kernel_distance_subsets": "subsets of the kernel distance",
+        "metrics.effnet_neighbours": "--neighbours",
+        "metrics.effnet_kid_subsets": "subsets of KID",
     },
     "bits": {
         "b.name": "images",
@@ -103,7 +105,7 @@ def table(paths: Sequence[str]) -> list[dict[str, Any]]:
         made = card if card["kind"] == "bits" else _at(card, "a.made", {})
         name = str(card["weights"])[:12] if card["kind"] == "bits" else _at(card, "a.name", "")
         settings = {key: made[key] for key in _SETTINGS if key in made}
-        figures = {k: v for k, v in card["metrics"].items() if isinstance(v, (int, float)) and k != "neighbours"}
+        figures = {k: v for k, v in card["metrics"].items() if isinstance(v, (int, float)) and "neighbours" not in k}
         rows.append({"card": label, "set": name, **settings, **figures})
     return [{key: row.get(key) for key in dict.fromkeys(k for r in rows for k in r)} for row in rows]
 

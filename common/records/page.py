@@ -30,11 +30,12 @@ MEASURES = {
     "Inception score": ("inception_score",),
     "precision and recall": ("precision",),
     "bits per dimension": ("bits_per_dimension",),
+    "distance by ImageNet features of EfficientNet-Lite0": ("effnet_frechet", "effnet_kid"),
     "distance by a classifier's features": ("feature_distance", "frechet_distance"),
     "share of samples recognised as their class": ("recognised",),
 }
 _GUIDANCE = ("landing", "cfg", "cfg_interval", "guide")
-_COLUMNS = ("kind", "step", "solver", "grid", "n_steps", "nfe", *_GUIDANCE, "generated", "real")
+_COLUMNS = ("kind", "features", "step", "solver", "grid", "n_steps", "nfe", *_GUIDANCE, "generated", "real")
 Chart = tuple[dict[str, Any], dict[str, list[tuple[float, float]]]]  # axes, and lines in pixels
 
 
@@ -101,6 +102,8 @@ def _results(card: Mapping[str, Any]) -> list[dict[str, Any]]:
     made = card.get("a", {}).get("made", {})
     settings = {key: value for key, value in {**card, **made}.items() if key in _COLUMNS}
     counts = {"generated": card.get("a", {}).get("images"), "real": card.get("b", {}).get("images")}
+    if "backend" in card:  # figures of the same name by other features are another line, and another column tells so
+        settings["features"] = f"{card['backend']} {str(card.get('weights'))[:8]}"
     return [{**{k: v for k, v in counts.items() if v is not None}, **settings, **card["metrics"]}]
 
 
@@ -169,7 +172,7 @@ def _against_nfe(results: Sequence[Mapping[str, Any]]) -> list[Chart]:
         lines: dict[str, list[tuple[float, float]]] = {}
         for r in results:
             if isinstance(r.get(key), (int, float)) and isinstance(r.get("nfe"), (int, float)):
-                label = " ".join(str(r[name]) for name in ("solver", "grid") if name in r)
+                label = " ".join(str(r[name]) for name in ("features", "solver", "grid") if name in r)
                 label += "".join(f", {name} {in_words(r[name])}" for name in _GUIDANCE if name in r)
                 lines.setdefault(label, []).append((r["nfe"], r[key]))
         if len({x for points in lines.values() for x, _ in points}) > 1:

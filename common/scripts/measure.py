@@ -1,11 +1,13 @@
-"""Measure a folder's generated images with a small classifier trained on its real ones (``measure.py``)."""
+"""Measure a folder's generated images (``measure.py``): by a small classifier trained on its real ones, by ImageNet
+features (EfficientNet-Lite0) and by Inception, which makes FID."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from common import cli
 from common.cli.configs import MeasureConfig
@@ -13,13 +15,22 @@ from common.cli.values import shown
 from common.scripts.folder import Folder, load_data
 from common.scripts.sampling import make_sampler, with_bar
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from common.data.loading import ImageData
+    from common.evaluate.classifier import Recogniser
+    from common.evaluate.features import FeatureNetwork
+
 SMOKE_SAMPLES = 64  # at most
 
 
 def measure_main(
     folder: Folder, description: str, has_test: bool = True, argv: list[str] | None = None, residual: bool = False
 ) -> dict[str, Any]:
-    """Share of class-conditional samples recognised as their class, and the feature distance to real images.
+    """Share of class-conditional samples recognised as their class, and distances of features to real images.
+
+    Images without labels have no classifier: their figures are those of the other features.
 
     Args:
         has_test: whether the folder's own data has a test split; where there is none a part of the images is held out.
@@ -39,31 +50,24 @@ def measure_main(
     from common.records.page import refresh
     from common.runtime import write_json
 
-    if config.inception:
-        from common.evaluate.features import find_inception
-        from common.evaluate.figures import inception_reference
-
-        inception = find_inception("" if config.inception == "cache" else config.inception)
+    networks = feature_networks(config)  # before hours of work: what is missing ends it here
     preset = next(iter(folder.presets.values()))
-    sampler, info = make_sampler(folder, config, extra)  # first, since missing weights end it here
+    sampler, info = make_sampler(folder, config, extra)  # missing weights, too
 
     load = partial(load_data, folder, config, preset.image_size, preset.in_channels)
     train, test = real_images(lambda split: load(split=split), (has_test or bool(config.data)) and not config.smoke)
-    keep = None if config.smoke else folder.here / "results" / "classifier.pt"
-    options = {"epochs": config.epochs, "flip": preset.flip, "precision": config.mixed_precision}
-    options["residual"] = residual and not config.smoke
-    recogniser = make_recogniser(train, test, keep, config.seed, **options)
+    recogniser = None
+    if train.labels is not None:
+        keep = None if config.smoke else folder.here / "results" / "classifier.pt"
+        options = {"epochs": config.epochs, "flip": preset.flip, "precision": config.mixed_precision}
+        options["residual"] = residual and not config.smoke
+        recogniser = make_recogniser(train, test, keep, config.seed, **options)
+    elif not networks:
+        text = "has no labels: a classifier needs class folders, or labels in the .npz; or give --features effnet-lite0"
+        raise ValueError(f"{train.source} {text}")
     batches = generate.sample_many(sampler, range(config.n_samples), config.batch_size, config.label)
     parts = [(to_uint8(part), nfe) for _, part, nfe in with_bar(batches, config.n_samples, "samples")]
     images, nfe = torch.cat([part for part, _ in parts]), parts[-1][1]
-    asked, known = generate.real_classes(sampler.net), recogniser.net.arguments["num_classes"]
-    labels = generate.labels_for(range(len(images)), asked, config.label)
-    if labels is not None and asked != known:
-        labels = None
-        print(f"the weights know {asked} classes, the classifier of {train.source} {known}: no share of recognised")
-    elif labels is not None and (named := info.get("classes")) and list(train.class_names) != list(named):
-        print(f"note: classes of the weights: {shown(named)}; of {train.source}: {shown(train.class_names)}")
-    measured = recogniser.measure(images, labels)
     result = {
         "weights": info["path"],
         "step": info.get("step"),
@@ -77,15 +81,14 @@ def measure_main(
         "seed": config.seed,
         "generated": config.n_samples,
         "commit": commit(),
-        "real": len(recogniser.real),
-        "classifier_accuracy": recogniser.accuracy,
-        **measured,
-        "feature_distance_real": recogniser.floor,
     }
-    if config.inception:
-        known = None if config.smoke else folder.here / "data" / "statistics"
-        reference = inception_reference(train.images, inception, known)
-        result |= {**reference.measure(images), "inception": reference.network.weights}
+    if recogniser is not None:
+        asked = generate.real_classes(sampler.net)
+        labels = generate.labels_for(range(len(images)), asked, config.label)
+        result |= by_classifier(recogniser, images, labels, asked, train, info)
+    known = None if config.smoke else folder.here / "data" / "statistics"
+    for network in networks:
+        result |= by_features(network, images, train.images, known)
     print(json.dumps(result, indent=2))
     if config.out:
         write_json(config.out, result)
@@ -95,3 +98,57 @@ def measure_main(
         print(f"card: {card}")
         refresh(card.parent)
     return result
+
+
+def feature_networks(config: MeasureConfig) -> list[FeatureNetwork]:
+    """Those that are asked for, and Inception where torch's cache has its weights.
+
+    Raises:
+        FileNotFoundError: weights or packages that are asked for and not there.
+    """
+    from common.evaluate import features
+    from common.runtime import pick_device
+
+    device = pick_device(config.device)
+    networks = [] if config.features == "none" else [features.effnet_network(device)]
+    match config.inception:
+        case "none":
+            weights = None
+        case "cache":
+            weights = features.find_inception()
+        case "":
+            weights = None if config.smoke else features.find_weights()
+        case path:
+            weights = features.find_inception(path)
+    return networks if weights is None else [*networks, features.inception_network(weights, device)]
+
+
+def by_features(network: FeatureNetwork, images: Tensor, real: Tensor, known: Path | None) -> dict[str, Any]:
+    """The figures of a network's features, and what it is: Inception's against all real images, as FID is meant,
+    another's against as many as were generated."""
+    from common.evaluate import sets
+    from common.evaluate.features import INCEPTION
+    from common.evaluate.figures import Reference, against_equally_many
+
+    if network.backend != INCEPTION:
+        return {**against_equally_many(network, images, real, known), "effnet": network.about()}
+    statistics = sets.cached(sets.set_of(real, "the real images"), network, known)
+    return {**Reference(network, statistics).measure(images), "inception": network.weights}
+
+
+def by_classifier(
+    recogniser: Recogniser, images: Tensor, labels: Tensor | None, asked: int, train: ImageData, info: dict[str, Any]
+) -> dict[str, Any]:
+    """Recognised share and feature distance; no share where the weights know other classes than the classifier."""
+    known = recogniser.net.arguments["num_classes"]
+    if labels is not None and asked != known:
+        labels = None
+        print(f"the weights know {asked} classes, the classifier of {train.source} {known}: no share of recognised")
+    elif labels is not None and (named := info.get("classes")) and list(train.class_names) != list(named):
+        print(f"note: classes of the weights: {shown(named)}; of {train.source}: {shown(train.class_names)}")
+    return {
+        "real": len(recogniser.real),
+        "classifier_accuracy": recogniser.accuracy,
+        **recogniser.measure(images, labels),
+        "feature_distance_real": recogniser.floor,
+    }

@@ -241,7 +241,7 @@ def test_a_card_says_how_its_numbers_came_about(place, tmp_path, capsys):
     assert (card["a"]["images"], card["a"]["side"], card["kept"], card["seed"]) == (40, 8, 10_000, 0)
     assert card["command"].startswith("python -m common.evaluate a b --small --features net.pt")
     assert {"commit", "hardware", "torch", "seconds"} <= card.keys()
-    assert sum("published FIDs 50,000" in text for text in card["warnings"]) == 2
+    assert sum("has 40 images: a Frechet distance falls" in text for text in card["warnings"]) == 2
     assert "warning: A has 40 images" in capsys.readouterr().err
     assert any("the same images" in text for text in go(place, "@a", "@a.zip")["warnings"])
 
@@ -357,7 +357,7 @@ def test_a_page_of_a_run(place, tmp_path):
 def test_a_page_of_little_and_of_nothing(tmp_path, capsys):
     save_png(tmp_path / "samples" / "step_0000010.png", torch.zeros(4, 4, 3, dtype=torch.uint8))
     missing = page(tmp_path).split("Not measured")[1].split("</ul>")[0]
-    assert missing.count("<li>") == 9 and "training speed" in missing
+    assert missing.count("<li>") == 10 and "training speed" in missing
     assert "is no run folder" in line_of(capsys, lambda: main(["page", str(tmp_path / "samples")]))
     (tmp_path / "card.json").write_text("{")
     assert "is damaged" in line_of(capsys, lambda: main(["page", str(tmp_path)]))
