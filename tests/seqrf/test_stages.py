@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -109,6 +110,17 @@ def test_a_resumed_run_equals_the_run_that_never_stopped(reflowed, teacher, tmp_
         execute(
             tmp_path, "--noresume", import_torch=teacher, reflow_t=2, reflow_mode="train_reflow", n_iters=4, **pairs
         )
+
+
+def test_students_are_trained_for_minutes(reflowed, teacher, tmp_path, monkeypatch):
+    seconds = itertools.count(0.0)
+    monkeypatch.setattr(train.SegmentTrainer, "now", staticmethod(lambda: next(seconds)))
+    # minutes beside steps are refused on a command line; over steps of a file they count
+    run = command(tmp_path, import_torch=teacher, reflow_t=2, reflow_mode="train_reflow")
+    minutes = replace(run.config.training, minutes=0.05, pairs=str(stages.pairs_folder(command(reflowed))))
+    stages.execute(replace(run, config=replace(run.config, training=minutes)))
+    state = checkpoint.load(tmp_path / "checkpoint_last.pt")
+    assert (state["step"], state["seconds"], state["config"]["training"]["minutes"]) == (4, 3, 0.05)
 
 
 def test_a_run_goes_on_with_its_own_pairs_and_seed_only(reflowed, teacher, tmp_path):

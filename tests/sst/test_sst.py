@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -601,6 +602,15 @@ def test_a_file_with_land_from_training_to_figures(tmp_path):
     assert (tmp_path / "run" / "forecast.png").stat().st_size > 5000
     with pytest.raises(ValueError, match="trained on sst.nc: give it with --data"):
         pipeline.draw(O.DrawOptions(weights=str(tmp_path / "run"), smoke=True))
+
+
+def test_a_run_of_minutes(tmp_path, monkeypatch):
+    seconds = itertools.count(0.0)
+    monkeypatch.setattr(F.FieldTrainer, "now", staticmethod(lambda: next(seconds)))
+    pipeline.run(replace(TINY, mode="train", out=str(tmp_path), minutes=0.05, warmup=1))
+    state = checkpoint.load(tmp_path / "checkpoint_last.pt")
+    assert (state["step"], state["seconds"], state["config"]["minutes"]) == (4, 3, 0.05)
+    assert O.smoke(replace(O.DEFAULT, minutes=9)).minutes == 0.05 and O.smoke(O.DEFAULT).minutes is None
 
 
 def test_a_run_goes_on_where_it_was(tmp_path):
