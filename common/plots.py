@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -72,6 +72,8 @@ def curves(
     y_label: str,
     highlight: str = "",
     floors: Mapping[str, float] | None = None,
+    scale: Literal["log", "linear"] = "log",
+    floor: str = "floor",
 ) -> None:
     """Lines over logarithmic axes, one panel beside the other, the same colours and one legend.
 
@@ -80,6 +82,8 @@ def curves(
         path: picture to write.
         highlight: label of the line that is drawn black and thicker.
         floors: panel's title -> the best that y can be, drawn as a dashed line.
+        scale: of both axes.
+        floor: what that line is called.
     """
     from matplotlib.ticker import LogLocator
 
@@ -95,11 +99,11 @@ def curves(
                 axis.plot(*zip(*points), color=color, marker=marker, ms=4, lw=width, label=label)
         ticks = sorted({x for points in lines.values() for x, _ in points})
         if floors and title in floors:
-            axis.axhline(floors[title], color="black", ls="--", lw=0.8, label="floor")
-        axis.set(xscale="log", yscale="log", title=title, xlabel=x_label)
+            axis.axhline(floors[title], color="black", ls="--", lw=0.8, label=floor)
+        axis.set(xscale=scale, yscale=scale, title=title, xlabel=x_label)
         axis.set_xticks(ticks, [f"{x:g}" if x not in (7, 9, 19) else "" for x in ticks], fontsize=7)
         low, high = axis.get_ylim()
-        if high < 100 * low:  # less than two decades: powers of ten alone would be too few
+        if scale == "log" and high < 100 * low:  # less than two decades: powers of ten alone would be too few
             axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.yaxis.set_major_formatter("{x:g}")
         axis.minorticks_off()

@@ -2,6 +2,7 @@
 
 python measure.py
 python measure.py --n_steps 10 --solver heun --out results/measured.json
+python measure.py --n_samples 1000 --n_steps 10 --sweep_cfg 1 1.5 2 --sweep_interval 0..1 0.2..0.8
 """
 
 from _repo import HERE  # noqa: F401

@@ -20,6 +20,7 @@ from common.cli.ranges import (
     Below,
     Count,
     Device,
+    Matches,
     MayBeEmpty,
     Minutes,
     NoneFor,
@@ -297,6 +298,15 @@ class WeightsConfig:
                 raise ValueError(f"{flag} without guidance: give a scale by --cfg, e.g. --cfg 1.5, or leave {flag} out")
 
 
+INTERVAL = r"\d*\.?\d+\.\.\d*\.?\d+"
+
+
+def times_of(text: str) -> tuple[float, float]:
+    """The times of "FROM..TO"."""
+    start, _, stop = text.partition("..")
+    return float(start), float(stop)
+
+
 def check_interval(interval: Sequence[float], given: str) -> None:
     """Raises ValueError for what is no interval of times; ``given`` is what was typed."""
     if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
@@ -414,6 +424,40 @@ class MeasureConfig(SampleConfig):
     """JSON file for the result; empty: print it only"""
     card: bool = False
     """Add the result to the JSON card beside the weights"""
+
+    # ---- sweep of guidance
+    sweep_cfg: tuple[NotNegative, ...] = ()
+    """Guidance scales, each to be measured in each interval: rows in the file of --out (.jsonl), a table, and a picture
+    beside the file; goes on where it was stopped"""
+    sweep_interval: tuple[Annotated[str, Matches(INTERVAL, "write FROM..TO, e.g. 0.1..0.9")], ...] = ("0..1",)
+    """Intervals of the sweep, e.g. 0..1 0.1..0.9"""
+    sweep_seed: Seed = 1
+    """Seed of the sweep's noises, which is not that of the figures that are reported"""
+
+    def check_together(self) -> None:
+        """Raises ValueError where options do not fit together."""
+        if not self.sweep_cfg:
+            super().check_together()
+            for name in ("sweep_interval", "sweep_seed"):
+                if getattr(self, name) != getattr(type(self), name):
+                    raise ValueError(f"--{name} without a sweep: give scales, e.g. --sweep_cfg 1 1.5 2")
+            return
+        for text in self.sweep_interval:
+            check_interval(times_of(text), f"--sweep_interval {text}")
+        if self.cfg != 1 or self.cfg_interval != WHOLE:
+            raise ValueError("--sweep_cfg goes through scales and intervals itself: leave --cfg and --cfg_interval out")
+        if all(cfg == 1 for cfg in self.sweep_cfg):
+            raise ValueError("--sweep_cfg 1 alone is no guidance: give more scales, e.g. --sweep_cfg 1 1.5 2")
+        if self.card:
+            raise ValueError(
+                "--card is for one measurement: leave it out of a sweep, and measure what you choose by --cfg"
+            )
+        if self.out and not self.out.endswith(".jsonl"):
+            raise ValueError(f"--out {self.out}: the rows of a sweep go to a name that ends in .jsonl")
+        if self.sweep_seed == self.seed:
+            raise ValueError(
+                f"--sweep_seed {self.seed} is --seed, that of reported figures: choose scales on another one"
+            )
 
 
 @dataclass(frozen=True)

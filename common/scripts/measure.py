@@ -4,6 +4,7 @@ features (EfficientNet-Lite0) and by Inception, which makes FID."""
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from common.cli.configs import MeasureConfig
 from common.cli.values import shown
 from common.scripts.folder import Folder, load_data
 from common.scripts.sampling import make_sampler, with_bar
+from common.scripts.sweep import first_point, sweep
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,16 +23,17 @@ if TYPE_CHECKING:
     from common.data.loading import ImageData
     from common.evaluate.classifier import Recogniser
     from common.evaluate.features import FeatureNetwork
+    from common.generate import Sampler
 
 SMOKE_SAMPLES = 64  # at most
 
 
 def measure_main(
     folder: Folder, description: str, has_test: bool = True, argv: list[str] | None = None, residual: bool = False
-) -> dict[str, Any]:
+) -> dict[str, Any] | list[dict[str, Any]]:
     """Share of class-conditional samples recognised as their class, and distances of features to real images.
 
-    Images without labels have no classifier: their figures are those of the other features.
+    Images without labels have no classifier: their figures are those of the other features. A sweep is a list of them.
 
     Args:
         has_test: whether the folder's own data has a test split; where there is none a part of the images is held out.
@@ -41,18 +44,16 @@ def measure_main(
         raise ValueError("--card with --smoke: made-up images measure nothing; leave one of them out")
     if config.smoke:
         config = replace(config, n_samples=min(config.n_samples, SMOKE_SAMPLES))
-    import torch
-
-    from common import checkpoint, generate
+    from common import checkpoint
+    from common.data.loading import mark_of
     from common.evaluate.classifier import make_recogniser, real_images
-    from common.images import to_uint8
-    from common.records.cards import add_measurement, commit
+    from common.records.cards import add_measurement
     from common.records.page import refresh
     from common.runtime import write_json
 
     networks = feature_networks(config)  # before hours of work: what is missing ends it here
     preset = next(iter(folder.presets.values()))
-    sampler, info = make_sampler(folder, config, extra)  # missing weights, too
+    sampler, info = make_sampler(folder, first_point(config), extra)  # missing weights, too
 
     load = partial(load_data, folder, config, preset.image_size, preset.in_channels)
     train, test = real_images(lambda split: load(split=split), (has_test or bool(config.data)) and not config.smoke)
@@ -65,9 +66,12 @@ def measure_main(
     elif not networks:
         text = "has no labels: a classifier needs class folders, or labels in the .npz; or give --features effnet-lite0"
         raise ValueError(f"{train.source} {text}")
-    batches = generate.sample_many(sampler, range(config.n_samples), config.batch_size, config.label)
-    parts = [(to_uint8(part), nfe) for _, part, nfe in with_bar(batches, config.n_samples, "samples")]
-    images, nfe = torch.cat([part for part, _ in parts]), parts[-1][1]
+    known = None if config.smoke else folder.here / "data" / "statistics"
+    figures = partial(figures_of, config, info, train, recogniser, networks, known)
+    if config.sweep_cfg:
+        judged = {"real_images": mark_of(train, len(train)), "features": [network.weights for network in networks]}
+        judged["classifier_accuracy"] = recogniser.accuracy if recogniser else None
+        return sweep(folder, config, sampler, info, judged, figures)
     result = {
         "weights": info["path"],
         "step": info.get("step"),
@@ -75,20 +79,12 @@ def measure_main(
         "n_steps": config.n_steps,
         "grid": sampler.grid,
         "landing": sampler.landing,
-        "nfe": nfe,
         "cfg": config.cfg,
         **sampler.guidance(),
         "seed": config.seed,
         "generated": config.n_samples,
-        "commit": commit(),
+        **figures(sampler),
     }
-    if recogniser is not None:
-        asked = generate.real_classes(sampler.net)
-        labels = generate.labels_for(range(len(images)), asked, config.label)
-        result |= by_classifier(recogniser, images, labels, asked, train, info)
-    known = None if config.smoke else folder.here / "data" / "statistics"
-    for network in networks:
-        result |= by_features(network, images, train.images, known)
     print(json.dumps(result, indent=2))
     if config.out:
         write_json(config.out, result)
@@ -97,6 +93,35 @@ def measure_main(
         card = add_measurement(checkpoint.find(info["path"]), result)
         print(f"card: {card}")
         refresh(card.parent)
+    return result
+
+
+def figures_of(
+    config: MeasureConfig,
+    info: dict[str, Any],
+    train: ImageData,
+    recogniser: Recogniser | None,
+    networks: Sequence[FeatureNetwork],
+    known: Path | None,
+    sampler: Sampler,
+) -> dict[str, Any]:
+    """The figures of a sampler's images, the evaluations that one took (their mean) and the commit."""
+    import torch
+
+    from common import generate
+    from common.images import to_uint8
+    from common.records.cards import commit
+
+    batches = generate.sample_many(sampler, range(config.n_samples), config.batch_size, config.label)
+    parts = [(to_uint8(part), nfe * len(part)) for _, part, nfe in with_bar(batches, config.n_samples, "samples")]
+    images, nfe = torch.cat([part for part, _ in parts]), sum(nfe for _, nfe in parts) / config.n_samples
+    result = {"nfe": int(nfe) if nfe.is_integer() else nfe, "commit": commit()}
+    if recogniser is not None:
+        asked = generate.real_classes(sampler.net)
+        labels = generate.labels_for(range(len(images)), asked, config.label)
+        result |= by_classifier(recogniser, images, labels, asked, train, info)
+    for network in networks:
+        result |= by_features(network, images, train.images, known)
     return result
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from common.generate import Guide, Sampler
     from common.solvers.fitted import Teacher, VelocityFor
 
+Config = TypeVar("Config", bound=SampleConfig)
 Batch = TypeVar("Batch", bound=tuple[Any, ...])
 
 # What "auto" is where no sampler was fitted: the best of the plain solvers over 5 to 20 evaluations on the shipped
@@ -189,13 +190,18 @@ def resolved(sampler: Sampler, config: SampleConfig, weights: Path | None, keep:
                 return replace(sampler, solver="fitted", grid="fitted", fitted=plan)
         except ValueError as error:
             print(f"note: {error}")
-    usual = "flowmap" if method_of(sampler.method).times else SOLVER
-    solver = usual if config.solver == "auto" else config.solver
-    grid = GRID if config.grid == "auto" else config.grid
-    sampler = replace(sampler, solver=solver, grid=grid)
-    if grid != "adaptive":
+    config = plain(config, sampler.method)
+    sampler = replace(sampler, solver=config.solver, grid=config.grid)
+    if config.grid != "adaptive":
         return sampler
     return replace(sampler, nodes=adaptive_nodes(sampler, config.n_steps, weights, keep))
+
+
+def plain(config: Config, method: str) -> Config:
+    """Options with what "auto" is where no sampler was fitted."""
+    usual = "flowmap" if method_of(method).times else SOLVER
+    solver = usual if config.solver == "auto" else config.solver
+    return replace(config, solver=solver, grid=GRID if config.grid == "auto" and solver != "fitted" else config.grid)
 
 
 def adaptive_nodes(sampler: Sampler, n_steps: int, weights: Path | None, keep: bool = True) -> Tensor:
