@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from common import checkpoint
 from common.cli.configs import GridConfig
 from common.generate import Guide, Sampler, guided, invert, noise_for, within
 from common.records.cards import add_measurement
@@ -207,6 +208,14 @@ def test_a_guide_for_something_else_is_refused(place, changes, match):
     other = weights(place.here / "other.pt", replace(CONDITIONAL, **changes), seed=1)
     with pytest.raises(ValueError, match=f"other.pt does not fit: .*{match}.*; give worse weights of the same task"):
         grid_main(place, "", [*CPU, "--cfg", "2", "--guide", str(other)])
+
+
+def test_a_guide_of_another_coupling_is_told(place, capsys):
+    other = weights(place.here / "other.pt", CONDITIONAL, seed=1)
+    state = checkpoint.load(other)
+    checkpoint.save(other, state | {"method": state["method"] | {"coupling": "ot"}})
+    grid_main(place, "", [*CPU, "--n_samples", "1", "--cfg", "2", "--guide", str(other)])
+    assert "coupling ot there, independent of shipped.pt" in capsys.readouterr().out
 
 
 def test_unconditional_weights_are_guided_by_worse_ones(tmp_path):
