@@ -3,8 +3,9 @@
     benchmarks/gpu.sh [--smoke] [--only PART]
 
 Parts: the step of torchcfm's own loop, as published and under plain bf16 autocast; ours, plain and compiled, with its
-share of the floor (benchmarks/floor.py) and the time by kind of kernel; sampling; a minute of training; the tests.
-A part that hangs is ended at its limit, and its rows so far are kept. Compiling is done first, all networks at once.
+share of the floor (benchmarks/floor.py) and the time by kind of kernel; single layers, with theirs; sampling; a minute
+of training; the tests. Compiling is done first, all networks at once, beside the tests.
+A part that hangs is ended at its limit, and its rows so far are kept.
 """
 
 from __future__ import annotations
@@ -90,11 +91,11 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def timed(step: Callable[[int], Any], smoke: bool) -> Row:
+def timed(step: Callable[[int], Any], smoke: bool, seconds: float = 4.0) -> Row:
     """Milliseconds of a step, and of these the time until the host has asked for all of it, after warming up."""
     import torch
 
-    warm, least, seconds = (1, 1, 0.0) if smoke else (8, 10, 4.0)
+    warm, least, seconds = (1, 1, 0.0) if smoke else (8, 10, seconds)
     begun = time.perf_counter()
     for k in range(warm):
         step(k)
@@ -202,6 +203,71 @@ def compiling(part: str, smoke: bool, folder: Path) -> Iterator[Row]:
             step(k)
     synchronize()
     yield {"what": f"compiling, {part}", "seconds": time.perf_counter() - begun}
+
+
+# ---- pieces of the network of 19.4M parameters at side 16, which take most of its floor
+
+
+def normalised_by_channel(x: Any, groups: int, weight: Any, bias: Any) -> Any:
+    """GroupNorm by mean and variance of each channel, which are read in the order of a channels-last tensor.
+
+    The variance of a group is the mean of its channels' variances and of the squares of their means' deviations.
+    """
+    import torch
+
+    var, mean = (m.view(len(x), groups, -1) for m in torch.var_mean(x.float(), (2, 3), correction=0))
+    centre = mean.mean(2, keepdim=True)
+    rate = ((var + (mean - centre).square()).mean(2, keepdim=True) + 1e-5).rsqrt()
+    scale = rate * weight.view(1, groups, -1)
+    shift = bias.view(1, groups, -1) - centre * scale
+    return (x.float() * scale.view(len(x), -1, 1, 1) + shift.view(len(x), -1, 1, 1)).to(x.dtype)
+
+
+def pieces(part: str, smoke: bool, folder: Path) -> Iterator[Row]:
+    """Forward and backward pass of single layers, in bf16, and the chip's own two rates."""
+    import torch
+    import torch.nn.functional as F
+
+    from common.runtime import pick_device
+    from common.unet import attend
+
+    device, n = pick_device(), 4 if smoke else 512
+    half = {"device": device, "dtype": torch.bfloat16}
+    x = torch.randn(n, 192, 16, 16, **half).contiguous(memory_format=torch.channels_last).requires_grad_()
+    kernels = [torch.randn(192, 192, k, k, **half).contiguous(memory_format=torch.channels_last) for k in (3, 1)]
+    weight, bias = torch.randn(192, device=device), torch.randn(192, device=device)
+    q, k, v = (torch.randn(n, 3, 256, 64, **half, requires_grad=True) for _ in range(3))
+    side = 256 if smoke else 8192
+    a, b = torch.randn(side, side, **half), torch.randn(side, side, **half)
+    large = torch.randn(2**20 if smoke else 2**31, **half)
+
+    def both(function: Callable[..., Any], *inputs: Any) -> Callable[[int], Any]:
+        """A function's forward and backward pass; the gradient as the result is laid out."""
+        for tensor in inputs:
+            tensor.requires_grad_()
+        gradient = torch.randn_like(function(*inputs))
+        return lambda step: torch.autograd.grad(function(*inputs), inputs, gradient)
+
+    norms = {
+        "GroupNorm, SiLU": lambda x, w, b: F.silu(F.group_norm(x.float(), 32, w, b).to(x.dtype)),
+        "GroupNorm by channels, SiLU": lambda x, w, b: F.silu(normalised_by_channel(x, 32, w, b)),
+    }
+    size, pixels = x.numel() * 2, n * 256
+    todo: list[tuple[str, Callable[[int], Any], float, float]] = [  # operations and bytes of the floor
+        ("product of two matrices", lambda step: a @ b, 2 * side**3, 0),
+        ("copy", lambda step: large.clone(), 0, 4 * large.numel()),
+        ("convolution 3x3", both(lambda x, k: F.conv2d(x, k, padding=1), x, kernels[0]), 6 * pixels * 192**2 * 9, 0),
+        ("convolution 1x1", both(F.conv2d, x, kernels[1]), 6 * pixels * 192**2, 6 * size),
+        ("attention", both(attend, q, k, v), 14 * n * 3 * 256**2 * 64, 12 * size),
+        *((name, both(norm, x, weight, bias), 0.0, 5.0 * size) for name, norm in norms.items()),
+    ]
+    if not smoke:
+        done = [(f"{name}, compiled", torch.compile(norm)) for name, norm in norms.items()]
+        todo += [(name, both(norm, x, weight, bias), 0.0, 5.0 * size) for name, norm in done]
+    for what, function, flops, moved in todo:
+        floor = 1e3 * max(flops / 790e12, moved / 4.3e12)
+        row = {"what": what, "batch": n} | timed(function, smoke, 0.5)
+        yield row | {"floor_ms": floor, "share": floor / row["ms"]}
 
 
 # ---- samples, training, tests
@@ -312,6 +378,7 @@ PARTS = {
     **{f"compile-{name}": Part(compiling, 170) for name in (*STEPS, "sample")},
     "tests": Part(tests, 170, ("pytest",)),
     **{f"step-{name}": Part(compiled, 50) for name in STEPS[:2]},
+    "pieces": Part(pieces, 45),
     "sample": Part(sampling, 45),
     "train": Part(training, 110),
     **{f"step-{name}": Part(compiled, 50) for name in STEPS[2:]},
@@ -443,7 +510,7 @@ def main() -> None:
         parser.error("no GPU on this machine (torch.cuda.is_available() is false); --smoke rehearses on a CPU")
     names = [name for name in PARTS if name.startswith(given.only)]
     if given.smoke and not given.only:  # each function once
-        names = ["peer", "compile-sample", "tests", "step-patches-512", "sample", "train"]
+        names = ["peer", "compile-sample", "tests", "step-patches-512", "pieces", "sample", "train"]
     if not names:
         parser.error(f"no part begins with {given.only!r}: {', '.join(PARTS)}")
     begun, results = time.perf_counter(), {}

@@ -206,10 +206,9 @@ def repeated_kernel(weight: Tensor) -> Tensor:
     A 3x3 kernel meets only 2x2 different pixels of a repeated image, so its taps can be added up beforehand: 16
     multiplications for each input pixel instead of 36. Shapes: (out, in, 3, 3) -> (in, out, 4, 4).
     """
-    taps = F.pad(weight, (1, 1, 1, 1))
-    taps = taps[:, :, :-1] + taps[:, :, 1:]
-    taps = taps[..., :-1] + taps[..., 1:]
-    return taps.flip(2, 3).transpose(0, 1)
+    a, b, c = weight.flip(2).unbind(2)  # rows, then columns; the last tap first
+    a, b, c = torch.stack([a, a + b, b + c, c], dim=2).flip(3).unbind(3)
+    return torch.stack([a, a + b, b + c, c], dim=3).transpose(0, 1)
 
 
 def check_images(x: Tensor, channels: int, multiple: int) -> None:
