@@ -27,7 +27,7 @@ from tiny import ALONE, NAME, ROOT, difference, folder, last, options, run, weig
 
 COMMON = {"num_classes": 3, "total_steps": 3, "dropout": 0.0, "val_step": 3, "sample_step": 3}
 RUNS = {
-    "plain": {**COMMON, "method": "rf"},
+    "plain": {**COMMON, "method": "rf", "ema_std": (0.05, 0.1)},
     "accumulated": {**COMMON, "method": "idff", "sigma": 0.2, "grad_accum": 2, "channel_mult": (1, 2)},
 }
 TIMED = {**RUNS["plain"], "minutes": 0.1, "lr_decay": "cosine"}
@@ -175,6 +175,8 @@ def test_training_equals_one_process_with_the_same_global_batch(together, tmp_pa
     assert one["step"] == two["step"] == 3
     for part in ("net_model", "ema_model"):
         assert_close(one[part], two[part])
+    for std in RUNS[name].get("ema_std", ()):
+        assert_close(one["ema"]["power"][std], two["ema"]["power"][std])
     moments = [torch.cat([s["exp_avg"].flatten() for s in run["optim"]["state"].values()]) for run in (one, two)]
     assert (moments[0] - moments[1]).abs().max() < 1e-5 < 1e-3 < moments[0].abs().max()
     rows = [JsonLines(path / "metrics.jsonl").read() for path in (tmp_path, together / name)]
@@ -183,8 +185,9 @@ def test_training_equals_one_process_with_the_same_global_batch(together, tmp_pa
             [row[key] for row in rows[0] if key in row], rel=1e-4
         )
     assert rows[1][-1]["val_loss"] == pytest.approx(rows[0][-1]["val_loss"], rel=1e-4)
-    files = [sorted(p.name for p in path.iterdir()) for path in (tmp_path, together / name)]
+    files = [names(path) for path in (tmp_path, together / name)]
     assert files[0] == files[1] and NAME in files[0]
+    assert ("ema/step_00000003.pt" in files[0]) == ("ema_std" in RUNS[name])
 
 
 def test_images_equal_those_of_one_process(together, tmp_path):
