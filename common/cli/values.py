@@ -184,7 +184,7 @@ def allowed(hint: Any) -> str:
     if kind.element:
         examples = {int: "whole numbers such as 1,2,2", float: "numbers such as 0.9,0.99"}
         text = f"give {examples.get(kind.element.base, 'values such as a,b')}"
-    return str(kind.names or text) + (", or none" if kind.optional else "")
+    return str(kind.names or (kind.element and kind.element.names) or text) + (", or none" if kind.optional else "")
 
 
 def shown(value: Any) -> str:
