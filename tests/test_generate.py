@@ -79,6 +79,25 @@ def test_an_image_does_not_depend_on_batch_size_or_order(solver, method):
     assert (by_three[0] - other[0]).abs().max() > 0.1
 
 
+def test_the_next_noise_is_made_while_a_gpu_works(monkeypatch):
+    done = []
+
+    def noise(part, shape, seed):
+        done.append(f"noise {part[0]}")
+        return torch.zeros(len(part), *shape)
+
+    def work(self, x0, part, labels):
+        done.append(f"work {part[0]}")
+        return x0, 1
+
+    monkeypatch.setattr("common.generate.noise_for", noise)
+    monkeypatch.setattr(Sampler, "from_noise", work)
+    for part, *_ in sample_many(sampler(), range(5), 2):
+        done.append(f"given {part[0]}")
+    given = ["noise 0", "work 0", "noise 2", "given 0", "work 2", "noise 4", "given 2", "work 4", "given 4"]
+    assert done == given
+
+
 def test_labels_go_by_index():
     assert labels_for([0, 1, 2, 3, 7], 3).tolist() == [0, 1, 2, 0, 1]
     assert labels_for([5, 6], 3, label=2).tolist() == [2, 2]
