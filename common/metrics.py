@@ -322,6 +322,7 @@ def kernel_distance(
     Of each pair of subsets the unbiased squared MMD with the kernel (x . y / D + 1)^3, whose mean is 0 for equal
     distributions at any number of samples (a Frechet distance falls with it). Papers often print 1000 times this.
     Subsets overlap where there are fewer rows than subsets times their size: the standard error is then too small.
+    Where they could only be the whole sets it is the jackknife's, see :func:`_jackknife_error`.
     Cost: 3 subset_size^2 D products a subset, 0.3 s on one core for 1000 of 2048 features.
 
     Args:
@@ -341,7 +342,8 @@ def kernel_distance(
         shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
         raise ValueError(f"{subsets} subsets of {subset_size} rows of {shapes}: give 1 or more, of 2 to {smaller} rows")
 
-    subsets = 1 if subset_size == len(a) == len(b) else subsets  # all subsets are the sets themselves
+    if subset_size == len(a) == len(b):
+        return _cubic_mmd(a, b.to(a.device)), _jackknife_error(a, b.to(a.device))
 
     def draw(x: Tensor) -> Tensor:
         return x[torch.randperm(len(x), generator=generator)[:subset_size].to(x.device)]
@@ -363,6 +365,20 @@ def _cubic_mmd(x: Tensor, y: Tensor) -> float:
         return (k.sum() - k.diagonal().sum()) / (m * (m - 1))
 
     return (within(x) + within(y) - 2 * kernel(x, y).mean()).item()
+
+
+def _jackknife_error(x: Tensor, y: Tensor) -> float:
+    """Standard error of :func:`_cubic_mmd` for rows in random order: from the values without a tenth of both sets each;
+    NaN for fewer than 4 rows.
+
+    Source: Shao and Wu 1989, section 1, for groups that are left out in turn.
+    """
+    groups = min(10, len(x) // 2)  # two rows are left at least
+    if groups < 2:
+        return math.nan
+    group = torch.arange(len(x), device=x.device) % groups
+    values = torch.tensor([_cubic_mmd(x[group != g], y[group != g]) for g in range(groups)], dtype=torch.float64)
+    return ((groups - 1) * values.var(correction=0)).sqrt().item()
 
 
 # -------------------------------------------------------------------------------------------------- ensembles and paths

@@ -80,8 +80,8 @@ class ImageJudge:
         if self.recogniser is not None:
             figures |= self.recogniser.measure(images, None if y is None else y.cpu())
             figures["feature_distance_floor"] = self.recogniser.floor
-        # without precision, recall and the halves of FID, which would take a minute each time
-        return figures | (self.inception.measure(images, neighbours=0, resamples=0) if self.inception else {})
+        # without precision and recall, which would take a minute each time
+        return figures | (self.inception.measure(images, neighbours=0) if self.inception else {})
 
     def real(self, n: int) -> None:
         """None: the figures do not need a picture of real images beside them."""
@@ -106,15 +106,14 @@ def make_image_judge(
     data: Data, seed: int, workdir: Path, device: torch.device | str = "cpu", smoke: bool = False
 ) -> ImageJudge:
     """Load the real images, the classifier and Inception's weights where there are any; see :func:`make_judge`."""
+    from common.evaluate import features, figures
     from common.evaluate.classifier import make_recogniser
-    from common.evaluate.features import find_weights
-    from common.evaluate.figures import inception_reference
     from seqrf.images import real_parts
 
     given = Path(data.classifier) if data.classifier else None
     if given is not None and not given.exists():
         raise FileNotFoundError(f"no classifier at {given}: leave out --config.data.classifier, and one is trained")
-    weights = find_weights(data.inception)
+    weights = features.find_weights(data.inception)
     train, test = real_parts(data, smoke)
     recogniser = None
     if given is not None or train.labels is not None:
@@ -122,5 +121,7 @@ def make_image_judge(
         recogniser = make_recogniser(train, test, path, seed, asked_for=given is not None, flip=data.random_flip)
     elif weights is None:
         print("images without labels and no Inception weights: their quality is not measured; --config.data.inception")
-    known = workdir / "statistics"
-    return ImageJudge(recogniser, weights and inception_reference(train.images, weights, known, device))
+    if weights is None:
+        return ImageJudge(recogniser)
+    network = features.inception_network(weights, device)
+    return ImageJudge(recogniser, figures.reference(network, train.images, workdir / "statistics"))

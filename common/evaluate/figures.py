@@ -8,6 +8,7 @@ that says "KID x 1000".
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from common import metrics
-from common.evaluate import features, scores, sets
+from common.evaluate import scores, sets
 from common.evaluate.features import EFFNET, INCEPTION, FeatureNetwork
 from common.evaluate.sets import FeatureSet
 from common.runtime import generator
@@ -52,7 +53,8 @@ def measure(
     if smaller >= 2:
         size, draw = min(1000, smaller), generator(seed, "subsets")
         value, error = metrics.kernel_distance(a.rows, b.rows, kid_subsets, size, draw)
-        figures |= {kernel: value, f"{kernel}_error": error, f"{kernel}_subsets": [kid_subsets, size]}
+        figures |= {kernel: value, f"{kernel}_subsets": [kid_subsets, size]}
+        figures |= {f"{kernel}_error": error} if math.isfinite(error) else {}
     if smaller > neighbours > 0:
         precision, recall = scores.precision_recall(b.rows, a.rows, neighbours)
         found = {"precision": precision, "recall": recall, "neighbours": neighbours}
@@ -87,18 +89,14 @@ class Reference:
         return {k: v for k, v in figures.items() if isinstance(v, float)} | {f"{frechet}_real": self.real.count}
 
 
-def inception_reference(
-    real: Tensor, weights: Path, known: Path | None, device: torch.device | str = "cpu"
-) -> Reference:
-    """Statistics of Inception's features of real images.
+def reference(network: FeatureNetwork, real: Tensor, known: Path | None) -> Reference:
+    """Statistics of the features of real images.
 
     Args:
+        network: See ``common.evaluate.features``.
         real: uint8, (N, C, S, S).
-        weights: File of FID's Inception; see ``common.evaluate.features``.
         known: Folder that keeps statistics by the content of the images; None: keep nothing.
-        device: Of the network.
     """
-    network = features.inception_network(weights, device)
     return Reference(network, sets.cached(sets.set_of(real, "the real images"), network, known))
 
 
@@ -123,7 +121,7 @@ def against_equally_many(
     count = min(len(images), len(real) // 2)
     order = torch.randperm(len(real), generator=generator(0, "real images"))
     parts = (real[order[start : start + count].sort().values] for start in (0, count))
-    near, other = (sets.cached(sets.set_of(part, "the real images"), network, known) for part in parts)
-    floor = measure(other, near, neighbours=0, resamples=0)
-    figures = Reference(network, near).measure(images[:count])
+    near, other = (reference(network, part, known) for part in parts)
+    floor = measure(other.real, near.real, neighbours=0, resamples=0)
+    figures = near.measure(images[:count])
     return {**figures, f"{frechet}_floor": floor[frechet], f"{kernel}_floor": floor[kernel]}

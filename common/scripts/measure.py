@@ -151,14 +151,12 @@ def feature_networks(config: MeasureConfig) -> list[FeatureNetwork]:
 def by_features(network: FeatureNetwork, images: Tensor, real: Tensor, known: Path | None) -> dict[str, Any]:
     """The figures of a network's features, and what it is: Inception's against all real images, as FID is meant,
     another's against as many as were generated."""
-    from common.evaluate import sets
     from common.evaluate.features import INCEPTION
-    from common.evaluate.figures import Reference, against_equally_many
+    from common.evaluate.figures import against_equally_many, reference
 
     if network.backend != INCEPTION:
         return {**against_equally_many(network, images, real, known), "effnet": network.about()}
-    statistics = sets.cached(sets.set_of(real, "the real images"), network, known)
-    return {**Reference(network, statistics).measure(images), "inception": network.weights}
+    return {**reference(network, real, known).measure(images), "inception": network.weights}
 
 
 def by_classifier(

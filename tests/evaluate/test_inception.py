@@ -35,7 +35,9 @@ def by_hand(x, y):
 def test_all_rows_once_is_the_closed_form():
     x, y = randn(5, 3), randn(5, 3, seed=1) + 0.5
     value, error = kernel_distance(x, y, subsets=3, subset_size=5)
-    assert value == pytest.approx(by_hand(x, y), rel=1e-12) and error == pytest.approx(0, abs=1e-12)
+    assert value == pytest.approx(by_hand(x, y), rel=1e-12)
+    left = by_hand(x[1::2], y[1::2]), by_hand(x[::2], y[::2])  # the jackknife of two groups
+    assert error == pytest.approx(abs(left[0] - left[1]) / 2, rel=1e-9)
     assert kernel_distance(torch.tensor([[0.0], [1.0]]), torch.tensor([[2.0], [2.0]]), 1, 2)[0] == pytest.approx(
         1 + 125 - 2 * (1 + 27) / 2
     )
@@ -60,6 +62,13 @@ def test_equal_distributions_have_mean_0_and_others_do_not():
     # E k(x, y) of N(a, I), N(b, I): with u = a . b / d + 1 and v the variance of x . y / d, u^3 + 3 u v + third moment
     exact = moment(shift, shift) + moment(0 * shift, 0 * shift) - 2 * moment(0 * shift, shift)
     assert value == pytest.approx(exact, abs=5 * error) and error < 0.1 * exact
+
+
+def test_the_error_of_whole_sets_is_the_spread_of_fresh_ones():
+    shift = 0.7
+    found = [kernel_distance(randn(60, 4, seed=k), randn(60, 4, seed=-k - 1) + shift, 9, 60) for k in range(100)]
+    values, errors = torch.tensor(found, dtype=torch.float64).T
+    assert errors.square().mean().sqrt().item() == pytest.approx(values.std().item(), rel=0.25)
 
 
 def moment(a, b):

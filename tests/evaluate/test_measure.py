@@ -53,7 +53,7 @@ def test_shipped_classifiers_are_as_good_as_they_say():
 # ---- Inception
 
 
-def test_figures_of_inception_are_those_of_its_features(tmp_path, monkeypatch):
+def test_figures_of_inception_are_those_of_its_features(tmp_path):
     """A small network stands for Inception: a distance in 2048 dimensions takes seconds."""
     matrix = torch.randn(3 * 64, 4, generator=generator(0))
 
@@ -61,15 +61,14 @@ def test_figures_of_inception_are_those_of_its_features(tmp_path, monkeypatch):
         return x.flatten(1).float() @ matrix / 255
 
     network = features.FeatureNetwork(lambda x: (rows(x), rows(x)), features.INCEPTION, "hash", "none")
-    monkeypatch.setattr(features, "inception_network", lambda weights, device: network)
     real, fake = (images(n, 8, 3).images for n in (12, 8))
-    found = figures.inception_reference(real, tmp_path / "weights.pth", tmp_path / "known").measure(fake)
+    found = figures.reference(network, real, tmp_path / "known").measure(fake)
     a, b = (gaussian_statistics(rows(x)) for x in (fake, real))
     assert found["fid"] == pytest.approx(frechet_distance(*a, *b), rel=1e-9)
     assert {"kid", "precision", "recall", "inception_score"} <= found.keys() and found["fid_real"] == 12
     kept = list((tmp_path / "known").glob("*.npz"))
     assert len(kept) == 1 and feature_sets.load_statistics(kept[0], network).count == 12
-    again = figures.inception_reference(real, tmp_path / "weights.pth", tmp_path / "known").measure(fake)
+    again = figures.reference(network, real, tmp_path / "known").measure(fake)
     assert again == found and list((tmp_path / "known").glob("*.npz")) == kept
     grey = feature_sets.set_of(fake[:, :1], "grey images")
     assert next(iter(grey.batches(8))).equal(fake[:, :1].expand(-1, 3, -1, -1))

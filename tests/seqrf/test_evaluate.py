@@ -300,7 +300,7 @@ def test_fid_and_kid_compare_with_training_images_whose_features_are_kept(tmp_pa
     train = x[torch.arange(900) % 5 != 4]  # the others are held out
     found = judge.measure(train)
     assert sum(seen) == 2 * 720 and found["fid_real"] == 720 and found["fid"] == pytest.approx(0, abs=1e-9)
-    assert abs(found["kid"]) < 5e-3 and found["kid_error"] == pytest.approx(0, abs=1e-9)
+    assert abs(found["kid"]) < 5e-3 and found["kid_error"] < 5e-4
     assert "feature_distance" in found and "precision" not in found
     dark = judge.measure(x[y == 0])
     means = [part.float().flatten(1)[:, :3].mean(0) / 255 for part in (train, x[y == 0])]
