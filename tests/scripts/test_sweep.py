@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 
 import numpy as np
@@ -16,17 +18,20 @@ CONDITIONAL = options(num_classes=3)
 SWEEP = "--sweep_cfg 1 2 --sweep_interval 0..1 0.3..0.8 --device cpu --n_samples 6 --n_steps 4 --epochs 1".split()
 
 
-@pytest.fixture
-def place(tmp_path):
-    """A folder with weights, images and a classifier."""
-    weights(tmp_path / "results" / "shipped.pt", CONDITIONAL)
-    data = images(40)
-    np.savez(tmp_path / "images.npz", images=data.images.numpy(), labels=np.arange(40) % 3)
-    return folder(tmp_path, CONDITIONAL)
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A folder with weights and images, the rows of a sweep there, and what it printed."""
+    here = tmp_path_factory.mktemp("folder")
+    weights(here / "results" / "shipped.pt", CONDITIONAL)
+    np.savez(here / "images.npz", images=images(40).images.numpy(), labels=np.arange(40) % 3)
+    place = folder(here, CONDITIONAL)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        rows = measure_main(place, "", False, SWEEP)
+    return place, rows, out.getvalue()
 
 
-def test_each_point_is_measured_once_and_as_alone(place, capsys):
-    rows = measure_main(place, "", False, SWEEP)
+def test_each_point_is_measured_once_and_as_alone(swept):
+    place, rows, out = swept
     file = place.here / "samples" / "guidance.jsonl"
     assert [(row["cfg"], row["cfg_interval"], row["nfe"]) for row in rows] == [
         (1, "0..1", 4), (2, "0..1", 8), (2, "0.3..0.8", 6),
@@ -37,37 +42,27 @@ def test_each_point_is_measured_once_and_as_alone(place, capsys):
     single = measure_main(place, "", False, [*alone, *SWEEP[SWEEP.index("--device") :]])
     assert {key: single[key] for key in ("recognised", "nfe")} == {key: rows[-1][key] for key in ("recognised", "nfe")}
     assert single["feature_distance"] == pytest.approx(rows[-1]["feature_distance"], rel=1e-4)
-    out = capsys.readouterr().out
     assert "| cfg | cfg_interval | nfe | recognised | feature_distance |" in out and "3 points, 0 of them in" in out
     assert np.asarray(Image.open(file.with_suffix(".png"))).std() > 10
 
 
-def test_it_goes_on_where_it_was_stopped_with_the_same_settings_only(place, capsys):
-    whole = measure_main(place, "", False, SWEEP)
-    file = place.here / "samples" / "guidance.jsonl"
-    lines = file.read_text().splitlines(keepends=True)
-    file.write_text("".join(lines[:2]) + lines[2][:20])  # stopped in the middle of a line
-    made = []
-
-    def count(self, indices, labels=None):
-        made.append((self.cfg, self.interval))
-        return sample(self, indices, labels)
-
-    sample, Sampler.sample = Sampler.sample, count
-    try:
-        again = measure_main(place, "", False, SWEEP)
-    finally:
-        Sampler.sample = sample
-    assert made == [(2.0, (0.3, 0.8))] and "3 points, 2 of them in" in capsys.readouterr().out
+def test_it_goes_on_where_it_was_stopped_with_the_same_settings_only(swept, tmp_path, monkeypatch, capsys):
+    place, whole, _ = swept
+    lines = (place.here / "samples" / "guidance.jsonl").read_text().splitlines(keepends=True)
+    file = tmp_path / "stopped.jsonl"
+    file.write_text("".join(lines[:2]) + lines[2][:20])  # in the middle of a line
+    made, sample = [], Sampler.from_noise
+    monkeypatch.setattr(Sampler, "from_noise", lambda self, *rows: (made.append(self.interval), sample(self, *rows))[1])
+    again = measure_main(place, "", False, [*SWEEP, "--out", str(file)])
+    assert made == [(0.3, 0.8)] and "3 points, 2 of them in" in capsys.readouterr().out
     assert [row["nfe"] for row in again] == [row["nfe"] for row in whole] and again[:2] == whole[:2]
     for flags, match in (
         (["--n_steps", "5"], "n_steps 4 there and 5 now; give another --out, or delete that one"),
-        (["--sweep_seed", "2"], "seed 1 there and 2 now"),
-        (["--solver", "euler"], "solver unipc2 there and euler now"),
-        (["--guide", str(weights(place.here / "worse.pt", CONDITIONAL, seed=1))], "guide_sha256  there and"),
+        (["--sweep_seed", "2", "--solver", "euler"], "solver unipc2 there and euler now, seed 1 there and 2 now"),
+        (["--guide", str(weights(tmp_path / "worse.pt", CONDITIONAL, seed=1))], "guide_sha256  there and"),
     ):
         with pytest.raises(ValueError, match=match):
-            measure_main(place, "", False, [*SWEEP, *flags])
+            measure_main(place, "", False, [*SWEEP, "--out", str(file), *flags])
 
 
 @pytest.mark.parametrize(
