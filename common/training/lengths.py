@@ -127,6 +127,10 @@ def _trainer(run: Path, last: Snapshot, device: str) -> Trainer:
 def _held_out(trainer: Trainer, last: Snapshot, data: str, data_root: str) -> HeldOut:
     """The batches of the run's validation loss."""
     config, was = trainer.config, last["read_from"]
+    if config.smoke and not data:
+        raise ValueError(
+            "the run was one of --smoke: its made-up images are not kept, so there is nothing to measure on"
+        )
     spec, root = data or was.get("data", ""), data_root or was.get("data_root", "")
     images: Any = StreamingImages(
         spec, config.image_size, config.in_channels, root=root, num_workers=config.num_workers, progress=False
