@@ -23,7 +23,7 @@ from common.cli.ranges import Device, Matches
 from common.runtime import run_main
 
 WITHIN = 7  # lengths of a range
-NUMBER = r"(\d+\.?\d*|\.\d+)"
+NUMBER = r"0?\.\d+"
 Lengths = Annotated[
     str, Matches(rf"{NUMBER}(\.\.{NUMBER})?", "give a number such as 0.1, or a range such as 0.05..0.2")
 ]
