@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,11 @@ def fit_main(folder: Folder, description: str, argv: list[str] | None = None) ->
     config, extra = cli.parse_with_extra(FitConfig, description=description, argv=argv)
     if config.smoke:
         config = replace(config, n_noises=2, n_test=2, fine_steps=2 * max(config.n_steps), search=0)
-    import torch
     from tqdm import tqdm
 
     from common import checkpoint
-    from common.metrics import rms
     from common.records.cards import commit
-    from common.solvers import fitted, integrate
+    from common.solvers import fitted
 
     shared = {f.name: getattr(config, f.name) for f in fields(WeightsConfig)}
     asked = SampleConfig(**shared, solver="euler", grid="uniform")
@@ -34,11 +33,7 @@ def fit_main(folder: Folder, description: str, argv: list[str] | None = None) ->
     )
     test, test_velocity = teacher_of(sampler, config.n_test, TEST_NOISE, config.fine_steps, "for the test", config.seed)
 
-    @torch.no_grad()
-    def error(method: Any, times: Any) -> float:
-        x = integrate(test_velocity(float(times[-2])), test.states[0], times, method)
-        return rms(x, test.states[-1])
-
+    error = partial(fitted.missed, test_velocity, test)
     results = []
     for n in config.n_steps:
         with tqdm(total=(8 + config.search) * n, desc=f"{n} steps", unit="evaluation", dynamic_ncols=True) as bar:

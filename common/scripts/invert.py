@@ -20,7 +20,6 @@ def invert(folder: Folder, config: GridConfig, extra: dict[str, Any]) -> Path:
 
     from common import generate
     from common.images import from_uint8, grid, save_png
-    from common.metrics import rms
 
     if config.landing is None:
         config = replace(config, landing=1.0)  # the folder's choice is for sampling, and cannot be undone
@@ -30,7 +29,7 @@ def invert(folder: Folder, config: GridConfig, extra: dict[str, Any]) -> Path:
     labels = label_of(sampler, config.label)
     image = from_uint8(torch.from_numpy(read_image(config.invert, sampler.shape)))[None]
     noise, again, nfe = generate.invert(sampler, image, labels)
-    error = 127.5 * rms(again, image)
+    error = 127.5 * (again.double() - image.double()).square().mean().sqrt().item()
     ratio = 20 * math.log10(255 / error) if error else math.inf
     how = f"{sampler.solver}, {config.n_steps} steps, grid {sampler.grid}"
     print(f"{config.invert}: {how}, NFE {nfe:g} both ways")

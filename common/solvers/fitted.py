@@ -28,7 +28,7 @@ from typing_extensions import NotRequired, TypedDict
 from common.metrics import rms
 from common.runtime import atomic_write, checked, file_hash, reading
 from common.solvers import integrate
-from common.solvers.grids import adaptive_grid, nodes_of, time_grid
+from common.solvers.grids import Times, adaptive_grid, nodes_of, time_grid
 from common.solvers.multistep import Slope, adams
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
@@ -237,11 +237,16 @@ def fit_sampler(
     # Least squares are greedy, step by step, and can end worse than plain weights on the same times.
     for times in (candidates["uniform"], min(trials, key=lambda pair: pair[0])[1].times):
         for plain in (adams_sampler(times, 1), adams_sampler(times, 2)):
-            x = integrate(velocity_for(times[-2]), teacher.states[0], times, plain)
-            trials.append((rms(x, teacher.states[-1]), plain))
+            trials.append((missed(velocity_for, teacher, plain, times), plain))
             on_progress(n_steps)
     error, sampler = min(trials, key=lambda pair: pair[0])
     return FittedSampler(sampler.times, sampler.weights, {"rms_fit": error})
+
+
+@torch.no_grad()
+def missed(velocity_for: VelocityFor, teacher: Teacher, method: str | FittedSampler, times: Times) -> float:
+    """Root mean square difference of a solver's end on some times to the end of the teacher's fine trajectories."""
+    return rms(integrate(velocity_for(float(times[-2])), teacher.states[0], times, method), teacher.states[-1])
 
 
 def _log_ratios(times: Sequence[float]) -> list[float]:
