@@ -14,8 +14,8 @@ from common import checkpoint
 from common.cli import parse
 from common.cli.configs import TrainConfig
 from common.data.loading import load_images
-from common.ema import __main__ as command
 from common.records.rows import JsonLines
+from common.scripts import lengths
 from common.training import snapshots
 from common.training.trainer import Trainer
 from tiny import difference, images, last, run, states_differ
@@ -53,7 +53,7 @@ def copied(trained: Path, tmp_path: Path) -> Path:
 
 def choose(*words: object) -> Path:
     """The command."""
-    return command.main([*map(str, words), "--device", "cpu"])
+    return lengths.main([*map(str, words), "--device", "cpu"])
 
 
 # ---- snapshots
