@@ -103,7 +103,8 @@ def test_a_length_made_of_snapshots_is_the_one_that_was_tracked():
         deviation = path.double().var(0, correction=0).sqrt()
         rounding = 2.0**-11 * sum(abs(f) * tensor.double().abs() for f, (_, _, tensor) in zip(x.tolist(), taken))
         assert ((made - truth).abs() <= error * norm * deviation + rounding + 1e-5).all()
-        assert (made - truth).pow(2).mean().sqrt() < 0.01 * deviation.pow(2).mean().sqrt() < 0.02  # how near it is
+        # how near it is: 0.07% of the path's deviation between the two lengths, 0.5% at twice the longer one
+        assert (made - truth).pow(2).mean() < (0.006 if std > 0.15 else 0.0025) ** 2 * deviation.pow(2).mean()
 
 
 def test_power_functions_beside_the_usual_average_leave_it_alone_and_go_on_from_its_state():
