@@ -55,21 +55,21 @@ def main() -> None:
         _, images, nfe = next(sample_many(sampler, range(count), count))
         return f"{title}, NFE {nfe}", images
 
-    def few_steps(folder: Folder) -> dict[str, Tensor]:
+    def few_steps(folder: Folder, count: int, steps: Sequence[int], fine: int) -> dict[str, Tensor]:
         """The same noises by Euler's method and by the fitted sampler, at few evaluations and at many."""
-        counts = [("ab4", 100), *((solver, n) for n in (8, 5, 3) for solver in ("fitted", "euler"))]
-        return dict(draw(folder, 16, solver, solver=solver, n_steps=n) for solver, n in counts)
+        rows = [("ab4", fine), *((solver, n) for n in steps for solver in ("fitted", "euler"))]
+        return dict(draw(folder, count, solver, solver=solver, n_steps=n) for solver, n in rows)
 
     digits = draw(MNIST, 100, "", solver="euler", n_steps=20)[1]
     save_png(HERE / "mnist_samples.png", grid(digits, n_columns=10))
-    image_rows(few_steps(MNIST), HERE / "mnist_few_steps.png")
-    image_rows(few_steps(CIFAR10), HERE / "cifar10_few_steps.png")
+    image_rows(few_steps(MNIST, 16, (8, 5, 3), 100), HERE / "mnist_few_steps.png")
+    image_rows(few_steps(CIFAR10, 10, (10, 8, 5), 50), HERE / "cifar10_few_steps.png")
     panels = [draw(CIFAR10, 64, f"{n} fitted steps", solver="fitted", n_steps=n) for n in (5, 10)]
     title = f"10 fitted steps, guidance {options.cfg:g}"
     panels.append(draw(CIFAR10, 64, title, solver="fitted", n_steps=10, cfg=options.cfg))
     image_grids(dict(panels), HERE / "cifar10_nfe.png")
     save_png(HERE / "cifar10_samples.png", grid(panels[-1][1], 10, scale=2, names=CIFAR10.classes))
-    rows = dict(draw(CIFAR10, 16, solver, solver=solver, n_steps=n) for solver, n in SOLVERS.items())
+    rows = dict(draw(CIFAR10, 10, solver, solver=solver, n_steps=n) for solver, n in SOLVERS.items())
     image_rows(rows, HERE / "cifar10_solvers.png")
     runs = {"MNIST, rf": MNIST, "CIFAR-10, idff": CIFAR10}
     logs = {name: (folder.here / folder.weights).with_name("metrics.jsonl") for name, folder in runs.items()}
@@ -113,8 +113,8 @@ def loss_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
             axis.plot(*zip(*held_out), "o", ms=3, color=line.get_color(), label=f"{label}, held out (EMA)")
     axis.set_xlabel("images seen")
     axis.set_ylabel("loss")
-    axis.set_xscale("log")
-    axis.legend(frameon=False, fontsize=8)
+    axis.loglog()
+    axis.legend(frameon=False, fontsize=8, loc="lower left")
     axis.grid(alpha=0.3)
     save(figure, path)
 
