@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import cli
 from common.cli.configs import TrainConfig
-from common.cli.ranges import Above, Count, Device, OneOf, Seed
+from common.cli.ranges import Count, Device, Minutes, OneOf, Seed
 from common.runtime import run_main
 from common.scripts.folder import OBJECTIVE, Folder, load_data, smoke_preset
 
@@ -70,7 +70,7 @@ class Options:
     """What is trained, in this order, for each seed"""
     seeds: tuple[Seed, ...] = (0, 1, 2)
     """Seeds of the runs; the samples have the same one always"""
-    minutes: Annotated[float | None, Above(0)] = 10.0
+    minutes: Minutes = 10.0
     """Of each run, see --minutes of the train scripts"""
     total_steps: Count | None = None
     """Steps of each run instead of minutes: on a machine that does other work, too"""
@@ -89,6 +89,11 @@ class Options:
     smoke: bool = False
     """Seconds on a CPU: four steps each on made-up images"""
 
+    def check_together(self) -> None:
+        """Raises ValueError where options do not fit together."""
+        if self.minutes is None and self.total_steps is None:
+            raise ValueError("--minutes none: give a length by --total_steps, e.g. --total_steps 2000")
+
 
 def folder_of(model: str) -> tuple[Folder, TrainConfig]:
     """A data set's folder and the preset whose network is trained."""
@@ -101,6 +106,14 @@ def folder_of(model: str) -> tuple[Folder, TrainConfig]:
 def length_of(options: Options) -> str:
     """Of each run, in words."""
     return f"{options.total_steps} steps" if options.minutes is None else f"{options.minutes:g} minutes"
+
+
+def setting_of(options: Options) -> dict[str, Any]:
+    """What runs must share besides their data to stand in one table, and to be gone on with."""
+    import torch
+
+    facts = {"length": length_of(options), "threads": torch.get_num_threads(), "precision": options.mixed_precision}
+    return facts | {"n_samples": options.n_samples}
 
 
 def config_of(options: Options, variant: str, seed: int) -> TrainConfig:
@@ -177,17 +190,15 @@ def velocity_error(net: Any, data: Any, config: TrainConfig) -> float:
 # ----------------------------------------------------------------------------------------------------------------- runs
 def run(options: Options) -> None:
     """Train and measure what has no row yet."""
-    import torch
-
     from common.records.rows import JsonLines
 
     here = JsonLines(RESULTS / f"{options.model}.jsonl")
     folder, preset = folder_of(options.model)
-    length, threads = length_of(options), torch.get_num_threads()
+    setting = setting_of(options)
     wanted = [(variant, seed) for seed in options.seeds for variant in options.variants]
-    done = {(row["variant"], row["seed"], row["length"], row["threads"]) for row in here.read()}
-    left = [each for each in wanted if options.smoke or (*each, length, threads) not in done]
-    print(f"{len(wanted)} runs of {length}, {len(wanted) - len(left)} of them measured already")
+    done = {(row["variant"], row["seed"]) for row in here.read() if setting.items() <= row.items()}
+    left = [each for each in wanted if options.smoke or each not in done]
+    print(f"{len(wanted)} runs of {setting['length']}, {len(wanted) - len(left)} of them measured already")
     if not left:
         return
     data = load_data(folder, options, preset.image_size, preset.in_channels)
@@ -195,7 +206,8 @@ def run(options: Options) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for variant, seed in left:
             runs = Path(scratch) if options.smoke else RESULTS / "runs" / options.model
-            row = one(options, variant, seed, data, measure, runs / f"{variant}-{seed}-{length.replace(' ', '-')}")
+            name = "-".join(str(setting[key]) for key in ("length", "threads", "precision")).replace(" ", "-")
+            row = one(options, variant, seed, data, measure, runs / f"{variant}-{seed}-{name}")
             print(row)
             if not options.smoke:
                 here.append(row)
@@ -203,8 +215,6 @@ def run(options: Options) -> None:
 
 def one(options: Options, variant: str, seed: int, data: Any, measure: Callable, out: Path) -> dict[str, Any]:
     """Train a variant in a folder, or go on there, and measure it: its row."""
-    import torch
-
     from common import checkpoint
     from common.records.cards import commit
     from common.runtime import hardware, processes
@@ -213,11 +223,11 @@ def one(options: Options, variant: str, seed: int, data: Any, measure: Callable,
     config, here = config_of(options, variant, seed), processes(options.device)
     weights = train(config, data, out, "weights_step_final.pt", here)
     state = checkpoint.load(weights)
-    facts = {"variant": variant, "seed": seed, "length": length_of(options), "threads": torch.get_num_threads()}
+    facts = {"variant": variant, "seed": seed, **setting_of(options)}
     facts |= {key: state[key] for key in ("step", "images_seen", "seconds")}
-    facts |= {"precision": config.mixed_precision, "hardware": hardware(here.device), "commit": commit()}
+    facts |= {"hardware": hardware(here.device), "commit": commit()}
     figures = measure(weights, replace(config, device=str(here.device)))
-    return {**facts, "n_samples": options.n_samples, "data": Path(data.source).name, **figures}
+    return {**facts, "data": Path(data.source).name, **figures}
 
 
 # ---------------------------------------------------------------------------------------------------------------- table
@@ -251,14 +261,17 @@ def spread(values: list[float]) -> str:
 
 
 def print_tables() -> None:
-    """One table for each model, length and number of threads."""
+    """One table for each model, length, number of threads, precision and number of images."""
     from common.records.rows import JsonLines
 
     for path in sorted(RESULTS.glob("*.jsonl")):
         rows = JsonLines(path).read()
-        for length, threads in sorted({(row["length"], row["threads"]) for row in rows}):
-            part = [row for row in rows if (row["length"], row["threads"]) == (length, threads)]
-            print(f"\n### {path.stem}, {length}, {threads} threads\n\n{table(part)}")
+        keys = ("length", "threads", "precision", "n_samples")
+        settings = [tuple(row[key] for key in keys) for row in rows]
+        for setting in sorted({*settings}):
+            part = [row for row, own in zip(rows, settings, strict=True) if own == setting]
+            title = "{}, {} threads, precision {}, {} images".format(*setting)
+            print(f"\n### {path.stem}, {title}\n\n{table(part)}")
 
 
 def main() -> None:
