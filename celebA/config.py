@@ -65,6 +65,7 @@ FOLDER = Folder(
     advice="fetch img_align_celeba.zip (1.4 GB) from mmlab.ie.cuhk.edu.hk/projects/CelebA.html and put it there whole",
     weights="results/IDFF-2.0-0.2/IDFF_celeba_weights_step_final.pt",
     weights_name="{METHOD}_celeba_weights_step_final.pt",
+    for_cpu="small",
 )
 
 # Flow Image Generator: 1000 epochs of batch 64, Adam without decay (AdamW with none is the same), no clipping.

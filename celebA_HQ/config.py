@@ -15,4 +15,5 @@ FOLDER = Folder(
     advice="make celebA_HQ.zip of the 30,000 images at 256x256 with python -m common.prepare and put it there",
     weights="results/IDFF-2.0-0.2/IDFF_celeba_256_weights_step_final.pt",
     weights_name="{METHOD}_celeba_256_weights_step_final.pt",
+    for_cpu="small",
 )

@@ -80,5 +80,6 @@ FOLDER = Folder(
     data="torchvision:CIFAR10",
     weights="results/IDFF-2.0-0.2/IDFF_cifar10_weights_step_final.pt",
     weights_name="{METHOD}_cifar10_weights_step_final.pt",
+    for_cpu="small",
     classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
 )

@@ -15,4 +15,5 @@ FOLDER = Folder(
     advice="fetch bedroom_train_lmdb.zip (43 GB) from dl.yf.io/lsun/scenes, unpack it and put the folder there",
     weights="results/IDFF-2.0-0.2/IDFF_lsun_bed_weights_step_final.pt",
     weights_name="{METHOD}_lsun_bed_weights_step_final.pt",
+    for_cpu="small",
 )

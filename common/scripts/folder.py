@@ -42,6 +42,7 @@ class Folder:
         advice: what to fetch, and where from, when none of them is there.
         classes: names of the shipped weights' classes, where their file does not hold them.
         run: the run folder, relative to ``here``; empty: runs/ with a name that says method and constants.
+        for_cpu: the preset for a machine without a GPU, where the others are for one.
     """
 
     here: Path
@@ -55,6 +56,15 @@ class Folder:
     advice: str = ""
     classes: tuple[str, ...] = ()
     run: str = ""
+    for_cpu: str = ""
+
+    def advice_on(self, device: str, config: TrainConfig) -> str:
+        """A line for who trains the network of a GPU's preset on a CPU; empty: there is nothing to say."""
+        sizes = {name: size_of(preset) for name, preset in self.presets.items()}
+        own = sizes.pop(self.for_cpu, None)
+        if device != "cpu" or own is None or size_of(config) not in {*sizes.values()} - {own}:
+            return ""
+        return f"note: this network is for a GPU and takes a CPU days; --preset {self.for_cpu} is for a CPU"
 
     def run_folder(self, config: TrainConfig) -> Path:
         """Where a run goes.
@@ -101,6 +111,12 @@ def newest(runs: Iterable[Path], shipped: Path) -> Path:
         whose = "of the newest run here" + f"; --weights {shipped} are the shipped ones" * shipped.exists()
         print(f"weights: {path}, {whose if own else 'as shipped: no run here has ended'}")
     return path
+
+
+def size_of(config: TrainConfig) -> tuple[Any, ...]:
+    """What says how much a network computes for an image."""
+    keys = ("network", "image_size", "num_channel", "channel_mult", "num_res_blocks", "patch_size")
+    return tuple(getattr(config, key) for key in keys)
 
 
 def smoke_preset(config: TrainConfig) -> TrainConfig:

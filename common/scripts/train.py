@@ -30,6 +30,8 @@ def train_main(
         from common.training import train as run
     here = processes(config.device)
     out = folder.run_folder(config)
+    if advice := folder.advice_on(here.device.type, config):
+        here.say(advice)
     shape = (config.image_size, config.in_channels)
     with here.main_first():  # which downloads where it has to
         stream = config.resident == "stream" or (config.resident == "auto" and too_large(folder, config, *shape))

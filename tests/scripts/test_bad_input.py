@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -333,3 +334,12 @@ def test_a_run_that_was_refused_leaves_a_run_of_the_same_folder_alone(place, tmp
     after = {path.name: path.read_bytes() for path in out.iterdir()}
     assert after == before and json.loads(after["metrics.jsonl"].splitlines()[0])["step"] == 1
     assert NAME not in after and TINY.save_step == 2
+
+
+def test_a_gpus_network_on_a_cpu_is_told_once_with_the_preset_for_a_cpu(tmp_path):
+    small, large = TINY, replace(TINY, num_channel=4 * TINY.num_channel)
+    own = replace(folder(tmp_path), presets={"default": large, "small": small, "paper": large}, for_cpu="small")
+    assert own.advice_on("cpu", replace(large, lr=1.0)).endswith("--preset small is for a CPU")
+    others = [("cuda", large), ("cpu", small), ("cpu", replace(large, num_channel=8))]
+    assert not any(own.advice_on(*each) for each in others)
+    assert not replace(own, presets={"default": large}).advice_on("cpu", large)  # there is no preset to name
