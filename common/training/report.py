@@ -72,7 +72,8 @@ class Report:
         if config.minutes is None:
             shown |= {"total": config.total_steps, "initial": trainer.step, "unit": "step"}
         else:  # seconds
-            shown |= {"total": 60 * config.minutes, "initial": trainer.seconds, "bar_format": BAR_OF_MINUTES}
+            whole = 60 * config.minutes
+            shown |= {"total": whole, "initial": min(trainer.seconds, whole), "bar_format": BAR_OF_MINUTES}
         self.bar = tqdm(**shown)
         self.logger = _logger(config, out, trainer.log_name) if processes.is_main else None
         self.figures: list[tuple[Tensor, Tensor]] = []  # loss and gradient norm of the steps since the last row

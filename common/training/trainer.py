@@ -20,7 +20,7 @@ from common.cli.configs import TrainConfig
 from common.generate import Sampler, sample_many
 from common.methods import make_loss, method_of
 from common.networks import build_network, network_description
-from common.runtime import Processes, autocast, derive_seed, keep_freed_memory, reading, seed_device
+from common.runtime import Processes, autocast, derive_seed, file_hash, keep_freed_memory, reading, seed_device
 from common.runtime.kept import check_same
 from common.training.averages import EMA
 from common.training.batches import Ahead, part
@@ -354,6 +354,7 @@ class Trainer:
     def _compare(self, state: dict[str, Any], path: Path) -> None:
         """Refuse a run whose past or split would be another one; note what else differs."""
         self._check_length(state, path)
+        self._check_origin(state, path)
         # as JSON has them: tuples are lists
         old, new = (json.loads(json.dumps(flat(options))) for options in (state.get("config", {}), self.options()))
         before, now = ({key: options.get(key) for key in self.fixed} for options in (old, new))
@@ -381,6 +382,18 @@ class Trainer:
             raise ValueError(
                 f"{path} is {there}, beyond the {asked} that are asked for: give more {unit}, or another "
                 f"{self.elsewhere}"
+            )
+
+    def _check_origin(self, state: dict[str, Any], path: Path) -> None:
+        """Refuse ``--init`` of other weights than the run began from; without it the run goes on in any case."""
+        if not self.config.init:
+            return
+        given, was = Path(self.config.init), state.get("init", {})
+        file = checkpoint.find(given) if given.exists() else given  # they may be gone by now
+        if file.name != was.get("weights") or (given.exists() and file_hash(file) != was.get("sha256")):
+            raise ValueError(
+                f"--init {given}: {path} began from {was.get('weights') or 'random weights'}, other ones than these; "
+                f"leave it out, or choose another {self.elsewhere}"
             )
 
     def constants(self) -> dict[str, Any]:

@@ -476,6 +476,21 @@ def test_a_resumed_run_does_not_need_the_weights_that_it_started_from(tmp_path):
     assert last(parted)["init"] == last(whole)["init"]
 
 
+def test_a_resumed_run_is_not_said_to_start_from_other_weights(tmp_path):
+    first, other = run(tmp_path / "a", total_steps=1), run(tmp_path / "b", total_steps=2)
+    out = tmp_path / "c"
+    run(out, init=str(first), total_steps=1)
+    text = (out / "config.yaml").read_text()
+    for init in (str(other), str(tmp_path / "gone.pt")):
+        with pytest.raises(ValueError, match=f"^--init {init}: .* began from {first.name}, other ones than these"):
+            run(out, init=init, total_steps=2, resume="auto")
+    with pytest.raises(ValueError, match="began from random weights"):
+        run(tmp_path / "b", init=str(first), total_steps=3, resume="auto")
+    assert (out / "config.yaml").read_text() == text
+    run(out, init=str(tmp_path / "a"), total_steps=2, resume="auto")  # the same ones, by their folder
+    run(out, total_steps=3, resume="auto")
+
+
 def test_a_flow_map_starts_as_the_velocity_that_it_is_given(tmp_path):
     first = run(tmp_path / "a", total_steps=3, lr=1e-2)
     second = run(tmp_path / "b", init=str(first), method="flowmap", total_steps=1, lr=1e-20, warmup=0)
