@@ -42,6 +42,14 @@ class Method(TypedDict, total=False):
     coupling: Literal["independent", "ot", "sinkhorn"]
 
 
+class Averages(TypedDict, total=False):
+    """What a checkpoint of a run says of its averages."""
+
+    updates: Annotated[int, Meta(ge=0)]
+    shadow: dict[str, Tensor]
+    power: dict[float, dict[str, Tensor]]  # by std
+
+
 class Contents(TypedDict, total=False):
     """What a checkpoint of our format holds; some folders add more."""
 
@@ -58,10 +66,11 @@ class Contents(TypedDict, total=False):
     classes: list[str]
     init: dict[str, str]
     optim: dict[str, Any]
-    ema: dict[str, Any]
+    ema: Averages
     scaler: dict[str, Any]
     skipped: Annotated[int, Meta(ge=0)]
     best: float
+    minutes: float | None
 
 
 # ---- files
@@ -96,8 +105,12 @@ def _check_plain(value: Any, where: str) -> None:
         raise TypeError(f"{where} is a {type(value).__name__}; a checkpoint holds tensors and primitives only")
 
 
-def find(path: str | PathLike[str]) -> Path:
+def find(path: str | PathLike[str], flag: str = "--weights") -> Path:
     """The checkpoint file that a path means: itself, or in a run folder the final, else best, else last weights.
+
+    Args:
+        path: a file or a run folder.
+        flag: where it was given, for the error's line.
 
     Raises:
         FileNotFoundError: there is none.
@@ -114,7 +127,7 @@ def find(path: str | PathLike[str]) -> Path:
     others = sorted(p.name for p in folder.glob("*.p*t*") if p.suffix in (".pt", ".pth")) if folder.is_dir() else []
     contents = f"; in {folder} there are {', '.join(others[:5])}" if others else ""
     raise FileNotFoundError(
-        f"no weights at {path}{contents}: train them first, or give --weights with a checkpoint file or a run folder"
+        f"no weights at {path}{contents}: train them first, or give {flag} with a checkpoint file or a run folder"
     )
 
 
@@ -224,7 +237,7 @@ def start_from(path: str | PathLike[str], network: nn.Module, description: Mappi
         FileNotFoundError: no such file.
         ValueError: not a checkpoint, or of another network.
     """
-    path = find(path)
+    path = find(path, "--init")
     source, info = load_network(path)
     theirs, options = info["network"], ("dropout", "checkpointing")  # of a run, not of its weights
     if description.get("two_times") and not theirs.get("two_times"):

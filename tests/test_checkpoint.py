@@ -161,6 +161,8 @@ def test_missing_file_says_what_is_there(tmp_path):
     for path in (tmp_path / "no.pt", tmp_path):
         with pytest.raises(FileNotFoundError, match=r"there are other\.pt"):
             checkpoint.load(path)
+    with pytest.raises(FileNotFoundError, match="or give --init with a checkpoint"):
+        checkpoint.start_from(tmp_path / "no.pt", nn.Identity(), {})
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
@@ -345,6 +347,9 @@ def damaged(state):
     yield "weights int", state | {"ema_model": {k: v.long() for k, v in tensors.items()}}
     yield "weights complex", state | {"ema_model": {k: v.to(torch.complex64) for k, v in tensors.items()}}
     yield "no weights", state | {"ema_model": {}}
+    for power in (5, [1], {"a": {}}, {0.1: 1}, {0.1: {"x": 1}}):
+        yield f"power functions {power}", state | {"ema": {"updates": 1, "shadow": {}, "power": power}}
+    yield "minutes text", state | {"minutes": "x"}
 
 
 def test_a_damaged_entry_is_refused_in_one_line_before_anything_is_built(tmp_path):

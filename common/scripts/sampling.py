@@ -100,7 +100,7 @@ def read_guide(config: SampleConfig, net: Any, info: dict[str, Any], path: Path)
     from common import checkpoint, generate
     from common.runtime import file_hash
 
-    file = checkpoint.find(Path(config.guide).expanduser())
+    file = checkpoint.find(Path(config.guide).expanduser(), "--guide")
     guide, about = checkpoint.load_network(file)
     ours, theirs = _task_of(net, info), _task_of(guide, about)
     told = {key: f"{key} {theirs[key]} there, {ours[key]} of {path.name}" for key in ours if theirs[key] != ours[key]}
