@@ -1,6 +1,6 @@
 """Values: from the text of a flag, or what a file holds, to the type of the field; and their checks. No torch.
 
-``X | None`` also takes the word none, which is YAML's null.
+``X | None`` also takes the word none, which is YAML's null; to a list that may be empty it is the empty one.
 """
 
 from __future__ import annotations
@@ -108,6 +108,8 @@ def _value(kind: Kind, value: Any) -> Any:
         return _to_choice(kind.names, value)
     if kind.element:
         parts = split(value) if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
+        if kind.may_be_empty and [str(part).lower() for part in parts] in (["none"], ["null"]):
+            return ()
         return tuple(_value(kind.element, part) for part in parts)
     value = _SCALARS[kind.base](value) if kind.base in _SCALARS else value
     return None if value in kind.nothing else value
@@ -184,7 +186,9 @@ def allowed(hint: Any) -> str:
     if kind.element:
         examples = {int: "whole numbers such as 1,2,2", float: "numbers such as 0.9,0.99"}
         text = f"give {examples.get(kind.element.base, 'values such as a,b')}"
-    return str(kind.names or (kind.element and kind.element.names) or text) + (", or none" if kind.optional else "")
+    return str(kind.names or (kind.element and kind.element.names) or text) + (
+        ", or none" if kind.optional or kind.may_be_empty else ""
+    )
 
 
 def shown(value: Any) -> str:

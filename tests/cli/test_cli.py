@@ -150,6 +150,9 @@ def test_values():
     assert (config.total_steps, config.warmup, config.head_channels) == (400_000, 1000, -1)
     assert (config.lr, config.attention_resolutions, config.out) == (0.001, (), "")
     assert isinstance(config.total_steps, int)
+    assert train("--ema_std none").ema_std == train("--ema_std=null").ema_std == train("--ema_std").ema_std == ()
+    with pytest.raises(ValueError, match="^--channel_mult none: give whole numbers such as 1,2,2$"):
+        train("--channel_mult none")
     assert train("--out 'a = b -c'").out == "a = b -c"
     assert gen("--label -1 --cfg 2").cfg == 2.0
 
