@@ -49,5 +49,6 @@ def fit_main(folder: Folder, description: str, argv: list[str] | None = None) ->
             path = fitted.keep_fitted(
                 weights, fit, config.cfg, facts, sampler.landing, sampler.precision, sampler.guidance()
             )
-            print(f"kept in {path}: use it with --solver fitted --n_steps {n}")
+            asked = fitted.key_of(n, config.cfg, sampler.landing, guidance=sampler.guidance())
+            print(f"kept in {path}: use it with --solver fitted --n_steps {fitted.flags_of(asked)}")
     return results

@@ -130,11 +130,14 @@ def feature_networks(config: MeasureConfig) -> list[FeatureNetwork]:
 
     Raises:
         FileNotFoundError: weights or packages that are asked for and not there.
+        ValueError: too few images for a distance.
     """
     from common.evaluate import features
     from common.runtime import pick_device
 
     device = pick_device(config.device)
+    if config.features != "none" and config.n_samples < 2:
+        raise ValueError(f"--n_samples {config.n_samples}: --features {config.features} compares sets of 2 or more")
     networks = [] if config.features == "none" else [features.effnet_network(device)]
     match config.inception:
         case "none":

@@ -403,15 +403,15 @@ def find_fitted(
     """As :func:`fitted_for`, but ValueError when there is none: which there are, and how to fit one."""
     if sampler := fitted_for(weights, n_steps, cfg, landing, precision, guidance):
         return sampler
-    names = ", ".join(map(_flags, read_samplers(weights)["fitted"])) or "none"
-    asked = _flags(key_of(n_steps, cfg, landing, guidance=guidance))
+    names = ", ".join(map(flags_of, read_samplers(weights)["fitted"])) or "none"
+    asked = flags_of(key_of(n_steps, cfg, landing, guidance=guidance))
     raise ValueError(
         f"no sampler was fitted to {weights.name} for --n_steps {asked}; there are: {names}; "
         f"fit one with fit_sampler.py --n_steps {asked}"
     )
 
 
-def _flags(entry: Mapping[str, Any]) -> str:
+def flags_of(entry: Mapping[str, Any]) -> str:
     """Number of steps and the other flags of an entry, as one would type them."""
     flags = {"cfg": "" if entry["cfg"] == 1 else f"{entry['cfg']:g}"}
     flags["cfg_interval"] = entry.get("cfg_interval", "").replace("..", " ")

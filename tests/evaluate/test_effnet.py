@@ -209,3 +209,8 @@ def test_where_inceptions_weights_belong_is_told(tmp_path, monkeypatch, capsys):
         main(["inception"])
     monkeypatch.setattr(features, "FILE", "weights-" + features.file_hash(file)[:8] + ".pth")
     assert main(["inception", str(file)]) is True and f"here and whole, {file}" in capsys.readouterr().out
+
+
+def test_one_image_has_no_distance_which_is_said_before_it_is_made(tmp_path):
+    with pytest.raises(ValueError, match="^--n_samples 1: --features effnet-lite0 compares sets of 2 or more$"):
+        measure_main(folder(tmp_path), "", False, ["--features", "effnet-lite0", "--n_samples", "1", *CPU])

@@ -230,7 +230,7 @@ def test_fit_then_sample(tmp_path, capsys):
     weights = tiny.weights(tmp_path / "runs" / "mine" / "RF_weights_step_final.pt", CONDITIONAL)
     results = fit.fit_main(folder, "", [*FIT, "--n_steps", "3", "5"])
     assert [r["n_steps"] for r in results] == [3, 5] and all(r["rms"] < r["rms_euler"] for r in results)
-    assert "use it with --solver fitted --n_steps 5" in capsys.readouterr().out
+    assert "use it with --solver fitted --n_steps 5\n" in capsys.readouterr().out
     pictures = {}
     for flags in ("", "--solver fitted", "--solver euler", "--n_steps 4", "--grid edm", "--grid adaptive"):
         argv = ["--n_samples", "4", "--out", str(tmp_path / "a.png"), *flags.split()]
