@@ -22,6 +22,7 @@ from common.runtime import autocast, generator
 from common.solvers.fitted import FittedSampler
 
 WHOLE = (0.0, 1.0)  # all times
+BETWEEN = ("midpoint", "heun", "rk4", "dopri5", "torchdyn")  # solvers that evaluate at other times than a step's first
 
 
 class Guide(NamedTuple):
@@ -234,6 +235,18 @@ class Sampler:
             raise ValueError(f"--solver idff needs weights trained with --method idff, these are {self.method}")
         if self.solver == "flowmap" and METHODS[self.method].times is None:
             raise ValueError(f"--solver flowmap needs weights of two times; {self.method} has one: use euler")
+
+    def check_interval(self) -> None:
+        """Raises ValueError where the interval guides no step: all would be as without guidance."""
+        if self.interval == WHOLE or self.solver in BETWEEN:
+            return
+        starts = (torch.tensor(self.fitted.times) if self.fitted else self.times())[:-1]
+        if not within(starts, self.interval).any():
+            start, stop = self.interval
+            raise ValueError(
+                f"--cfg_interval {start:g} {stop:g} guides none of the {len(starts)} steps, which start at "
+                f"{', '.join(f'{t:.3g}' for t in starts.tolist()[:10])}: give another one, or more --n_steps"
+            )
 
     @property
     def start(self) -> float:

@@ -137,6 +137,7 @@ def test_evaluations_outside_are_not_made(solver, alone, more, by):
     calls: dict[str, int] = {"main": 0, "guide": 0}
     for name, net in (("main", made.net), ("guide", guide)):
         net.register_forward_hook(lambda *_, name=name: calls.__setitem__(name, calls[name] + 1))
+    made.check_interval()
     nfe = made.sample([0, 1, 2], LABELS).nfe
     assert nfe == alone + more == sum(calls.values()) and type(nfe) is int
     assert calls["guide"] == (more if by == "guide" else 0)
@@ -183,7 +184,11 @@ def place(tmp_path):
         ("--cfg 2 --cfg_interval 0.5", "--cfg_interval 0.5: give two times"),
         ("--cfg_interval 0.1 0.9", "--cfg_interval without guidance: give a scale by --cfg"),
         ("--guide worse.pt", "--guide without guidance: give a scale by --cfg"),
-        ("--cfg 2 --guide gone.pt", "no weights at .*gone.pt"),
+        (
+            "--cfg 2 --cfg_interval 0.41 0.59 --n_steps 5 --solver euler",
+            "guides none of the 5 steps, which start at 0, 0.2",
+        ),
+        ("--cfg 2 --guide gone.pt", "no weights at .*gone.pt.* or give --guide with"),
         ("--cfg 2 --guide results/shipped.pt", "these are the weights that it is to guide"),
     ],
 )

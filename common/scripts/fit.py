@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from common import cli
 from common.cli.configs import FitConfig, SampleConfig, WeightsConfig
 from common.scripts.folder import Folder
-from common.scripts.sampling import FIT_NOISE, TEST_NOISE, make_sampler, teacher_of
+from common.scripts.sampling import FIT_NOISE, TEST_NOISE, fitted_weights, make_sampler, teacher_of
 
 
 def fit_main(folder: Folder, description: str, argv: list[str] | None = None) -> list[dict[str, Any]]:
@@ -20,14 +19,13 @@ def fit_main(folder: Folder, description: str, argv: list[str] | None = None) ->
         config = replace(config, n_noises=2, n_test=2, fine_steps=2 * max(config.n_steps), search=0)
     from tqdm import tqdm
 
-    from common import checkpoint
     from common.records.cards import commit
     from common.solvers import fitted
 
     shared = {f.name: getattr(config, f.name) for f in fields(WeightsConfig)}
     asked = SampleConfig(**shared, solver="euler", grid="uniform")
     sampler, info = make_sampler(folder, asked, extra)
-    weights = checkpoint.find(info["path"]) if Path(info["path"]).exists() and config.ema else None
+    weights = fitted_weights(info["path"], config.ema)
     teacher, velocity_for = teacher_of(
         sampler, config.n_noises, FIT_NOISE, config.fine_steps, "fine trajectories", config.seed
     )

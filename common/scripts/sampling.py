@@ -83,9 +83,9 @@ def make_sampler(folder: Folder, config: SampleConfig, extra: dict[str, Any]) ->
                 f"{needs} weights trained with --label_dropout > 0; {path.name} was not: give others, {advice}"
             )
     generate.labels_for([0], generate.real_classes(net), config.label)  # a wrong label ends it here
-    weights = checkpoint.find(path) if path.exists() and config.ema else None
-    sampler = resolved(sampler, config, weights, not folder.ships(path))
+    sampler = resolved(sampler, config, fitted_weights(path, config.ema), not folder.ships(path))
     sampler.check()
+    sampler.check_interval()
     return sampler, info | {"path": str(path)}
 
 
@@ -154,6 +154,13 @@ def _untrained(preset: TrainConfig) -> tuple[Any, dict[str, Any]]:
     return networks.build_network(description).eval(), info | {"config": {"image_size": preset.image_size}}
 
 
+def fitted_weights(path: str | Path, ema: bool) -> Path | None:
+    """The file of the weights that samplers are fitted to; None: there is none (--smoke), or raw ones are asked for."""
+    from common.checkpoint import find
+
+    return find(path) if ema and Path(path).exists() else None
+
+
 def weights_hash(path: str) -> str:
     """SHA-256 of a weights file (of a run folder: of the weights in it); "untrained" for --smoke without weights."""
     from common.checkpoint import find
@@ -166,8 +173,7 @@ def resolved(sampler: Sampler, config: SampleConfig, weights: Path | None, keep:
     """The sampler with its solver and times as ``config`` asks for them.
 
     Args:
-        weights: the file of the sampler's network; None: a network without one, of --smoke, or raw weights, which
-            samplers are not fitted to.
+        weights: of :func:`fitted_weights`.
         keep: whether an adaptive grid is kept beside it.
 
     Raises:

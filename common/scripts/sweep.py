@@ -11,7 +11,7 @@ from typing_extensions import Required, TypedDict
 
 from common.cli.configs import MeasureConfig, times_of
 from common.scripts.folder import Folder
-from common.scripts.sampling import plain, resolved, weights_hash
+from common.scripts.sampling import fitted_weights, plain, resolved, weights_hash
 
 if TYPE_CHECKING:
     from common.generate import Sampler
@@ -77,7 +77,8 @@ def sweep(
             cfg, name = point
             print(f"cfg {cfg:g}, interval {name}")
             made = replace(sampler, cfg=cfg, interval=interval, fitted=None, nodes=None, seed=config.sweep_seed)
-            figures = measure(with_times(folder, config, made, info))
+            path = Path(info["path"])
+            figures = measure(resolved(made, config, fitted_weights(path, config.ema), not folder.ships(path)))
             rows[point] = {"cfg": cfg, "cfg_interval": name, **facts, **figures}
             log.append(rows[point])
     asked = [rows[point] for point in points]
@@ -111,15 +112,6 @@ def made_by(config: MeasureConfig, sampler: Sampler, info: Mapping[str, Any]) ->
     facts = {"weights_sha256": weights_hash(info["path"]), "guide_sha256": guide, "landing": sampler.landing}
     facts |= {key: getattr(config, key) for key in keys}
     return facts | {"seed": config.sweep_seed, "generated": config.n_samples}
-
-
-def with_times(folder: Folder, config: MeasureConfig, sampler: Sampler, info: Mapping[str, Any]) -> Sampler:
-    """The sampler of a point with its solver and times."""
-    from common import checkpoint
-
-    path = Path(info["path"])
-    weights = checkpoint.find(path) if path.exists() and config.ema else None
-    return resolved(sampler, config, weights, not folder.ships(path))
 
 
 def report(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
