@@ -71,6 +71,8 @@ class Contents(TypedDict, total=False):
     skipped: Annotated[int, Meta(ge=0)]
     best: float
     minutes: float | None
+    data: str
+    history: list[dict[str, Any]]
 
 
 # ---- files

@@ -350,6 +350,8 @@ def damaged(state):
     for power in (5, [1], {"a": {}}, {0.1: 1}, {0.1: {"x": 1}}):
         yield f"power functions {power}", state | {"ema": {"updates": 1, "shadow": {}, "power": power}}
     yield "minutes text", state | {"minutes": "x"}
+    yield from ((f"history {bad!r}", state | {"history": bad}) for bad in (1, None, "x", [1]))
+    yield from ((f"data {bad!r}", state | {"data": bad}) for bad in (1, None, ["x"]))
 
 
 def test_a_damaged_entry_is_refused_in_one_line_before_anything_is_built(tmp_path):
