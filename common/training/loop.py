@@ -170,6 +170,11 @@ def run(
             here.say(snapshots.announcement(out, trainer))
         report = Report(trainer, out)
         loop(trainer, source, report, events(report) if here.is_main else ())
+        if trainer.step < trainer.config.warmup:
+            here.say(
+                f"note: the run ended in its warm-up: the learning rate reached {trainer.step} of "
+                f"{trainer.config.warmup} steps; give a smaller --warmup"
+            )
         if here.is_main:
             weights, facts = final()
             write_final(file, weights)

@@ -154,3 +154,10 @@ def test_smoke_makes_minutes_short(tmp_path):
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["minutes"] == 0.1
     run(tmp_path / "steps", total_steps=7)  # the same steps without a decay: nothing else is another
     assert difference(last(tmp_path)["net_model"], last(tmp_path / "steps")["net_model"]) == ""
+
+
+def test_a_run_that_ends_in_its_warm_up_says_so(tmp_path, capsys):
+    run(tmp_path / "short", minutes=0.05, warmup=5)
+    assert "the learning rate reached 4 of 5 steps; give a smaller --warmup" in capsys.readouterr().out
+    run(tmp_path / "enough", minutes=0.05, warmup=4)
+    assert "warm-up" not in capsys.readouterr().out
