@@ -340,7 +340,8 @@ def module_of(folders: list[Path], name: str, *flags: str) -> str | Entry:
 
 
 HELP = """
-import contextlib, io, json, os, runpy, sys, traceback
+import contextlib, functools, inspect, io, json, os, runpy, sys, traceback
+inspect.findsource = functools.cache(inspect.findsource)  # tyro asks for a class's for each of its fields
 root, path, loaded = os.getcwd(), sys.path[1:], set(sys.modules)
 for where, name, flags in json.load(sys.stdin):
     os.chdir(where)

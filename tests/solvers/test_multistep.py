@@ -36,7 +36,9 @@ def graded(n, low, high):
     [(method, False) for method in SAID] + [(m, True) for m in ("euler", "midpoint", "heun", "rk4", "ab2", "ab4")],
 )
 def test_orders_are_as_said_on_every_grid(method, descending, grid):
-    counts, slopes = [48, 96, 192, 384] if method == "rk4" else [64, 128, 256, 512], []  # rk4: before rounding shows
+    # rk4: before rounding shows; the grid whose steps differ most comes to its limit last
+    counts, slopes = [48, 96, 192, 384] if method == "rk4" else [64, 128, 256, 512], []
+    counts = counts if grid == "logsnr" else counts[:3]
     for problem in (Riccati(), Gaussians()):
         times = [time_grid(n, grid, torch.float64) for n in counts]
         errors = [error_of(problem, method, t.flip(0) if descending else t) for t in times]
