@@ -30,13 +30,16 @@ SECONDS = 300
 LOCK = threading.Lock()  # one answer at a time
 
 
-def start(script: Path, *flags: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def start(
+    script: Path, *flags: object, cwd: Path, packages: Sequence[str] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run a script from a folder, as ``python SCRIPT FLAGS`` there with ``environment`` over this process's own.
 
     Args:
         script: Where it is; it is named as seen from the folder.
         flags: Its arguments.
         cwd: The folder.
+        packages: More of other people's that the server imports first, once for all such scripts.
         environment: Variables that are set for it.
     """
     command = [os.path.relpath(script, cwd), *map(str, flags)]
@@ -46,7 +49,7 @@ def start(script: Path, *flags: object, cwd: Path, **environment: str) -> subpro
         with LOCK:
             process = _server()
             assert process.stdin is not None and process.stdout is not None
-            process.stdin.write(json.dumps([command, str(cwd), environment, streams]) + "\n")
+            process.stdin.write(json.dumps([packages, command, str(cwd), environment, streams]) + "\n")
             process.stdin.flush()
             code = process.stdout.readline()
             assert code, "the server has ended"
@@ -73,12 +76,15 @@ def _serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the tests end this process
     for name in PACKAGES:
         importlib.import_module(name)
-    gc.freeze()  # so that a fork's collections leave the shared pages shared
     for line in sys.stdin:
+        packages, *asked = json.loads(line)
+        for name in packages:
+            importlib.import_module(name)
+        gc.freeze()  # so that a fork's collections leave the shared pages shared
         process = os.fork()
         if not process:
             # no finalization: taking torch down again would take longer than most scripts
-            os._exit(_become(*json.loads(line)))
+            os._exit(_become(*asked))
         code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
         print(code, flush=True)
 

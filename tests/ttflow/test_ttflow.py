@@ -5,10 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import shlex
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -30,13 +27,10 @@ SEED_CALL = (
 )
 
 
-def python(name, *words, code=0, cold=False):
-    """Run a script from its folder: what it printed, or its one line on stderr; cold where the start counts, too."""
-    if cold:
-        command, env = [sys.executable, name, *map(str, words)], os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=FOLDER, env=env, capture_output=True, text=True)
-    else:
-        done = start(FOLDER / name, *words, cwd=FOLDER)
+def python(name, *words, code=0):
+    """Run a script from its folder: what it printed, or its one line on stderr."""
+    packages = ("sklearn.datasets", "optuna", "sqlalchemy", "alembic.context")  # what this folder alone imports
+    done = start(FOLDER / name, *words, cwd=FOLDER, packages=packages)
     assert done.returncode == code, done.stderr[-2000:]
     return done.stdout if code == 0 else done.stderr.strip()
 
@@ -337,7 +331,7 @@ def test_ranks_adapt_within_the_budget():
 # ------------------------------------------------------------------------------------------------------------ scripts
 def test_the_seeds_command_runs_verbatim_and_its_best_model_is_used_again(tmp_path):
     out = tmp_path / "run"
-    said = python("train_eval_linear_recflow.py", *shlex.split(SEED_CALL), "--smoke", "--out", out, cold=True)
+    said = python("train_eval_linear_recflow.py", *shlex.split(SEED_CALL), "--smoke", "--out", out)
     assert {path.name for path in out.iterdir()} == {
         *"figure.png results.json tt.pt network.pt best_model.pt study.db".split()
     }
