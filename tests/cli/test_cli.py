@@ -626,10 +626,10 @@ for level in "bcdefghi":
 )
 def test_files_are_refused_by_their_size_before_they_are_expanded(tmp_path, name, text, match):
     (tmp_path / name).write_text(text)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ValueError, match=match) as error:
         parse(TrainConfig, argv=["-c", str(tmp_path / name)])
-    assert len(str(error.value)) < 300 and time.perf_counter() - start < 2
+    assert len(str(error.value)) < 300 and time.process_time() - start < 2
 
 
 def test_aliases_of_a_file_of_options_are_read(tmp_path):

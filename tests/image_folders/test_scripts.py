@@ -150,7 +150,7 @@ def test_the_flow_image_generators_lines_run_after_its_preset(tmp_path, monkeypa
     from mnist import mnist_train
 
     monkeypatch.setattr(mnist_train, "HERE", tmp_path)
-    argv = ["--preset", "seed", "--smoke", "--device", "cpu", "--out"]
+    argv = ["--preset", "seed", "--smoke", "--batch_size", "2", "--total_steps", "2", "--device", "cpu", "--out"]
     final = train_main(mnist_train.FOLDER, "", [*argv, str(tmp_path / "run")], run=mnist_train.run)
     bare = tmp_path / "flow_matching_mnist.pth"
     assert f"the weights alone, for ConditionalUNet(): {bare}" in capsys.readouterr().out
@@ -198,6 +198,7 @@ def test_scripts_of_the_folders_of_large_images(tmp_path):
     jobs = []
     for name in ("celebA", "lsun_church"):
         jobs.append((name, LARGE[name][0], "--smoke", "--out", tmp_path / name / "run"))
+        jobs[-1] += ("--total_steps", 2, "--batch_size", 4)
     for name, (train, _, side) in LARGE.items():
         out, trained = tmp_path / name, "celebA" if side == 64 else "lsun_church"
         if name != trained:
@@ -219,7 +220,7 @@ def test_scripts_of_the_folders_of_large_images(tmp_path):
         out = tmp_path / name
         if (out / "run").exists():
             _, info = checkpoint.load_network(out / "run" / final)
-            assert info["config"]["image_size"] == side and info["method"]["name"] == "idff" and info["step"] == 4
+            assert info["config"]["image_size"] == side and info["method"]["name"] == "idff" and info["step"] == 2
         shown = 2 * side if side <= 64 else side
         assert Image.open(out / "arcs.png").size == (2 * shown + 6, 2 * shown + 6)
         assert Image.open(out / "way.png").size == (3 * side + 8, side + 4)

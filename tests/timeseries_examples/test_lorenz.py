@@ -214,13 +214,20 @@ def test_checkpoint_comes_back(tmp_path):
 # ---- the script
 
 
-def test_script(tmp_path):
-    printed = run("Lorenz_simulation", "--smoke", "--out", tmp_path)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a run of the script with a seed of its own, and what it printed."""
+    out = tmp_path_factory.mktemp("lorenz")
+    return out, run("Lorenz_simulation", "--smoke", "--seed", 1, "--out", out)
+
+
+def test_script(trained, tmp_path):
+    out, printed = trained
     assert "valid prediction time" in printed
-    found = json.loads((tmp_path / "lorenz.json").read_text())
+    found = json.loads((out / "lorenz.json").read_text())
     assert found["system"] == "lorenz" and found["nfe"] == 1 and np.isfinite(found["valid_time_mean"])
-    assert (tmp_path / "lorenz_attractor.png").stat().st_size > 5000
-    flags = ("--smoke", "--weights", tmp_path / "CFM_lorenz_v1.pt", "--out", tmp_path / "b")
+    assert (out / "lorenz_attractor.png").stat().st_size > 5000
+    flags = ("--smoke", "--weights", out / "CFM_lorenz_v1.pt", "--seed", 1, "--out", tmp_path / "b")
     again = started.start(FOLDER / "Lorenz_simulation.py", *flags, cwd=ROOT)
     assert again.returncode == 0, again.stderr[-2000:]
     assert "steps of" not in again.stdout + again.stderr  # nothing was trained
@@ -317,8 +324,7 @@ def test_options_that_weights_set_aside_are_told(capsys):
     assert "note" not in capsys.readouterr().out
 
 
-def test_weights_are_not_tested_on_the_trajectories_of_their_training(tmp_path):
-    run("Lorenz_simulation", "--smoke", "--seed", 1, "--out", tmp_path / "a")
-    flags = ("--smoke", "--weights", tmp_path / "a" / "CFM_lorenz_v1.pt", "--out", tmp_path / "b", "--seed", 0)
+def test_weights_are_not_tested_on_the_trajectories_of_their_training(trained, tmp_path):
+    flags = ("--smoke", "--weights", trained[0] / "CFM_lorenz_v1.pt", "--out", tmp_path / "b", "--seed", 0)
     done = started.start(FOLDER / "Lorenz_simulation.py", *flags, cwd=ROOT)
     assert done.returncode == 2 and "was trained on what it would be tested on, use --seed 1" in done.stderr

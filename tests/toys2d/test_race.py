@@ -42,7 +42,7 @@ def data_of(html: str) -> dict:
 def raced(tmp_path_factory):
     """The folder of a tiny race, and what its page carries."""
     out = tmp_path_factory.mktemp("race")
-    result = cold("--smoke", "--out", out)
+    result = cold("--smoke", "--workers", 1, "--out", out)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "9 methods in" in result.stdout and f"results: {out}" in result.stdout
     return out, data_of((out / "race.html").read_text(encoding="utf-8"))
