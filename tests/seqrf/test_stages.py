@@ -348,7 +348,7 @@ def test_a_two_headed_teacher_of_images_goes_all_the_way(image_teacher, tmp_path
         out = tmp_path / mode
         pairs = {"pairs": tmp_path / "gen_reflow" / stages.PAIRS} if mode != "gen_reflow" else {}
         stages.execute(of_images(image_teacher, out, reflow_mode=mode, n_iters=2, **pairs))
-    run = of_images(image_teacher, out, "--mode=eval", "--config.sampling.method=pc")
+    run = of_images(image_teacher, out, "--mode=eval", "--config.sampling.method=pc", "--config.eval.num_samples=8")
     own = replace(run.config.training, import_torch="none")
     (row,) = stages.evaluate_run(replace(run, config=replace(run.config, training=own)), ALONE)
     assert row["nfe"] == 2 and row["name"] == "2-SeqRF-Distill" and row["straightness"] > 0

@@ -46,12 +46,16 @@ def run(*flags, code=0):
     return done.stdout + done.stderr
 
 
-def test_weights_are_not_tested_on_what_they_may_have_seen(tmp_path):
-    data = folder_of(tmp_path / "data")
-    run("--smoke", "--data", data, "--out", tmp_path / "run")
-    weights = ("--smoke", "--weights", tmp_path / "run" / "CFM_MD_v1.pt", "--out", tmp_path / "again")
-    assert "error" not in run(*weights, "--data", data)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of the script: its data, its folder, what it printed."""
+    data, out = folder_of(tmp_path_factory.mktemp("data")), tmp_path_factory.mktemp("md")
+    return data, out, run("--smoke", "--data", data, "--held_out", 1, "--out", out)
+
+
+def test_weights_are_not_tested_on_what_they_may_have_seen(trained, tmp_path):
     longer = folder_of(tmp_path / "longer", (300, 300, 300, 300))
+    weights = ("--smoke", "--weights", trained[1] / "CFM_MD_v1.pt", "--out", tmp_path / "again")
     line = run(*weights, "--data", longer, code=2)
     assert "was trained on 2 trajectories" in line and "these are 3 trajectories" in line
 
@@ -188,15 +192,14 @@ def test_data_that_do_not_suffice(tmp_path, lengths, changes, line):
 # ---- the script
 
 
-def test_script_trains_and_evaluates(tmp_path):
-    folder = folder_of(tmp_path / "data")
-    printed = run("--smoke", "--data", folder, "--held_out", 1, "--out", tmp_path / "a")
+def test_script_trains_and_evaluates(trained, tmp_path):
+    folder, out, printed = trained
     assert "RMSE model" in printed and "steps rolled out, all finite" in printed
-    found = json.loads((tmp_path / "a" / "md.json").read_text())
+    found = json.loads((out / "md.json").read_text())
     assert found["nfe"] == 2 and found["condition"] == "frame" and len(found["leads"]) == 2
     for name in ("ramachandran", "traces", "statistics"):
-        assert (tmp_path / "a" / f"md_{name}.png").stat().st_size > 5000
-    weights = next((tmp_path / "a").glob("*_MD_v1.pt"))
+        assert (out / f"md_{name}.png").stat().st_size > 5000
+    weights = next(out.glob("*_MD_v1.pt"))
     assert weights.stat().st_size < 2e6
     again = run("--smoke", "--data", folder, "--held_out", 1, "--weights", weights, "--out", tmp_path / "b")
     assert "steps of" not in again
