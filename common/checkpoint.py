@@ -39,6 +39,7 @@ class Method(TypedDict, total=False):
     data_loss: Literal["data", "velocity"]
     score_target: Literal["noise", "conditional"]
     score_weight: Annotated[float, Meta(ge=0, le=1e6)]
+    ect_q: Annotated[float, Meta(ge=2, le=1e6)]
     coupling: Literal["independent", "ot", "sinkhorn"]
 
 
@@ -222,7 +223,9 @@ def _verify(path: Path, state: dict[str, Any]) -> None:
 # ---- networks
 
 
-def start_from(path: str | PathLike[str], network: nn.Module, description: Mapping[str, Any]) -> dict[str, str]:
+def start_from(
+    path: str | PathLike[str], network: nn.Module, description: Mapping[str, Any], method: str
+) -> dict[str, str]:
     """Give a network the weights of a file to train on from: averaged ones, if the file has them.
 
     A network of two times may start from one of one time: its flow map then begins as the velocity, whatever r is.
@@ -231,6 +234,7 @@ def start_from(path: str | PathLike[str], network: nn.Module, description: Mappi
         path: a checkpoint of any project, or a run folder.
         network: changed in place.
         description: of the network.
+        method: of the run, for the line of a refusal.
 
     Returns:
         {"weights", "sha256"} of the file, for the record of the run.
@@ -247,6 +251,8 @@ def start_from(path: str | PathLike[str], network: nn.Module, description: Mappi
     keys = [key for key in {**description, **theirs} if key not in options and theirs.get(key) != description.get(key)]
     if keys:
         differences = "; ".join(f"{key}: {theirs.get(key)} there, {description.get(key)} here" for key in keys)
+        if (name := info["method"]["name"]) != method:
+            differences += f"; method: {name} there, {method} here"
         raise ValueError(f"--init {path} is of another network ({differences}): give this run its options")
     network.load_state_dict(source.state_dict())
     return {"weights": path.name, "sha256": file_hash(path)}

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from common import solvers
+from common.losses import LEVELS
 from common.methods import METHODS, Drift, Output, Velocity, data_heads
 from common.runtime import autocast, generator
 from common.solvers.fitted import FittedSampler
@@ -235,6 +236,13 @@ class Sampler:
             raise ValueError(f"--solver idff needs weights trained with --method idff, these are {self.method}")
         if self.solver == "flowmap" and METHODS[self.method].times is None:
             raise ValueError(f"--solver flowmap needs weights of two times; {self.method} has one: use euler")
+        denoiser = METHODS[self.method].denoiser
+        if self.solver == "consistency" and denoiser is None:
+            raise ValueError(f"--solver consistency needs weights tuned by --method ect, these are {self.method}")
+        if self.solver != "consistency" and denoiser:
+            raise ValueError(
+                f"--solver {self.solver} needs a velocity, which {self.method} weights do not know: use consistency"
+            )
 
     def check_interval(self) -> None:
         """Raises ValueError where the interval guides no step: all would be as without guidance."""
@@ -279,6 +287,8 @@ class Sampler:
             return solvers.idff_sampler(data_heads(self.output(net, y)), x0, times, 2 * self.sigma)
         if self.solver == "flowmap":
             return solvers.follow_map(self.output(net, y), x0, times)
+        if self.solver == "consistency":
+            return self._jump(net, x0, y, indices)
 
         def walk(times: Tensor) -> Tensor:
             """The SDE or the ODE over times, as far as no step lands."""
@@ -294,6 +304,15 @@ class Sampler:
         # The last step is Euler's, and lands on the predicted data
         x = walk(times[:-1]) if len(times) > 2 else x0
         return solvers.integrate(self.velocity(net, y, float(times[-2])), x, times[-2:])
+
+    def _jump(self, net: CountedNetwork, x0: Tensor, y: Tensor | None, indices: Sequence[int]) -> Tensor:
+        """Steps of a consistency-tuned network."""
+        method = METHODS[self.method]
+        path: Any = method.path(self.sigma)
+        assert method.denoiser is not None  # or check() has refused
+        earliest = float(path.time_of(torch.tensor(LEVELS[1])))  # where its training begins
+        denoiser, noise = method.denoiser(self.output(net, y)), self._path_noise(indices)
+        return solvers.consistency(denoiser, x0, self.times(), path.remaining, noise, earliest)
 
     def _path_noise(self, indices: Sequence[int]) -> solvers.Noise:
         """The noise of a stochastic solver's steps, each image's from a stream of its own."""

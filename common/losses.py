@@ -7,7 +7,9 @@ errors are means over the coordinates of a sample, in float32. Torch is not need
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from common.paths import expand
@@ -18,12 +20,23 @@ if TYPE_CHECKING:
 Network = Callable[..., "Tensor"]
 
 LEAST_REST = 0.05  # of 1 - t, by which the velocity's error divides that of the data: weights up to 400
+LEVELS = (0.002, 80.0)  # noise levels of consistency tuning, those of Karras et al. 2022 (2206.00364), table 1
+CLOSEST = 256  # the last of its pairs are 1 / CLOSEST of their level apart, and up to 5 times that near the data
 LAST_SHARE = 3.125e-4  # of the interval that a flow map's intermediate time is away at the end of training: r_1
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean squared error of each sample, float32, shape (B,)."""
     return (prediction.float() - target.float()).square().flatten(1).mean(1)
+
+
+@contextmanager
+def repeatable(x: Tensor) -> Iterator[None]:
+    """Without gradient, and the random numbers go back to where they were: the next call drops the same activations."""
+    import torch
+
+    with torch.no_grad(), torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
+        yield
 
 
 def velocity(net: Network, path: Any, x0: Tensor, x1: Tensor, t: Tensor, noise: Any, y: Any) -> Tensor:
@@ -96,15 +109,71 @@ def flow_map(
 
     Source: Luo et al. 2025 (SoFlow, 2512.15657), equation of the Euler parametrisation.
     """
-    import torch
-
     alpha = LAST_SHARE**progress
     middle = t + alpha * (r - t)
     xt, ut = path.xt(x0, x1, t, noise), x1 - x0
-    devices = [xt.device] if xt.device.type == "cuda" else []
-    # fork: the random numbers go back to where they were, so that the second call drops the same activations
-    with torch.no_grad(), torch.random.fork_rng(devices):
+    with repeatable(xt):
         later = net(xt + expand(middle - t, xt) * ut, middle, y, r).float()
     target = alpha * ut + (1 - alpha) * later
     error = squared_error(net(xt, t, y, r), target)  # (B,)
     return error / alpha * (error.detach() / alpha**2 + 1e-3) ** -0.75
+
+
+def lower_level(level: Tensor, q: float, progress: float) -> Tensor:
+    """The lower noise level of a consistency pair: s (1 - q^-(stage + 1) (1 + 8 sigmoid(-s))), not below 0.
+
+    The stages take equal shares of the training, as many as keep q^(stage + 1) <= CLOSEST: 8 for q = 2, which is the
+    published schedule of long runs, and one for q = 256, that of short ones.
+
+    Source: Geng et al. 2024 (2406.14548), section 4 and their code.
+    """
+    import torch
+
+    stages = max(1, int(math.log(CLOSEST) / math.log(q) + 1e-9))
+    stage = min(int(progress * stages), stages - 1)
+    return (level * (1 - q ** -(stage + 1) * (1 + 8 * torch.sigmoid(-level)))).clamp(min=0)
+
+
+def consistency(
+    net: Network,
+    path: Any,
+    x0: Tensor,
+    x1: Tensor,
+    t: Tensor,
+    noise: Any,
+    y: Any,
+    progress: float,
+    ect_q: float = 2.0,
+    *,
+    denoiser: Callable[..., Callable[[Tensor, Tensor], Tensor]],
+) -> Tensor:
+    """Consistency tuning: || D(x_s) - sg D(x_r) || / (s - r) for levels s > r of the same x0 and x1.
+
+    The norm is the root of the mean square over the coordinates.
+    At level s = (1 - t) / t the point is t' (x1 + s x0), where t' is the path's time of that level: t itself on the
+    line; a bridge's x0 stands for all its noise. The target of r = 0 is x1. Both calls see the same dropout. Cost: a
+    call with gradient and one without.
+
+    Args:
+        net, path, x0, x1, y: see above; x0 standard normal and independent of x1. The path is a ``BridgePath``.
+        t: (B,); levels are held within LEVELS.
+        progress: share of the training that is done.
+        ect_q: see :func:`lower_level`.
+        denoiser: from the network with its labels to D(x, t), the end of the path through x.
+
+    Source: Geng et al. 2024 (2406.14548), with the constant of their norm at 0.
+    """
+    import torch
+
+    denoise = denoiser(lambda x, t: net(x, t, y).float())
+
+    def end(level: Tensor) -> Tensor:
+        time = path.time_of(level)
+        return denoise(expand(time, x1) * (x1 + expand(level, x1) * x0), time)
+
+    upper = ((1 - t) / t).clamp(*LEVELS)
+    lower = lower_level(upper, ect_q, progress)
+    with repeatable(x1):
+        target = torch.where(expand(lower > 0, x1), end(lower), x1)
+    error = (end(upper) - target).flatten(1)
+    return error.norm(dim=1) / error.shape[1] ** 0.5 / (upper - lower)

@@ -99,6 +99,30 @@ def sde_of_heads(out: Output, path: Path) -> Drift:
     return drift, lambda t: path.sigma
 
 
+def no_velocity(out: Output, last: float) -> Velocity:
+    """Raises ValueError: a network that knows the end of its paths does not know their velocity."""
+    raise ValueError(
+        "consistency-tuned weights (ect, ect_idff) know where a path ends, not its velocity: "
+        "use --solver consistency, or the weights that they were tuned from"
+    )
+
+
+def no_sde(out: Output, path: Path) -> Drift:
+    """Raises ValueError, as :func:`no_velocity` does."""
+    return no_velocity(out, 1.0), lambda t: 0.0
+
+
+def end_of_velocity(out: Output) -> Velocity:
+    """D(x, t) = x + (1 - t) v(x, t): where the straight line along v ends; x itself at t = 1."""
+    return lambda x, t: x + expand(1 - t, x) * out(x, t)
+
+
+def end_of_heads(out: Output) -> Velocity:
+    """The data head."""
+    heads = data_heads(out)
+    return lambda x, t: heads(x, t)[0]
+
+
 # ---- times
 
 
@@ -158,6 +182,9 @@ TIMES: dict[str, Times] = {
 }
 
 
+LEVEL_TIMES = Times(edm, {"mean": -1.1, "std": 2.0})  # of consistency tuning (Geng et al. 2024, 2406.14548)
+
+
 def flow_map_times(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Times t < r of a flow map from uniform numbers, (B,): logit t ~ N(0.9, 1.6^2).
 
@@ -189,6 +216,9 @@ class Method:
         needs_sigma: whether sigma has to be above 0.
         heads: outputs per channel of the data: 1 a velocity; 2 data and score, and the input is doubled, too.
         times: of a network with two times: (t, r) of two uniform numbers, (B,) each. None: one time.
+        own_times: the distribution of its one time, in place of that of ``--times``; None: it takes what it is given.
+        staged: whether the loss depends on the share of the training that is done, ``progress``.
+        denoiser: of consistency-tuned networks: from the output to D(x, t), the end of the path through x.
         velocity: from the network's output to the velocity of its ODE; the number is where a last step starts.
         sde: drift and diffusion g(t) of an SDE with the same marginals, of output and path.
         any_coupling: whether ``sde`` holds for every coupling; False: only for independent noise and data, since
@@ -204,6 +234,9 @@ class Method:
     needs_sigma: bool = False
     heads: int = 1
     times: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    own_times: Times | None = None
+    staged: bool = False
+    denoiser: Callable[[Output], Velocity] | None = None
     velocity: Callable[[Output, float], Velocity] = own_velocity
     sde: Callable[[Output, Path], Drift] = sde_of_velocity
     any_coupling: bool = False
@@ -214,6 +247,11 @@ class Method:
         """Until when the velocity has a value: a data head divides by 1 - t."""
         return 1 - SMALLEST_REMAINDER if self.heads == 2 else 1.0
 
+    @property
+    def own_solver(self) -> str:
+        """The one that is made for such weights; empty: none is."""
+        return "consistency" if self.denoiser else "flowmap" if self.times else ""
+
     def joint(self, coupling: str = "auto") -> str:
         """The coupling that ``--coupling`` means: "auto" is that of the method's paper."""
         return self.coupling if coupling == "auto" else coupling
@@ -221,6 +259,21 @@ class Method:
     def regularisation(self, coupling: str, sigma: float) -> float | None:
         """Of a coupling, in squared distance; None: it has none, or ``common.couplings`` chooses it."""
         return self.entropy(sigma) if self.entropy and coupling == "sinkhorn" else None
+
+
+def tuned(denoiser: Callable[[Output], Velocity], path: Callable[[float], Path], **more: Any) -> Method:
+    """The record of a consistency-tuned network."""
+    return Method(
+        partial(losses.consistency, denoiser=denoiser),
+        path,
+        constants=("ect_q",),
+        own_times=LEVEL_TIMES,
+        staged=True,
+        denoiser=denoiser,
+        velocity=no_velocity,
+        sde=no_sde,
+        **more,
+    )
 
 
 METHODS: dict[str, Method] = {
@@ -248,7 +301,10 @@ METHODS: dict[str, Method] = {
         any_coupling=True,
     ),
     # Luo et al. 2025 (2512.15657); F(x, t, t) is the velocity
-    "flowmap": Method(losses.flow_map, lambda sigma: LinearPath(0.0), times=flow_map_times),
+    "flowmap": Method(losses.flow_map, lambda sigma: LinearPath(0.0), times=flow_map_times, staged=True),
+    # Geng et al. 2024 (2406.14548), of a velocity network or of IDFF's; the latter's pairs share the bridge's noise
+    "ect": tuned(end_of_velocity, lambda sigma: BridgePath(0.0)),
+    "ect_idff": tuned(end_of_heads, BridgePath, needs_sigma=True, heads=2),
 }
 NAMES = {alias: name for name, method in METHODS.items() for alias in (name, *method.aliases)}
 
@@ -279,7 +335,7 @@ def make_loss(name: str, sigma: float = 0.0, **constants: float | str) -> Callab
         constants: options of a run by name; those that the method's loss does not know are left out.
 
     Returns:
-        The loss; with two times it takes ``r``, (B,), and ``progress``, the share of the training that is done, too.
+        The loss; with two times it takes ``r``, (B,), too, and of a ``staged`` method ``progress``.
 
     Raises:
         ValueError: unknown method, or a bridge without noise.

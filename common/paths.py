@@ -107,6 +107,18 @@ class BridgePath:
     def spread(self, t: Tensor) -> Tensor:
         return self.sigma * (t * (1 - t)).sqrt()
 
+    def time_of(self, level: Tensor) -> Tensor:
+        """The time of a noise level s = sqrt(S(t)) / t, (B,): that of x_t = t (x1 + s z), of all noise as one.
+
+        With w = (1 - t) / t this is w^2 + sigma^2 w = s^2, of whose root the form without cancellation is taken.
+        """
+        square = self.sigma**2
+        return 1 / (1 + 2 * level.square() / (square + (square**2 + 4 * level.square()).sqrt()).clamp(min=1e-30))
+
+    def remaining(self, t: float) -> float:
+        """sqrt(S(t)), the standard deviation of p_t(x | x1) for standard normal x0, independent of x1."""
+        return math.sqrt((1 - t) ** 2 + self.sigma**2 * t * (1 - t))
+
     def xt(self, x0: Tensor, x1: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         mean = self.mean(x0, x1, t)
         return mean + expand(self.spread(t), mean) * noise

@@ -17,7 +17,7 @@ Seed = Annotated[int, AtLeast(0, "give 0 or more"), Below(2**63, "give 0 or more
 
 _PHASES, _RATE = "give 1 (the teacher) or 2 (reflow)", "give 0 or more and less than 1, e.g. 0.999"
 _TOLERANCE = "give more than 0 and less than 1, e.g. 1e-4"
-_NO_FIXED_GRID = ("auto", "fitted", "dopri5", "torchdyn", "flowmap", "idff", "euler_maruyama")
+_NO_FIXED_GRID = ("auto", "fitted", "dopri5", "torchdyn", "flowmap", "consistency", "idff", "euler_maruyama")
 FIXED = tuple(name for name in get_args(SolverName) if name not in _NO_FIXED_GRID)
 # What config.sampling.predictor may be, and its name in common.solvers; the first two are the paper's program's.
 PREDICTORS = {"rf_solver": "euler", "rf_solver_heun": "heun", **{name: name for name in FIXED}}

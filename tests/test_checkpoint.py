@@ -162,7 +162,7 @@ def test_missing_file_says_what_is_there(tmp_path):
         with pytest.raises(FileNotFoundError, match=r"there are other\.pt"):
             checkpoint.load(path)
     with pytest.raises(FileNotFoundError, match="or give --init with a checkpoint"):
-        checkpoint.start_from(tmp_path / "no.pt", nn.Identity(), {})
+        checkpoint.start_from(tmp_path / "no.pt", nn.Identity(), {}, "rf")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])

@@ -161,8 +161,10 @@ def test_precision_is_that_of_the_network_only(monkeypatch):
 
 # ---- every solver
 
+OWN = ("flowmap", "consistency")  # of weights of their own
 
-@pytest.mark.parametrize("solver", [s for s in get_args(SolverName) if s not in ("auto", "fitted", "flowmap")])
+
+@pytest.mark.parametrize("solver", [s for s in get_args(SolverName) if s not in ("auto", "fitted", *OWN)])
 def test_every_solver_runs_on_idff_weights(solver):
     made = sampler(replace(CONDITIONAL, method="idff", sigma=0.2), solver=solver, rtol=1e-2, atol=1e-2)
     x, evaluations = made.sample([0, 1], torch.tensor([0, 1]))

@@ -105,7 +105,8 @@ def _of_other_methods(preset: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     if name not in METHODS or name == getattr(preset, "method", name):
         return {}
     constants = {key for method in METHODS.values() for key in method.constants}
-    times = {key for key in field_types(type(preset)) if key.startswith("times") and METHODS[name].times}
+    own = METHODS[name].times or METHODS[name].own_times
+    times = {key for key in field_types(type(preset)) if key.startswith("times") and own}
     theirs = {"coupling", *constants} | times
     return {key: getattr(type(preset), key) for key in theirs if hasattr(preset, key) and key not in values}
 

@@ -45,7 +45,7 @@ SolverName = Literal[
     "auto", "fitted",
     "euler", "midpoint", "heun", "rk4",
     "ab2", "ab4", "dpmpp2m", "dpmpp3m", "unipc2", "unipc3", "ipndm1", "ipndm2", "ipndm3", "ipndm4",
-    "dopri5", "torchdyn", "flowmap", "idff", "euler_maruyama",
+    "dopri5", "torchdyn", "flowmap", "consistency", "idff", "euler_maruyama",
 ]  # fmt: skip
 TimesName = Annotated[
     str, OneOf((*TIMES,), others=(("logit_normal", "logit-normal"), ("u_shaped", "u-shaped"), ("ushaped", "u-shaped")))
@@ -59,7 +59,8 @@ class TrainConfig:
 
     # ---- what is learnt
     method: MethodName = "cfm"
-    """cfm, otcfm, fm (Lipman), sbcfm, rf (rectified flow), idff (data and score heads), flowmap (of two times)"""
+    """cfm, otcfm, fm (Lipman), sbcfm, rf (rectified flow), idff (data and score heads), flowmap (of two times); ect and
+    ect_idff: consistency tuning of --init, the weights of a velocity and of idff, for one to four steps"""
     sigma: NotNegative = 0.0
     """Noise of the path: its constant spread (cfm, otcfm, fm) or the bridge's sigma (sbcfm, idff)"""
     flow_weight: NotNegative = 2.0
@@ -70,13 +71,17 @@ class TrainConfig:
     """idff: what the score head is regressed on: the noise, or its mean given x_t and x1 (independent coupling only)"""
     score_weight: NotNegative = 1.0
     """idff: weight of the score head's loss"""
+    ect_q: Annotated[float, AtLeast(2), AtMost(1e6)] = 2.0
+    """ect, ect_idff: noise levels of a pair are about 1/q apart, closer in every stage of the run, down to 1/256. 2:
+    eight stages; 256: one, as published for short runs"""
     times: TimesName = "uniform"
     """Distribution of the training times t (0 noise, 1 data), stratified over a batch. logit-normal: logit t is normal;
     mixed: a share of that, the rest uniform; edm: t = 1 / (1 + s) with ln s normal; u-shaped: both ends more often"""
     times_mean: Annotated[float | None, AtLeast(-10), AtMost(10)] = None
-    """Mean of logit t (logit-normal, mixed; none: 0.6; above 0 is towards the data) or of ln s (edm; none: -1.2)"""
+    """Mean of logit t (logit-normal, mixed; none: 0.6; above 0 is towards the data) or of ln s (edm; none: -1.2; ect:
+    -1.1)"""
     times_std: Annotated[float | None, Above(0), AtMost(10)] = None
-    """Standard deviation of logit t or ln s; none: 1.2"""
+    """Standard deviation of logit t or ln s; none: 1.2, ect: 2"""
     times_share: Annotated[float | None, Above(0), Below(1)] = None
     """mixed: share of the logit-normal times; none: 0.8"""
     times_rate: Annotated[float | None, Above(0), AtMost(100)] = None
@@ -203,6 +208,7 @@ class TrainConfig:
         if self.minutes and self.epochs:
             raise ValueError(f"--minutes {self.minutes:g} and --epochs {self.epochs}: give one length of the run")
         check_objective(self)
+        check_tuning(self)
         check_logger(self.logger)
         if len(self.betas) != 2:
             raise ValueError(f"--betas {' '.join(map(str, self.betas))}: give two numbers, e.g. 0.9 0.99")
@@ -245,11 +251,29 @@ def check_objective(config: TrainConfig) -> None:
         )
     if method.times and config.times != "uniform":
         raise ValueError(f"--times {config.times}: --method {name} draws its two times itself, leave it out")
-    known = TIMES[config.times].parameters
+    if method.own_times and config.times != "uniform":
+        raise ValueError(
+            f"--times {config.times}: --method {name} draws noise levels, leave it out (--times_mean and --times_std "
+            "are those of their logarithm)"
+        )
+    known = (method.own_times or TIMES[config.times]).parameters
     for key in ("mean", "std", "share", "rate"):
         if (value := getattr(config, f"times_{key}")) is not None and key not in known:
             has = f"has {' and '.join(f'--times_{each}' for each in known)}" if known else "has no parameters"
             raise ValueError(f"--times_{key} {value:g}: --times {config.times} {has}; leave it out")
+
+
+def check_tuning(config: TrainConfig) -> None:
+    """Raises ValueError for consistency tuning of nothing, or of pairs that are not independent."""
+    name = config.method
+    if not METHODS[name].denoiser:
+        return
+    if not config.init and not config.smoke:
+        raise ValueError(f"--method {name} tunes a trained network: give its weights or run folder by --init")
+    if config.coupling not in ("auto", "independent"):
+        raise ValueError(
+            f"--coupling {config.coupling}: --method {name} needs independent noise and data, leave it out"
+        )
 
 
 def check_logger(name: str) -> None:

@@ -206,7 +206,7 @@ def resolved(sampler: Sampler, config: SampleConfig, weights: Path | None, keep:
 
 def plain(config: Config, method: str) -> Config:
     """Options with what "auto" is where no sampler was fitted."""
-    usual = "flowmap" if method_of(method).times else SOLVER
+    usual = method_of(method).own_solver or SOLVER
     solver = usual if config.solver == "auto" else config.solver
     return replace(config, solver=solver, grid=GRID if config.grid == "auto" and solver != "fitted" else config.grid)
 

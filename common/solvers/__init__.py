@@ -21,7 +21,8 @@ from common.solvers.grids import GRIDS, Times, nodes_of, time_grid
 from common.solvers.multistep import MULTISTEP, Slope
 
 __all__ = [
-    "GRIDS", "SOLVERS", "CountNFE", "dopri5", "euler_maruyama", "follow_map", "idff_sampler", "integrate", "time_grid",
+    "GRIDS", "SOLVERS", "CountNFE", "consistency", "dopri5", "euler_maruyama", "follow_map", "idff_sampler",
+    "integrate", "time_grid",
 ]  # fmt: skip
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
@@ -254,6 +255,29 @@ def follow_map(flow_map: Callable[..., Tensor], x: Tensor, times: Times, traject
             yield x
 
     return _collect(x, jumps(x), trajectory)
+
+
+def consistency(
+    denoiser: Velocity, x: Tensor, times: Times, spread: Rate, noise: Noise, earliest: float = 0.0
+) -> Tensor:
+    """The end of the path through x, again noised to each later time but the last: x_t = t D + spread(t) noise.
+
+    One network call a step: n nodes and the end. With an exact D each step gives samples of the data.
+
+    Args:
+        denoiser: denoiser(x, t) -> D(x, t), the end at t = 1 of the path through x; t has shape (B,).
+        x: standard normal noise, (B, ...).
+        times: ascending nodes in [0, 1]; the last one is where D ends.
+        spread: standard deviation of the noise of a time.
+        noise: as in euler_maruyama.
+        earliest: time at which earlier ones are taken: D is not trained before it.
+
+    Source: Song et al. 2023 (2303.01469), algorithm 1.
+    """
+    x, end = _state(x), torch.zeros_like(_state(x))
+    for i, t in enumerate(max(node, earliest) for node in nodes_of(times)[:-1]):
+        end = _at(denoiser)(t * end + spread(t) * (noise(i, x).to(x.dtype) if i else x), t)
+    return end
 
 
 def idff_sampler(

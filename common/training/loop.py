@@ -88,7 +88,7 @@ def train(
     coupling = method.joint(config.coupling)
     reg = method.regularisation(coupling, config.sigma)
     given = {name: getattr(config, f"times_{name}") for name in ("mean", "std", "share", "rate")}
-    quantile = TIMES[config.times].of(**given)
+    quantile = (method.own_times or TIMES[config.times]).of(**given)
     source = CoupledBatches(
         batches, coupling, config.seed, processes, config.coupling_ahead, reg, method.times, quantile
     )

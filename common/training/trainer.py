@@ -124,7 +124,7 @@ class Trainer:
 
     def start_from(self, weights: str) -> None:
         """Begin with the weights of a file instead of random ones."""
-        self.origin = checkpoint.start_from(weights, self.net, self.description)
+        self.origin = checkpoint.start_from(weights, self.net, self.description, self.config.method)
         self.ema = self._average()
 
     def losses(self, network: Callable[..., Tensor], batch: Any) -> Tensor:
@@ -134,10 +134,10 @@ class Trainer:
         whatever the weights and targets of the training, and those of its end.
         """
         loss = self.loss if self.net.training else self.held_out_loss
-        if batch.r is None:
-            return loss(network, batch.x0, batch.x1, batch.t, batch.noise, batch.y)
-        progress = self.progress if self.net.training else 1.0
-        return loss(network, batch.x0, batch.x1, batch.t, batch.noise, batch.y, r=batch.r, progress=progress)
+        more = {} if batch.r is None else {"r": batch.r}
+        if method_of(self.config.method).staged:
+            more["progress"] = self.progress if self.net.training else 1.0
+        return loss(network, batch.x0, batch.x1, batch.t, batch.noise, batch.y, **more)
 
     def _optimize(self, bad: Tensor) -> None:
         """A step of the optimizer unless it is bad; fused kernels of CPU and CUDA learn that on the device."""
@@ -262,7 +262,7 @@ class Trainer:
         count = min(64 if c.image_size <= 64 else 16, 2 * c.batch_size)
         at_once = max(1, c.batch_size // (c.grad_accum * self.processes.world))
         shape = (c.in_channels, c.image_size, c.image_size)
-        solver = "flowmap" if method_of(c.method).times else "euler"
+        solver = method_of(c.method).own_solver or "euler"
         sampler = Sampler(self.net, c.method, shape, c.sigma, solver, seed=c.seed, precision=c.mixed_precision)
         with self.evaluating():
             return torch.cat([part for _, part, _ in sample_many(sampler, range(count), at_once)])

@@ -266,6 +266,8 @@ def test_another_method_sets_aside_what_a_preset_says_of_its_own(tmp_path):
     assert train("--method idff", presets=presets) == recipe
     assert train("--method otcfm", presets=presets) == TrainConfig(method="otcfm", sigma=0.2, times="mixed", lr=1.0)
     assert train("--method flowmap", presets=presets) == TrainConfig(method="flowmap", sigma=0.2, lr=1.0)
+    tuned = train("--method ect --init a.pt --times_std 1.5", presets=presets)
+    assert tuned == TrainConfig(method="ect", sigma=0.2, lr=1.0, init="a.pt", times_std=1.5)
     assert train("--method rf --coupling independent", presets=presets).coupling == "independent"
     file = tmp_path / "c.yaml"
     file.write_text("coupling: sinkhorn\n")  # what a file says itself stays

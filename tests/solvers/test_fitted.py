@@ -288,7 +288,7 @@ def test_every_plain_solver_can_be_asked_for():
     from common.cli.configs import GridName, SolverName
     from common.solvers.grids import GRIDS
 
-    others = {"auto", "fitted", "dopri5", "torchdyn", "flowmap", "idff", "euler_maruyama"}
+    others = {"auto", "fitted", "dopri5", "torchdyn", "flowmap", "consistency", "idff", "euler_maruyama"}
     assert set(get_args(SolverName)) == {*SOLVERS, *others}
     assert set(get_args(GridName)) == {*GRIDS, "auto", "adaptive"}
 

@@ -1,0 +1,289 @@
+"""Consistency tuning: pairs, schedule and loss against closed forms, the sampler, and a run from velocity to one step.
+
+For x1 ~ N(m, c^2) the marginal at noise level s is x / t = x1 + s z ~ N(m, c^2 + s^2), and the probability flow keeps
+the place in it: its end at t = 1 is D(x, t) = m + c (x / t - m) / sqrt(c^2 + s^2).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from common import checkpoint, losses, solvers
+from common.cli.configs import TrainConfig, check_objective, check_tuning
+from common.generate import Sampler, velocity_of
+from common.methods import LEVEL_TIMES, METHODS, end_of_heads, end_of_velocity, make_loss
+from common.networks import MLP
+from common.paths import BridgePath, expand
+from common.solvers import integrate, time_grid
+from common.training.small import fit
+from tiny import difference, last, options, run
+
+F64 = torch.float64
+MEAN, SPREAD, SIGMA = 0.2, 0.3, 0.4
+METHOD_SIGMAS = [("ect", 0.0), ("ect_idff", SIGMA)]
+each = pytest.mark.parametrize(("method", "sigma"), METHOD_SIGMAS)
+
+
+def exact_end(x, t, sigma):
+    """Where the probability flow through x ends; from the noise's variance S(t), not from a level."""
+    t = expand(t, x)
+    noise = (1 - t) ** 2 + sigma**2 * t * (1 - t)
+    return MEAN + SPREAD * (x - t * MEAN) / (t**2 * SPREAD**2 + noise).sqrt()
+
+
+class ExactEnd(nn.Module):
+    """The network whose D is the exact one."""
+
+    num_classes, null_class = 0, False
+
+    def __init__(self, sigma):
+        super().__init__()
+        self.sigma, self.dummy = sigma, nn.Parameter(torch.zeros(1))
+
+    def forward(self, x, t, y=None):
+        if self.sigma == 0:
+            return (exact_end(x, t, 0.0) - x) / expand(1 - t, x)
+        end = exact_end(x.chunk(2, dim=1)[0], t, self.sigma)
+        return torch.cat([end, torch.full_like(end, math.nan)], 1)  # the score head is not looked at
+
+
+def pairs(n, dtype=F64):
+    g = torch.Generator().manual_seed(5)
+    x0, x1 = torch.randn(2, n, 3, dtype=dtype, generator=g)
+    return x0, MEAN + SPREAD * x1, LEVEL_TIMES.of()(torch.rand(n, dtype=dtype, generator=g))
+
+
+# ---- levels and pairs
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.2, 1.0])
+def test_the_time_of_a_level_has_that_level(sigma):
+    path, level = BridgePath(sigma), torch.logspace(-3, 3, 50, dtype=F64)
+    times = path.time_of(level)
+    for s, t in zip(level.tolist(), times.tolist()):
+        assert path.remaining(t) / t == pytest.approx(s, rel=1e-8)
+    assert path.time_of(torch.zeros(1, dtype=F64)).item() == 1 and path.remaining(0.0) == path.start == 1
+    if sigma == 0:
+        assert torch.allclose(times, 1 / (1 + level))
+
+
+def test_the_bridge_s_noise_as_one_has_the_variance_of_its_two_parts():
+    path, t = BridgePath(SIGMA), torch.tensor(0.3)
+    assert path.remaining(0.3) ** 2 == pytest.approx(0.7**2 + path.spread(t).item() ** 2)
+
+
+def test_levels_are_those_of_the_paper():
+    t = pairs(40_000)[2]
+    s = ((1 - t) / t).log()
+    assert s.mean().item() == pytest.approx(-1.1, abs=0.05) and s.std().item() == pytest.approx(2, rel=0.02)
+
+
+def test_the_lower_level_of_each_stage():
+    s = torch.tensor([0.1, 1.0, 10.0], dtype=F64)
+    for q, progress, power in ((2, 0.0, 1), (2, 0.124, 1), (2, 0.126, 2), (2, 0.99, 8), (2, 1.0, 8), (4, 0.5, 3)):
+        factor = [1 - q**-power * (1 + 8 / (1 + math.exp(x))) for x in s.tolist()]
+        wanted = torch.tensor([max(0, f) * x for f, x in zip(factor, s.tolist())], dtype=F64)
+        torch.testing.assert_close(losses.lower_level(s, q, progress), wanted)
+    for q in (256, 1000):  # one stage
+        assert torch.equal(losses.lower_level(s, q, 0.0), losses.lower_level(s, q, 1.0))
+    assert losses.lower_level(s, 2, 0.0)[0] == 0 < losses.lower_level(s, 2, 1.0)[0] < s[0]
+
+
+# ---- the loss
+
+
+def test_a_target_of_no_noise_is_the_denoising_loss():
+    x0, x1, _ = pairs(50)
+    level = torch.linspace(0.01, 1.0, 50, dtype=F64)  # all of these have r = 0 in the first stage
+    t, net = 1 / (1 + level), lambda x, t, y: 0.3 * x
+    loss = make_loss("ect")(net, x0, x1, t, None, progress=0.0)
+    xt = expand(1 - t, x0) * x0 + expand(t, x1) * x1
+    denoised = xt + expand(1 - t, xt) * (0.3 * xt)
+    torch.testing.assert_close(loss, (denoised - x1).square().mean(1).sqrt() / level, rtol=1e-5, atol=1e-6)
+
+
+@each
+def test_a_pair_shares_its_data_and_noise_at_two_levels_and_the_target_has_no_gradient(method, sigma):
+    x0, x1, t = pairs(200)
+    path, scale = METHODS[method].path(sigma), torch.tensor(1.0, requires_grad=True)
+
+    def net(x, t, y):
+        return (scale * ExactEnd(sigma)(x, t).nan_to_num()).float()
+
+    loss = make_loss(method, sigma)(net, x0, x1, t, None, progress=1.0)
+    s = ((1 - t) / t).clamp(*losses.LEVELS)
+    r = losses.lower_level(s, 2, 1.0)
+    net_end = (end_of_velocity if sigma == 0 else end_of_heads)(lambda x, t: net(x, t, None))
+    ends = []
+    for level in (s, r):
+        time = path.time_of(level)
+        noise = ((1 - time) ** 2 + sigma**2 * time * (1 - time)).sqrt()
+        ends.append(net_end(expand(time, x1) * x1 + expand(noise, x0) * x0, time))
+    wanted = (ends[0] - ends[1].detach()).square().mean(1).sqrt() / (s - r)
+    torch.testing.assert_close(loss.detach(), wanted.detach(), rtol=1e-4, atol=1e-5)
+    ours, theirs = (torch.autograd.grad(x.mean(), scale)[0] for x in (loss, wanted))
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-3) and abs(ours.item()) > 1e-3
+
+
+def test_both_calls_drop_the_same():
+    x0, x1, t = pairs(8)
+    calls = []
+
+    def net(x, t, y):
+        calls.append((torch.rand(3), torch.is_grad_enabled()))
+        return x
+
+    make_loss("ect")(net, x0, x1, t, None, progress=0.5)
+    (first, recorded), (second, learns) = calls
+    assert torch.equal(first, second) and (recorded, learns) == (False, True)
+
+
+@each
+def test_close_pairs_are_at_rest_at_the_exact_ends_only(method, sigma):
+    """Its gradient, times s - r, vanishes with it: D + theta (1 - t) x, which keeps the boundary, is best at 0."""
+    x0, x1, t = pairs(40_000)
+    s = ((1 - t) / t).clamp(*losses.LEVELS)
+    r = losses.lower_level(s, 1000, 0.0)
+
+    def slope(at):
+        theta = torch.tensor(at, dtype=F64, requires_grad=True)
+
+        def net(x, t, y):
+            out = ExactEnd(sigma)(x, t).nan_to_num()
+            return out + theta * (expand(1 - t, x) if sigma else 1) * x
+
+        loss = make_loss(method, sigma, ect_q=1000)(net, x0, x1, t, None, progress=0.0)
+        return torch.autograd.grad((loss * (s - r)).mean(), theta)[0].item()
+
+    below, rest, above = slope(-0.5), slope(0.0), slope(0.5)
+    print(below, rest, above)
+    assert abs(rest) < 0.01 and below < -0.05 and above > 0.05
+
+
+# ---- the sampler
+
+
+@each
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_steps_of_the_exact_end_have_the_distribution_of_the_data(method, sigma, n):
+    made = Sampler(ExactEnd(sigma), method, (1, 32, 32), sigma, "consistency", n)
+    images, nfe = made.sample(range(30))
+    assert nfe == n and images.mean().item() == pytest.approx(MEAN, abs=0.01)
+    # one step starts at level 80 from noise alone: m / 81 too low; clamped to 1: nothing of 30,000 x 2.7 deviations
+    assert images.std().item() == pytest.approx(SPREAD, rel=0.02)
+    # what is left of the first end after new noise at every later node t: corr(x_t, D(x_t)) is 1
+    path = BridgePath(sigma)
+    share = [t * SPREAD / math.hypot(t * SPREAD, path.remaining(t)) for t in (i / n for i in range(1, n))]
+    both = torch.stack([replace(made, n_steps=1)(range(30)).flatten(), images.flatten()])
+    assert torch.corrcoef(both)[0, 1].item() == pytest.approx(math.prod(share), abs=0.02)
+
+
+def test_an_image_is_a_function_of_its_number_and_guidance_doubles_the_evaluations():
+    from tiny import network
+
+    config = options(method="rf", num_classes=3)
+    made = Sampler(network(config), "ect", (1, 8, 8), solver="consistency", n_steps=3, cfg=2.0)
+    y = torch.tensor([0, 1, 2])
+    whole, nfe = made.sample([4, 5, 6], y)
+    assert nfe == 6 and torch.allclose(made([6, 4], y[[2, 0]]), whole[[2, 0]], atol=1e-5)
+    assert not torch.equal(replace(made, seed=1)([4], y[:1]), whole[:1])
+    assert not torch.equal(replace(made, cfg=1.0)([4], y[:1]), whole[:1])
+
+
+def test_a_step_ends_where_the_next_begins():
+    """x_t = t D + spread(t) noise, at the nodes, none before the earliest time."""
+    seen = []
+
+    def end(x, t):
+        seen.append((t[0].item(), x.item()))
+        return 0 * x + len(seen)
+
+    x = torch.tensor([[2.0]])
+    out = solvers.consistency(end, x, torch.tensor([0.0, 0.5, 0.8, 1.0]), lambda t: 1 - t, lambda i, x: x * 0 + i, 0.1)
+    assert out.item() == 3
+    torch.testing.assert_close(torch.tensor(seen), torch.tensor([[0.1, 1.8], [0.5, 0.5 + 0.5], [0.8, 1.6 + 0.4]]))
+
+
+# ---- refusals
+
+
+def test_what_has_no_meaning_is_refused():
+    net = ExactEnd(0.0)
+    with pytest.raises(ValueError, match="--solver consistency needs weights tuned by --method ect, these are rf"):
+        Sampler(net, "rf", (1, 4, 4), solver="consistency")([0])
+    for solver in ("euler", "unipc2", "euler_maruyama", "dopri5", "fitted"):
+        with pytest.raises(ValueError, match="needs a|--solver consistency"):
+            Sampler(net, "ect", (1, 4, 4), solver=solver)([0])
+    for call in (lambda: velocity_of(net, "ect"), lambda: METHODS["ect_idff"].sde(net, BridgePath(0.2))):
+        with pytest.raises(ValueError, match="where a path ends, not its velocity: use --solver consistency"):
+            call()
+    config = TrainConfig(method="ect", init="a.pt")
+    check_tuning(config)
+    with pytest.raises(ValueError, match="^--method ect tunes a trained network: give its weights or run folder by"):
+        check_tuning(replace(config, init=""))
+    with pytest.raises(ValueError, match="^--coupling ot: --method ect needs independent noise and data, leave it out"):
+        check_tuning(replace(config, coupling="ot"))
+    with pytest.raises(ValueError, match="^--times edm: --method ect draws noise levels, leave it out"):
+        check_objective(replace(config, times="edm"))
+    with pytest.raises(ValueError, match="^--ect_q 3.0: --method rf has no such term, only ect, ect_idff has"):
+        check_objective(TrainConfig(method="rf", ect_q=3.0))
+
+
+# ---- from a flow to one step
+
+
+def test_a_flow_becomes_its_own_end():
+    """1-D: a short training of a flow on N(m, c^2), then of its ends: one step is the affine map of the noise."""
+    torch.manual_seed(0)
+    net, mean, spread = MLP(1, 32, 2, nn.SiLU), 0.5, 0.3
+
+    def loss_of(method, steps, level_times=lambda u: u, **more):
+        loss = make_loss(method, **more)
+
+        def loss_at(step):
+            g = torch.Generator().manual_seed(step)
+            x0, x1 = torch.randn(2, 256, 1, generator=g)
+            t = level_times((torch.arange(256) + torch.rand(256, generator=g)) / 256)
+            progress = {"progress": step / steps} if METHODS[method].staged else {}
+            return loss(net, x0, mean + spread * x1, t, None, **progress).mean()
+
+        return loss_at
+
+    x = torch.linspace(-2, 2, 41)[:, None]
+
+    def error():
+        with torch.no_grad():
+            one = solvers.consistency(end_of_velocity(net), x, time_grid(1), lambda t: 1 - t, lambda i, x: x, 1 / 81)
+        return (one - (mean + spread * x)).abs().mean().item()
+
+    fit(net, loss_of("rf", 200), 200, lr=5e-3)
+    with torch.no_grad():
+        fine = integrate(velocity_of(net, "rf"), x, time_grid(50), "heun")
+    before = error()
+    fit(net, loss_of("ect", 400, LEVEL_TIMES.of()), 400, lr=3e-3)
+    print("fine ODE", (fine - (mean + spread * x)).abs().mean().item(), "one step before", before, "after", error())
+    assert before > 0.25 and error() < 0.06
+
+
+@each
+def test_a_folder_tunes_its_own_flow_and_samples_it(tmp_path, method, sigma):
+    flow = {"ect": "rf", "ect_idff": "idff"}[method]
+    more = {"sigma": sigma, "num_classes": 3}
+    first = run(tmp_path / "a", method=flow, total_steps=1, **more)
+    final = run(tmp_path / "b", method=method, init=str(first), total_steps=3, sample_step=3, val_step=3, **more)
+    net, info = checkpoint.load_network(final)
+    assert info["method"] == {"name": method, "sigma": sigma, "ect_q": 2.0, "coupling": "independent"}
+    assert "val_loss" in (tmp_path / "b" / "metrics.jsonl").read_text()
+    made = Sampler(net, method, (1, 8, 8), sigma, "consistency", 2)
+    assert made(range(2), torch.arange(2)).isfinite().all()
+    assert difference(last(tmp_path / "b")["init"]["weights"], first.name) == ""
+    other = {"ect": "ect_idff", "ect_idff": "ect"}[method]
+    with pytest.raises(
+        ValueError, match=f"is of another network .*in_channels: .*; method: {flow} there, {other} here"
+    ):
+        run(tmp_path / "c", method=other, init=str(first), total_steps=1, **(more | {"sigma": SIGMA}))
