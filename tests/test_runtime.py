@@ -20,6 +20,7 @@ import torch
 
 from common import runtime
 from common.runtime import checked, reading, run_main
+from common.runtime.ending import ENDED
 from common.scripts import train
 from tiny import ROOT
 
@@ -552,3 +553,32 @@ def test_a_devices_generator_is_seeded_as_torch_does():
     ours = torch.rand(3), torch.randn(2)
     torch.manual_seed(2**62 + 5)
     assert all(torch.equal(x, y) for x, y in zip(ours, (torch.rand(3), torch.randn(2)), strict=True))
+
+
+LOST = """
+import os, threading, time
+from types import SimpleNamespace
+from common.runtime import ending, run_main
+
+class Slow(ending.Started):
+    def end(self):
+        time.sleep(0.5)
+
+def main():
+    other = os.fork()
+    if not other:
+        os._exit(0)
+    run = Slow(None, [SimpleNamespace(pid=other)])
+    threading.Thread(target=ending._wait_for_end, args=(run, threading.Event()), daemon=True).start()
+    time.sleep(0.2)
+    raise RuntimeError("gloo: connection closed by peer")
+
+run_main(main)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="Linux only")
+def test_the_end_of_another_process_is_said_once_by_whoever_sees_it_first():
+    """The thread that waits for it and the next message between the processes, which fails, may come together."""
+    code, _, err = finish(start(LOST, WORLD_SIZE="2"))
+    assert (code, err.split("\n")) == (2, ["", f"error: {ENDED}", ""])

@@ -26,6 +26,7 @@ ENDED = "another process of this run has ended: the run can be resumed from its 
 _LOST = re.compile(r"gloo|NCCL|\bDist\w*Error|Connection (reset|closed|refused)|Broken pipe", re.IGNORECASE)
 _CONTROL = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 _LAUNCHER = re.compile(r"accelerate|torchrun|torch[./]distributed")
+_saying_ended = threading.Lock()  # held by the thread that says ENDED, until it ends the process
 
 
 def run_main(main: Callable[[], object]) -> None:
@@ -84,6 +85,8 @@ def _leave(message: str, code: int) -> None:
         traceback.print_exc()
     sys.stdout.flush()
     end_of_bar = "\n" if ENDED in message else ""  # of another process
+    if end_of_bar:
+        _saying_ended.acquire(timeout=10)
     print(f"{end_of_bar}{message}", file=sys.stderr, flush=True)
     end_together(interrupted=code == 130)
     sys.exit(code)
@@ -195,7 +198,7 @@ def _wait_for_end(run: Started, off: threading.Event) -> None:
     for file in files:
         poll.register(file, select.POLLIN)  # readable once the process has ended
     while not off.is_set():
-        if poll.poll(200) and not off.is_set():
+        if poll.poll(200) and not off.is_set() and _saying_ended.acquire(blocking=False):
             print(f"\nerror: {ENDED}", file=sys.stderr, flush=True)
             run.end()
             os._exit(2)
