@@ -26,6 +26,7 @@ from common import foreign
 from common.methods import NAMES, method_of, recorded_method
 from common.networks import build_network, check_description, with_second_time
 from common.runtime import atomic_write, checked, file_hash
+from common.runtime.kept import differences
 
 FORMAT = "flow-checkpoint"
 
@@ -248,12 +249,10 @@ def start_from(
     theirs, options = info["network"], ("dropout", "checkpointing")  # of a run, not of its weights
     if description.get("two_times") and not theirs.get("two_times"):
         source, theirs = with_second_time(source, theirs)
-    keys = [key for key in {**description, **theirs} if key not in options and theirs.get(key) != description.get(key)]
-    if keys:
-        differences = "; ".join(f"{key}: {theirs.get(key)} there, {description.get(key)} here" for key in keys)
+    if different := differences(theirs, description, {**description, **theirs}, free=options):
         if (name := info["method"]["name"]) != method:
-            differences += f"; method: {name} there, {method} here"
-        raise ValueError(f"--init {path} is of another network ({differences}): give this run its options")
+            different += f"; method: {name} there, {method} here"
+        raise ValueError(f"--init {path} is of another network ({different}): give this run its options")
     network.load_state_dict(source.state_dict())
     return {"weights": path.name, "sha256": file_hash(path)}
 

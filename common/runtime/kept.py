@@ -29,6 +29,18 @@ def check_same(
         raise ValueError(f"{what} was begun with other settings: {differences}; {advice}")
 
 
+def differences(
+    theirs: Mapping[str, Any], ours: Mapping[str, Any], keys: Iterable[str], free: Sequence[str] = ()
+) -> str:
+    """Where the description of a file and that of a run differ, "channels: 96 there, 64 here; ..."; empty: nowhere.
+
+    Args:
+        keys, free: Which are compared, and which of these may differ.
+    """
+    unequal = [key for key in keys if key not in free and theirs.get(key) != ours.get(key)]
+    return "; ".join(f"{key}: {theirs.get(key)} there, {ours.get(key)} here" for key in unequal)
+
+
 def contents(files: Iterable[str | os.PathLike[str]], known: Mapping[str, Any] = {}) -> dict[str, str]:
     """What files hold, for :func:`check_same`: "hash" of names and bytes; "stamp" of sizes and times alone.
 

@@ -15,6 +15,7 @@ from common.cli.configs import TrainConfig
 from common.data.loading import StreamingImages, mark_of, split_train_val
 from common.records.cards import commit, without_folders, write_card
 from common.runtime import Processes, atomic_write, hardware, pick_device
+from common.runtime.kept import differences
 from common.training import snapshots
 from common.training.averages import combination
 from common.training.loop import held_out_part, write_final
@@ -113,10 +114,9 @@ def _trainer(run: Path, last: Snapshot, device: str) -> Trainer:
     here = Processes(0, 1, pick_device(device))
     trainer = Trainer(replace(config, ema_std=(), compile=False), here)
     ours, theirs = trainer.description, last["network"]
-    if names := [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]:
-        differences = "; ".join(f"{name}: {theirs.get(name)} there, {ours.get(name)} here" for name in names)
+    if different := differences(theirs, ours, {**ours, **theirs}):
         raise ValueError(
-            f"the snapshots in {run / snapshots.FOLDER} are of another network than its config.yaml ({differences})"
+            f"the snapshots in {run / snapshots.FOLDER} are of another network than its config.yaml ({different})"
         )
     state: Any = last
     trainer.step, trainer.images_seen, trainer.seconds = (state[key] for key in ("step", "images_seen", "seconds"))

@@ -21,7 +21,7 @@ from common.generate import Sampler, sample_many
 from common.methods import make_loss, method_of
 from common.networks import build_network, network_description
 from common.runtime import Processes, autocast, derive_seed, file_hash, keep_freed_memory, reading, seed_device
-from common.runtime.kept import check_same
+from common.runtime.kept import check_same, differences
 from common.training.averages import EMA
 from common.training.batches import Ahead, part
 from common.training.muon import Muon
@@ -313,11 +313,9 @@ class Trainer:
                 asked = (state.get("config") or {}).get("coupling", self.config.coupling)
                 usual = {name: getattr(TrainConfig, name) for name in self.constants()}
                 theirs = {"coupling": method_of(self.config.method).joint(asked), **usual, **theirs}
-            names = [name for name in ours if theirs.get(name) != ours[name] and name != "checkpointing"]
-            if names:
-                differences = "; ".join(f"{name}: {theirs.get(name)} there, {ours[name]} here" for name in names)
+            if different := differences(theirs, ours, ours, free=("checkpointing",)):
                 raise ValueError(
-                    f"{path} is of another {key} ({differences}): use its config.yaml, or another {self.elsewhere}"
+                    f"{path} is of another {key} ({different}): use its config.yaml, or another {self.elsewhere}"
                 )
         self._compare(state, path)
         with reading(path, f"restore it from a copy, or choose another folder with {self.elsewhere}"):
