@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.cli.configs import TrainConfig
-from common.scripts.folder import OBJECTIVE, Folder
+from common.scripts.folder import CPU_NETWORK, OBJECTIVE, Folder
 
 HERE = Path(__file__).resolve().parent
 
@@ -39,12 +39,7 @@ DEFAULT = replace(PAPER, **OBJECTIVE, lr=2e-4, mixed_precision="bf16", flip=True
 SMALL = replace(
     DEFAULT,
     patch_size=2,
-    num_channel=64,
-    channel_mult=(1, 2, 3),
-    num_res_blocks=1,
-    attention_resolutions=(8,),
-    head_channels=32,
-    dropout=0.0,
+    **CPU_NETWORK,
     lr=5e-4,
     lr_decay="cosine",
     warmup=100,

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.cli.configs import TrainConfig
-from common.scripts.folder import OBJECTIVE, Folder
+from common.scripts.folder import CPU_NETWORK, OBJECTIVE, Folder
 
 HERE = Path(__file__).resolve().parent
 
@@ -57,12 +57,7 @@ DEFAULT = replace(
 SMALL = replace(
     DEFAULT,
     times="uniform",
-    num_channel=64,
-    channel_mult=(1, 2, 3),
-    num_res_blocks=1,
-    attention_resolutions=(8,),
-    head_channels=32,
-    dropout=0.0,
+    **CPU_NETWORK,
     betas=(0.9, 0.999),
     lr_decay="cosine",
     ema_decay=0.999,

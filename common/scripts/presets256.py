@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from common.cli.configs import TrainConfig
-from common.scripts.folder import OBJECTIVE
+from common.scripts.folder import CPU_NETWORK, OBJECTIVE
 
 
 def large_image_presets(batch_size: int) -> dict[str, TrainConfig]:
@@ -38,12 +38,7 @@ def large_image_presets(batch_size: int) -> dict[str, TrainConfig]:
     small = replace(
         one,
         patch_size=8,
-        num_channel=64,
-        channel_mult=(1, 2, 3),
-        num_res_blocks=1,
-        attention_resolutions=(8,),
-        head_channels=32,
-        dropout=0.0,
+        **CPU_NETWORK,
         lr=5e-4,
         lr_decay="cosine",
         warmup=50,
