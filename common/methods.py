@@ -200,6 +200,14 @@ def flow_map_times(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return t, torch.maximum(r, t + 1e-4).clamp(max=1)
 
 
+def mean_flow_times(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of :func:`flow_map_times`, but half of the intervals are empty, r = t: there the velocity is learnt."""
+    import torch
+
+    t, r = flow_map_times(u, (2 * v - 1).clamp(min=0))
+    return t, torch.where(v < 0.5, t, r)
+
+
 # ---- the table
 
 
@@ -216,6 +224,7 @@ class Method:
         needs_sigma: whether sigma has to be above 0.
         heads: outputs per channel of the data: 1 a velocity; 2 data and score, and the input is doubled, too.
         times: of a network with two times: (t, r) of two uniform numbers, (B,) each. None: one time.
+        bare: whether the loss differentiates the network, which it is given as ``bare``, too.
         own_times: the distribution of its one time, in place of that of ``--times``; None: it takes what it is given.
         staged: whether the loss depends on the share of the training that is done, ``progress``.
         denoiser: of consistency-tuned networks: from the output to D(x, t), the end of the path through x.
@@ -234,6 +243,7 @@ class Method:
     needs_sigma: bool = False
     heads: int = 1
     times: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    bare: bool = False
     own_times: Times | None = None
     staged: bool = False
     denoiser: Callable[[Output], Velocity] | None = None
@@ -302,6 +312,8 @@ METHODS: dict[str, Method] = {
     ),
     # Luo et al. 2025 (2512.15657); F(x, t, t) is the velocity
     "flowmap": Method(losses.flow_map, lambda sigma: LinearPath(0.0), times=flow_map_times, staged=True),
+    # Geng et al. 2025 (2512.02012); u(x, t, t) is the velocity
+    "meanflow": Method(losses.mean_flow, lambda sigma: LinearPath(0.0), times=mean_flow_times, bare=True),
     # Geng et al. 2024 (2406.14548), of a velocity network or of IDFF's; the latter's pairs share the bridge's noise
     "ect": tuned(end_of_velocity, lambda sigma: BridgePath(0.0)),
     "ect_idff": tuned(end_of_heads, BridgePath, needs_sigma=True, heads=2),

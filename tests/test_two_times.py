@@ -8,8 +8,8 @@ import torch
 from common import checkpoint
 from common.cli.configs import TrainConfig
 from common.generate import Sampler, guided, velocity_of
-from common.losses import LAST_SHARE, flow_map, squared_error
-from common.methods import flow_map_times, make_loss
+from common.losses import LAST_SHARE, flow_map, mean_flow, squared_error
+from common.methods import METHODS, flow_map_times, make_loss, mean_flow_times
 from common.networks import MLP, build_network, network_description, with_second_time
 from common.paths import LinearPath
 from common.solvers import CountNFE, follow_map, integrate, time_grid
@@ -147,6 +147,129 @@ def test_times_are_ordered_logit_normal_and_reach_everywhere():
     assert place.mean().item() == pytest.approx(0.5, abs=0.02), "the others anywhere"
 
 
+LINE = LinearPath(0.0)
+
+
+def toy(seed=0, dropout=0.0):
+    """A network of two times in float64, smooth, with random weights."""
+    net = MLP(2, 16, 2, torch.nn.SiLU, two_times=True)
+    net.net.insert(2, torch.nn.Dropout(dropout))
+    return randomised(net, seed).double().train()
+
+
+def toy_pairs(n=6):
+    x0, x1 = torch.randn(2, n, 2, dtype=F64, generator=torch.Generator().manual_seed(1))
+    return x0, x1, torch.linspace(0.05, 0.7, n, dtype=F64), torch.linspace(0.9, 1.0, n, dtype=F64)
+
+
+def gradient(loss, net):
+    return torch.cat([p.flatten() for p in torch.autograd.grad(loss.mean(), [*net.parameters()])])
+
+
+def test_the_end_one_of_a_flow_map_is_consistency_training():
+    """(1 - t) (F - target) = D(x_t, t) - D(x_l, l) for D(x, t) = x + (1 - t) F(x, t, 1)."""
+    net, (x0, x1, t, _) = toy(), toy_pairs()
+    alpha = LAST_SHARE**0.3
+    later = t + alpha * (1 - t)
+
+    def end(t):
+        x, one = (1 - t)[:, None] * x0 + t[:, None] * x1, torch.ones_like(t)
+        return x + (1 - t)[:, None] * net(x, t, None, one)
+
+    error = squared_error(end(t), end(later).detach()) / (1 - t) ** 2
+    wanted = error / alpha * (error.detach() / alpha**2 + 1e-3) ** -0.75
+    loss = flow_map(net, LINE, x0, x1, t, None, None, torch.ones_like(t), 0.3)
+    torch.testing.assert_close(loss, wanted.float(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(gradient(loss, net), gradient(wanted, net), rtol=1e-3, atol=1e-5)
+
+
+def test_the_limit_of_a_flow_map_is_mean_flow():
+    """With data that x_t tells, x1 = 3 x0, and the exact velocity at r = t, both residuals are the same."""
+    rest, (x0, _, t, r) = toy(), toy_pairs(1)
+    x1 = 3 * x0
+
+    def net(x, t, y, r):
+        return 2 * x / (1 + 2 * t)[:, None] + (r - t)[:, None] * rest(x, t, y, r)
+
+    a = gradient(flow_map(net, LINE, x0, x1, t, None, None, r, 1.0), rest)
+    b = gradient(mean_flow(net, LINE, x0, x1, t, None, None, r), rest)
+    assert torch.cosine_similarity(a, b, dim=0) > 1 - 1e-5 and a.norm() > 1e-3
+
+
+def test_without_an_interval_mean_flow_is_flow_matching_to_the_bit():
+    net, (x0, x1, t, _) = toy(), toy_pairs()
+    plain = make_loss("rf")(lambda x, t, y: net(x, t, y), x0, x1, t, None)
+    loss = make_loss("meanflow")(net, x0, x1, t, None, r=t)
+    assert torch.equal(loss, plain)
+    weighted = plain / (plain.detach() + 0.01 / 2)  # of the sum over 2 coordinates: S / (S + 0.01)
+    torch.testing.assert_close(gradient(loss, net), gradient(weighted, net))
+
+
+def test_the_exact_mean_velocity_is_where_mean_flow_rests():
+    """There V is the velocity x s' / s itself, and the gradient is 0 in any direction."""
+    x0, x1 = pairs(200_000)
+    t, r = (torch.full((len(x0),), value, dtype=F64) for value in (0.3, 0.9))
+
+    def slope(at):
+        theta = torch.tensor(at, dtype=F64, requires_grad=True)
+
+        def net(x, t, y, r):
+            velocity = x * ((t / 4 - (1 - t)) / ((1 - t) ** 2 + t**2 / 4))[:, None]
+            mean = velocity if torch.equal(t, r) else exact(x, t, r)
+            return mean + theta * (r - t)[:, None] * x
+
+        loss = mean_flow(net, LINE, x0, x1, t, None, None, r)
+        return torch.autograd.grad(loss.mean(), theta)[0].item(), loss.detach(), net
+
+    below, rest, above = slope(-0.5), slope(0.0), slope(0.5)
+    xt = (1 - t)[:, None] * x0 + t[:, None] * x1
+    v = rest[2](xt, t, None, t).detach()
+    torch.testing.assert_close(rest[1], squared_error(v, x1 - x0), rtol=1e-4, atol=1e-5)
+    print(below[0], rest[0], above[0])
+    assert abs(rest[0]) < 0.01 and below[0] < -0.1 and above[0] > 0.1
+
+
+def test_its_derivative_is_that_of_differences_along_the_network_s_own_velocity():
+    net, (x0, x1, t, r) = toy(dropout=0.5), toy_pairs()
+    xt, h = (1 - t)[:, None] * x0 + t[:, None] * x1, 1e-5
+
+    def u(x, t, r):
+        torch.manual_seed(0)  # the same dropout in every call
+        return net(x, t, None, r)
+
+    v = u(xt, t, t)
+    rate = (u(xt + h * v, t + h, r) - u(xt - h * v, t - h, r)) / (2 * h)
+    wanted = squared_error(u(xt, t, r) - (r - t)[:, None] * rate.detach(), x1 - x0)
+    torch.manual_seed(0)
+    loss = mean_flow(net, LINE, x0, x1, t, None, None, r)
+    torch.testing.assert_close(loss, wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        gradient(loss, net), gradient(wanted / (wanted.detach() + 0.005), net), rtol=1e-3, atol=1e-5
+    )
+
+
+def test_the_derivative_is_the_bare_network_s_in_float32():
+    """What wraps it (processes, a half) is asked once, with gradient."""
+    net, (x0, x1, t, r) = toy(), toy_pairs()
+    calls = []
+
+    def wrapped(*inputs):
+        calls.append(torch.is_grad_enabled())
+        return net(*inputs).half()
+
+    loss = mean_flow(wrapped, LINE, x0, x1, t, None, None, r, bare=net)
+    assert calls == [True]
+    torch.testing.assert_close(loss, mean_flow(net, LINE, x0, x1, t, None, None, r), rtol=1e-2, atol=1e-2)
+
+
+def test_half_of_its_intervals_are_empty_and_the_others_those_of_a_flow_map():
+    u, v = torch.rand(2, 2000, generator=torch.Generator().manual_seed(0))
+    t, r = mean_flow_times(u, v)
+    t_map, r_map = flow_map_times(u, 2 * v - 1)
+    empty = v < 0.5
+    assert torch.equal(t, t_map) and torch.equal(r[empty], t[empty]) and torch.equal(r[~empty], r_map[~empty])
+
+
 # ---- from training to samples
 
 
@@ -158,36 +281,41 @@ def test_jumps_of_the_exact_map_are_exact_on_any_grid():
         assert torch.allclose(path[-1], 0.5 * x, atol=1e-6) and count.nfe == len(times) - 1 == len(path) - 1
 
 
-def test_a_flow_map_is_learnt_and_one_step_is_the_fine_solution():
+@pytest.mark.parametrize(("method", "steps", "lr"), [("flowmap", 500, 1e-2), ("meanflow", 300, 2e-2)])
+def test_a_flow_map_is_learnt_and_one_step_is_the_fine_solution(method, steps, lr):
     torch.manual_seed(0)
-    net = MLP(1, 64, 2, torch.nn.SiLU, two_times=True)
-    steps, loss = 1500, make_loss("flowmap")
+    net, loss = MLP(1, 64, 2, torch.nn.SiLU, two_times=True), make_loss(method)
 
     def loss_at(step):
         g = torch.Generator().manual_seed(step)
         x0, x1 = torch.randn(256, 1, generator=g), 0.5 * torch.randn(256, 1, generator=g)
-        t, r = flow_map_times(torch.rand(256, generator=g), torch.rand(256, generator=g))
-        return loss(net, x0, x1, t, None, r=r, progress=step / steps).mean()
+        u, v = torch.rand(256, generator=g), torch.rand(256, generator=g)
+        t, r = METHODS[method].times(u, v)
+        progress = {"progress": step / steps} if METHODS[method].staged else {}
+        return loss(net, x0, x1, t, None, r=r, **progress).mean()
 
-    fit(net, loss_at, steps, lr=3e-3)
+    fit(net, loss_at, steps, lr=lr, ema_decay=0.99)
     x = torch.linspace(-2, 2, 41)[:, None]
     with torch.no_grad():
-        fine = integrate(velocity_of(net, "flowmap"), x, time_grid(100), "heun")
+        fine = integrate(velocity_of(net, method), x, time_grid(100), "heun")
         one = follow_map(guided(net), x, time_grid(1))
-        euler = integrate(velocity_of(net, "flowmap"), x, time_grid(1), "euler")
+        euler = integrate(velocity_of(net, method), x, time_grid(1), "euler")
     errors = [(y - 0.5 * x).abs().mean().item() for y in (fine, one, euler)]
     assert errors[0] < 0.1, "F(x, t, t) is the velocity"
     assert errors[1] < 0.1 and errors[2] > 0.3, "one jump is the whole way, one Euler step is not"
 
 
-def test_a_folder_trains_and_samples_one(tmp_path):
-    final = run(tmp_path / "run", method="flowmap", num_classes=3, total_steps=2, sample_step=2, val_step=1)
+@pytest.mark.parametrize("method", ["flowmap", "meanflow"])
+def test_a_folder_trains_and_samples_one(tmp_path, method):
+    more = {"num_classes": 3, "total_steps": 2, "sample_step": 2, "val_step": 1, "attention_resolutions": (8,)}
+    final = run(tmp_path / "run", method=method, mixed_precision="bf16", dropout=0.1, **more)
     net, info = checkpoint.load_network(final)
     assert net.end_embed is not None and info["network"]["two_times"] is True
     rows = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert rows.count("val_loss") == 2 and list((tmp_path / "run" / "samples").glob("*.png"))
-    sampler = Sampler(net, "flowmap", (1, 8, 8), solver="flowmap", n_steps=2, cfg=2.0)
-    images, nfe = sampler.sample(range(3), torch.arange(3))
-    assert images.shape == (3, 1, 8, 8) and nfe == 4
+    for steps in (1, 3):
+        sampler = Sampler(net, method, (1, 8, 8), solver="flowmap", n_steps=steps, grid="cosine", cfg=2.0)
+        images, nfe = sampler.sample(range(3), torch.arange(3))
+        assert images.shape == (3, 1, 8, 8) and images.isfinite().all() and nfe == 2 * steps
     with pytest.raises(ValueError, match="needs weights of two times; rf has one: use euler"):
         Sampler(net, "rf", (1, 8, 8), solver="flowmap")(range(2))

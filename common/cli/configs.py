@@ -59,8 +59,9 @@ class TrainConfig:
 
     # ---- what is learnt
     method: MethodName = "cfm"
-    """cfm, otcfm, fm (Lipman), sbcfm, rf (rectified flow), idff (data and score heads), flowmap (of two times); ect and
-    ect_idff: consistency tuning of --init, the weights of a velocity and of idff, for one to four steps"""
+    """cfm, otcfm, fm (Lipman), sbcfm, rf (rectified flow), idff (data and score heads); flowmap, meanflow: the
+    mean velocity between two times, for one step or more; ect and ect_idff: consistency tuning of --init, the weights
+    of a velocity and of idff, for one to four steps"""
     sigma: NotNegative = 0.0
     """Noise of the path: its constant spread (cfm, otcfm, fm) or the bridge's sigma (sbcfm, idff)"""
     flow_weight: NotNegative = 2.0

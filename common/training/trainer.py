@@ -135,7 +135,10 @@ class Trainer:
         """
         loss = self.loss if self.net.training else self.held_out_loss
         more = {} if batch.r is None else {"r": batch.r}
-        if method_of(self.config.method).staged:
+        method = method_of(self.config.method)
+        if method.bare:
+            more["bare"] = self.net
+        if method.staged:
             more["progress"] = self.progress if self.net.training else 1.0
         return loss(network, batch.x0, batch.x1, batch.t, batch.noise, batch.y, **more)
 

@@ -29,6 +29,7 @@ COMMON = {"num_classes": 3, "total_steps": 3, "dropout": 0.0, "val_step": 3, "sa
 RUNS = {
     "plain": {**COMMON, "method": "rf", "ema_std": (0.05, 0.1)},
     "accumulated": {**COMMON, "method": "idff", "sigma": 0.2, "grad_accum": 2, "channel_mult": (1, 2)},
+    "derivative": {**COMMON, "method": "meanflow"},
 }
 TIMED = {**RUNS["plain"], "minutes": 0.1, "lr_decay": "cosine"}
 SST = replace(sst_config.smoke(sst_config.DEFAULT), device="cpu", spread="validation")
