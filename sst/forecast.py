@@ -247,7 +247,8 @@ def derived_name(box: Climate) -> str:
 
 def fit_spread(model: Forecaster, data: World, members: int) -> tuple[float, ...]:
     """Factors that make the spread-skill ratio 1 at each lead of forecasts of the validation years."""
-    from sst.skill import area_of, by_lead, spread_skill_ratio
+    from sst.scores import by_lead, spread_skill_ratio
+    from sst.skill import area_of
 
     plain = replace(model, spread=())
     starts = data.starts(replace(model.options, starts=min(model.options.starts or 24, 24)), validation=True)

@@ -1,4 +1,4 @@
-"""Scores of ensemble forecasts: CRPS, the error of the mean, spread-skill ratio, ranks.
+"""Scores of ensemble forecasts: CRPS, energy score, error of the mean, spread-skill ratio, ranks, events, spectra.
 
 Forecasts are ensembles of M members, shape (M, ...); targets have shape (...). Weights (a mask, areas, or both) are
 broadcast to the target and are zero where nothing counts, as on land; members and targets must be finite there too.
@@ -10,9 +10,10 @@ import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from common.metrics import crps_ensemble
+AT_ONCE = 64  # fields of an energy score: what memory they take
 
 Score = Callable[[Tensor, Tensor, "Tensor | None"], float]
 
@@ -46,20 +47,6 @@ def normalised(weights: Tensor, like: Tensor) -> Tensor:
     return w / total
 
 
-def crps(members: Tensor, target: Tensor, weights: Tensor | None = None, fair: bool = False) -> float:
-    """Weighted mean of ``common.metrics.crps_ensemble``; a single member gives the mean absolute error.
-
-    Args:
-        members: (M, ...).
-        target: (...).
-        weights: Broadcast to the target; None: all count alike.
-        fair: Without the bias of a finite ensemble; needs M >= 2.
-    """
-    scores = crps_ensemble(members, target, fair=fair, mean=False)
-    assert isinstance(scores, Tensor)
-    return weighted_mean(scores, weights)
-
-
 def crps_gaussian(mean: Tensor, std: Tensor | float, target: Tensor) -> Tensor:
     """CRPS of normal distributions: s (z (2 Phi(z) - 1) + 2 phi(z) - 1 / sqrt(pi)), z = (y - mean) / s.
 
@@ -81,17 +68,68 @@ def crps_gaussian(mean: Tensor, std: Tensor | float, target: Tensor) -> Tensor:
     return torch.where(s > 0, scores, error.abs())
 
 
-def mse_of_mean(members: Tensor, target: Tensor, weights: Tensor | None = None) -> float:
-    """Mean squared error of the ensemble's mean; shapes as in ``crps``."""
-    return weighted_mean((members.double().mean(0) - target.double()).square(), weights)
+def energy_score(members: Tensor, target: Tensor, weights: Tensor | None = None, fair: bool = False) -> float:
+    """Energy score of whole fields: mean |x_i - y| - sum_ij |x_i - x_j| / (2 M^2), |.| the weighted RMS over a field.
+
+    The CRPS of many cells at once: it sees whether the members' patterns, not only their values at each cell, are the
+    truth's, although weakly. ``fair``: divided by 2 M (M - 1), on average the score of what the members are drawn from.
+    Cost M^2 cells for each target.
+
+    Args:
+        members: (M, N, ...): N fields.
+        target: (N, ...).
+        weights: Broadcast to the target; a field counts by the sum of its own.
+        fair: See above; needs M >= 2.
+
+    Source: Gneiting and Raftery 2007, eq. 22 (beta = 1); Ferro 2014 for the fair score.
+    """
+    m = _count(members, target, 1 + fair)
+    w = normalised(torch.ones(()) if weights is None else weights, target).flatten(1)  # (N, cells)
+    total = 0.0
+    for rows in torch.arange(len(w)).split(AT_ONCE):
+        shares = w[rows].sum(1)
+        inside = (w[rows] / shares.clamp(min=torch.finfo(w.dtype).tiny)[:, None]).sqrt()
+        off = (members[:, rows].double() - target[rows].double()).flatten(2).transpose(0, 1) * inside[:, None]
+        pairs = torch.cdist(off, off, compute_mode="use_mm_for_euclid_dist")  # (N, M, M)
+        pairs = pairs.sum((1, 2)) - pairs.diagonal(dim1=1, dim2=2).sum(1)  # of rounding
+        total += (shares * (off.norm(dim=2).mean(1) - pairs / (2 * m * (m - 1 if fair else m)))).sum().item()
+    return total
 
 
-def spread_skill_ratio(members: Tensor, target: Tensor, weights: Tensor | None = None) -> float:
-    """sqrt((M + 1) / M) sqrt(mean variance of the members) / RMSE of their mean: 1 if members and target are alike.
+def squared_error(members: Tensor, target: Tensor, fair: bool = False) -> Tensor:
+    """Squared error of the members' mean at each target, float64, (...).
+
+    ``fair``: less the members' variance / M, on average the error of the mean of infinitely many; the root of its mean
+    is the fair RMSE. Single values may be below 0.
+
+    Args:
+        members: (M, ...); M >= 2 if fair.
+        target: (...).
+    """
+    m = _count(members, target, 1 + fair)
+    error = (members.double().mean(0) - target.double()).square()
+    return error - members.double().var(0) / m if fair else error
+
+
+def expected_error(members: Tensor, target: Tensor) -> Tensor:
+    """(M + 1) / M times the members' variance: the squared error of their mean if they are reliable; float64, (...).
 
     The variance has the divisor M - 1. If the target is one more draw of the members' distribution with variance s^2,
     the squared error of the mean of M members is (1 + 1 / M) s^2 on average, hence the factor, which published tables
-    often leave out; it is 1.01 for 50 members. Below 1 the ensemble is overconfident.
+    often leave out; its root is 1.01 for 50 members. The root of the mean over targets is called the spread.
+
+    Args:
+        members: (M, ...), M >= 2.
+        target: (...), for its shape.
+
+    Source: Fortin et al. 2014 (J. Hydrometeorology 15), eq. 15.
+    """
+    m = _count(members, target, 2)
+    return (m + 1) / m * members.double().var(0)
+
+
+def spread_skill_ratio(members: Tensor, target: Tensor, weights: Tensor | None = None) -> float:
+    """Spread over the RMSE of the members' mean: 1 if members and target are alike, below 1 if overconfident.
 
     Args:
         members: (M, ...), M >= 2.
@@ -100,16 +138,33 @@ def spread_skill_ratio(members: Tensor, target: Tensor, weights: Tensor | None =
 
     Raises:
         ValueError: fewer than 2 members, or shapes that do not fit.
-
-    Source: Fortin et al. 2014 (J. Hydrometeorology 15), eq. 15.
     """
-    m = len(members)
-    if m < 2 or members.shape[1:] != target.shape:
+    spread, error = (weighted_mean(f(members, target), weights) for f in (expected_error, squared_error))
+    return math.sqrt(spread / error) if error > 0 else math.inf
+
+
+def _count(members: Tensor, target: Tensor, least: int) -> int:
+    """M, of members (M, ...) that fit to a target (...); raises ValueError unless they do."""
+    if members.ndim == 0 or len(members) < least or members.shape[1:] != target.shape:
         shapes = f"{tuple(members.shape)} and {tuple(target.shape)}"
-        raise ValueError(f"members and target have shapes {shapes}: need (M, ...) and (...), M >= 2")
-    variance = weighted_mean(members.double().var(0), weights)
-    error = mse_of_mean(members, target, weights)
-    return math.sqrt((m + 1) / m) * math.sqrt(variance / error) if error > 0 else math.inf
+        raise ValueError(f"members and target have shapes {shapes}: need (M, ...) and (...), M >= {least}")
+    return len(members)
+
+
+def brier(probability: Tensor, happened: Tensor, members: int = 0) -> Tensor:
+    """Brier scores (p - o)^2 of an event, float64.
+
+    Args:
+        probability: Of the event, shape (...).
+        happened: Whether it did, shape (...).
+        members: M where the probability is a share of M members: less p (1 - p) / (M - 1), on average the score of the
+            probability that the members are drawn with. 0: the probability is one.
+
+    Source: Brier 1950; Ferro 2014, eq. 6, for the fair score.
+    """
+    p = probability.double()
+    scores = (p - happened.double()).square()
+    return scores - p * (1 - p) / (members - 1) if members else scores
 
 
 def rank_histogram(
@@ -130,8 +185,7 @@ def rank_histogram(
 
     Source: Hamill 2001 (Monthly Weather Review 129).
     """
-    if members.ndim == 0 or members.shape[1:] != target.shape:
-        raise ValueError(f"members and target have shapes {tuple(members.shape)} and {tuple(target.shape)}")
+    _count(members, target, 1)
     below, ties = (members < target).sum(0), (members == target).sum(0)
     u = torch.rand(target.shape, generator=generator, dtype=torch.float64).to(target.device)
     ranks = below + (u * (ties + 1)).floor().long()
@@ -139,6 +193,40 @@ def rank_histogram(
     return torch.zeros(len(members) + 1, dtype=torch.float64, device=w.device).index_add_(
         0, ranks.flatten(), w.flatten()
     )
+
+
+def ring_power(fields: Tensor, window: Tensor) -> Tensor:
+    """Power of square fields by wavenumber, through a window that hides land and edges.
+
+    Args:
+        fields: (..., side, side).
+        window: Broadcast to them; zero where nothing counts.
+
+    Returns:
+        Mean of |modes|^2 over the ring of the waves on a side 1, 2, ..., side // 2, float64, (..., side // 2).
+    """
+    side = fields.shape[-1]
+    modes = torch.fft.rfft2(fields.double() * window).abs().square()
+    waves = torch.cartesian_prod(torch.fft.fftfreq(side), torch.fft.rfftfreq(side)).mul(side)
+    ring = waves.norm(dim=1).round().long()
+    twice = torch.where((waves[:, 1] == 0) | (2 * waves[:, 1] == side), 1.0, 2.0).double()  # the other half's modes
+    rings = F.one_hot(ring).double()[:, 1 : side // 2 + 1] * twice[:, None]
+    return modes.flatten(-2) @ (rings / rings.sum(0))
+
+
+def spectrum_ratio(members: Tensor, target: Tensor, window: Tensor) -> Tensor:
+    """Power of the members over that of the targets by ring: 1 for fields as rough as the truth, less for smooth ones.
+
+    Args:
+        members: (M, N, side, side).
+        target: (N, side, side).
+        window: Broadcast to the target, see ``ring_power``.
+
+    Returns:
+        (side // 2,), float64, of the powers' means over members and targets.
+    """
+    power = torch.stack([ring_power(m, window).sum(0) for m in members]).mean(0)
+    return power / ring_power(target, window).sum(0)
 
 
 def by_lead(score: Score, members: Tensor, target: Tensor, weights: Tensor | None = None) -> list[float]:

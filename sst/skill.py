@@ -1,32 +1,66 @@
-"""Scores of forecasts beside those of persistence, climatology, damped persistence and, where it is known, the best."""
+"""Verification of forecasts beside persistence, climatology, damped persistence and, where it is known, the best."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from sst import linear
-from sst.scores import by_lead, crps, crps_gaussian, mse_of_mean, rank_histogram, spread_skill_ratio, weighted_mean
+from common.metrics import crps_ensemble
+from common.runtime import generator
+from sst import climate as C
+from sst import linear, scores
+from sst.scores import crps_gaussian, weighted_mean
+from sst.synthetic import season
 
 if TYPE_CHECKING:
     from sst.forecast import Ensemble, World
 
-# Baselines: the first three say one number, and score its absolute error; the others a normal distribution.
+# Baselines: the first three say one number, and score its absolute error; the others a distribution.
 POINT = ("persistence", "climatology", "damped persistence")
-GAUSSIAN = ("climatology, Gaussian", "damped persistence, Gaussian")
-FITTED = "damped persistence, fitted"  # the last one, its spread fitted to the validation years like the flow's
+PAST = "climatological ensemble"  # the fields of the training years at that time of the year
+GAUSSIAN = ("climatology, Gaussian", "damped persistence, Gaussian")  # the latter is an AR(1) process in each cell
+FITTED = "damped persistence, fitted"  # its spread fitted to the validation years like the flow's
 LINEAR = "linear inverse model"  # a normal distribution, see linear.py
 EXACT = "exact"
+WARM = 0.9  # quantile of the training years beyond which a cell is in a marine heat wave
+DRAWN = 20  # members of a normal forecast, for its energy score (fair, so of any number) and spectrum
+NEAR = 1 / 8  # of a year: how far from a date's season the climatological ensemble looks
+UNITS = {"normalised": "standard deviations", "deg_C": "deg C"}
+
+
+@dataclass(frozen=True)
+class Members:
+    """A forecast by members, (L, M, N, H, W), in standard deviations."""
+
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class Normal:
+    """A forecast by a normal distribution in each cell; mean and std (L, N, H, W); std None: a single number."""
+
+    mean: Tensor
+    std: Tensor | None
+
+
+Forecast = Members | Normal
 
 
 def area_of(data: World, box: Tensor) -> Tensor:
     """Weights of the cells of each forecast, (N, H, W)."""
     return torch.stack([data.boxes[k].area for k in box.tolist()])
+
+
+def warm_of(data: World, box: Tensor) -> Tensor:
+    """The warm decile of the training years at each cell, (N, H, W), in standard deviations."""
+    limits = [np.quantile(b.anomalies[: data.parts.val].numpy(), WARM, axis=0) for b in data.boxes]
+    return torch.from_numpy(np.stack(limits)).float()[box]
 
 
 def std_of(data: World, box: Tensor) -> Tensor:
@@ -44,27 +78,45 @@ def fitted_spread(data: World, frames: Tensor, leads: int) -> Tensor:
     return torch.tensor(factors)
 
 
-def baselines(
-    data: World, drawn: Ensemble, validation: Tensor | None = None
-) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """Mean and standard deviation (None: a single number) of each baseline, (L, N, H, W), in standard deviations.
+def baselines(data: World, drawn: Ensemble, validation: Tensor | None = None) -> dict[str, Forecast]:
+    """The forecasts to compare with, by name, for the starts of some others.
 
     ``validation``: frames of forecasts to which the spread of one more, FITTED, is fitted.
     """
     leads = len(drawn.target)
     maps = {n: torch.stack([getattr(data.boxes[k], n) for k in drawn.box.tolist()], 1) for n in ("damping", "residual")}
     still, zero = drawn.start.expand(leads, *drawn.start.shape), torch.zeros_like(drawn.target)
-    damped = maps["damping"][:leads] * drawn.start
-    found: dict[str, tuple[Tensor, Tensor | None]] = dict(zip(POINT, ((still, None), (zero, None), (damped, None))))
-    found[GAUSSIAN[0]] = (zero, torch.ones_like(zero))
-    found[GAUSSIAN[1]] = (damped, maps["residual"][:leads])
-    found[LINEAR] = inverse(data, drawn)
+    damped, residual = maps["damping"][:leads] * drawn.start, maps["residual"][:leads]
+    found: dict[str, Forecast] = {name: Normal(mean, None) for name, mean in zip(POINT, (still, zero, damped))}
+    found[PAST] = Members(climatological(data, drawn))
+    found[GAUSSIAN[0]] = Normal(zero, torch.ones_like(zero))
+    found[GAUSSIAN[1]] = Normal(damped, residual)
+    found[LINEAR] = Normal(*inverse(data, drawn))
     if validation is not None:
         factors = fitted_spread(data, validation, leads)[:, None, None, None]
-        found[FITTED] = (damped, factors * maps["residual"][:leads])
+        found[FITTED] = Normal(damped, factors * residual)
     if data.fields.made is not None:
-        found[EXACT] = exact(data, drawn)
+        found[EXACT] = Normal(*exact(data, drawn))
     return found
+
+
+def climatological(data: World, drawn: Ensemble) -> Tensor:
+    """Fields of the training years whose season is the target's, up to 1/8 of a year, as members (L, M, N, H, W).
+
+    As many at each date, no more than the forecast has, evenly spread over the years.
+    """
+    leads = torch.arange(1, len(drawn.target) + 1)
+    when = torch.from_numpy(season(data.fields.times))
+    off = (when[drawn.frame + leads[:, None]][..., None] - when[: data.parts.val] + 0.5) % 1 - 0.5  # (L, N, T)
+    near = off.abs() <= NEAR + 1e-9
+    count = max(2, min(drawn.members.shape[1], int(near.sum(-1).min())))
+    values = drawn.members.new_empty(len(leads), count, *drawn.target.shape[1:])
+    for lead in range(len(leads)):
+        for n, k in enumerate(drawn.box.tolist()):
+            frames = torch.nonzero(near[lead, n]).flatten()
+            chosen = frames[torch.linspace(0, len(frames) - 1, count).round().long()]
+            values[lead, :, n] = data.boxes[k].anomalies[chosen]
+    return values
 
 
 def inverse(data: World, drawn: Ensemble) -> tuple[Tensor, Tensor]:
@@ -93,66 +145,195 @@ def exact(data: World, drawn: Ensemble) -> tuple[Tensor, Tensor]:
     return torch.stack(means), torch.stack(stds)
 
 
-def crps_of(forecast: tuple[Tensor, Tensor | None], target: Tensor, weights: Tensor) -> list[float]:
-    """CRPS at each lead of a mean and a standard deviation, (L, N, H, W)."""
-    mean, std = forecast
-    scores = (mean - target).abs() if std is None else crps_gaussian(mean, std, target)
-    return [weighted_mean(score, weights) for score in scores]
+# ---- scores
 
 
-def evaluate(data: World, drawn: Ensemble, seed: int = 0, validation: Tensor | None = None) -> dict[str, Any]:
-    """All scores, per lead and averaged over leads, in standard deviations and in deg C; see ``baselines``.
+def cells(forecast: Forecast, target: Tensor) -> dict[str, tuple[int, Tensor]]:
+    """What is averaged over the cells of one lead, with the power of the unit that it has; each (N, H, W).
+
+    ``forecast`` is that of the lead: members (M, N, H, W), or mean and std (N, H, W). ``variance`` is the squared error
+    that the forecast expects.
+    """
+    if isinstance(forecast, Members):
+        x = forecast.values
+        found = {"crps": (1, crps_ensemble(x, target, mean=False)), "mse": (2, scores.squared_error(x, target))}
+        found["crps_fair"] = (1, crps_ensemble(x, target, fair=True, mean=False))
+        found["mse_fair"] = (2, scores.squared_error(x, target, fair=True))
+        return found | {"variance": (2, scores.expected_error(x, target))}  # type: ignore[return-value]
+    error = forecast.mean - target
+    if forecast.std is None:
+        return {"crps": (1, error.abs()), "mse": (2, error.square())}
+    crps = crps_gaussian(forecast.mean, forecast.std, target)
+    return {"crps": (1, crps), "mse": (2, error.square()), "variance": (2, forecast.std.square())}
+
+
+def at_lead(forecast: Forecast, lead: int) -> Forecast:
+    """The part of a forecast that is for one lead, counted from 0."""
+    if isinstance(forecast, Members):
+        return Members(forecast.values[lead])
+    return Normal(forecast.mean[lead], None if forecast.std is None else forecast.std[lead])
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What all forecasts are scored against.
+
+    Args:
+        target: (L, N, H, W), in standard deviations.
+        area: weights (N, H, W).
+        std: deg C of a standard deviation, (N, H, W).
+        warm: limits of the warm event, (N, H, W).
+        window: of spectra, (N, H, W).
+        amplitude: of noise for normal forecasts.
+        members: so many are drawn of these; two at least.
+        seed: of ties and of that noise.
+    """
+
+    target: Tensor
+    area: Tensor
+    std: Tensor
+    warm: Tensor
+    window: Tensor
+    amplitude: Tensor
+    members: int
+    seed: int
+
+    def drawn(self, forecast: Forecast, lead: int) -> Tensor:
+        """Members (M, N, H, W) of a forecast at one lead; a normal one's noise has the innovations' spectrum."""
+        if isinstance(forecast, Members):
+            return forecast.values
+        if forecast.std is None:
+            return forecast.mean[None]
+        draw = generator(self.seed, "normal", lead)
+        return forecast.mean + forecast.std * C.coloured(self.amplitude, (self.members, *forecast.mean.shape), draw).to(
+            forecast.mean
+        )
+
+    def warm_skill(self, forecast: Forecast, lead: int) -> float:
+        """Brier skill of the warm event: 1 - score / score of the constant probability that the training years have."""
+        happened, of_members = self.target[lead] > self.warm, 0
+        if isinstance(forecast, Members):
+            probability, of_members = (forecast.values > self.warm).double().mean(0), len(forecast.values)
+        elif forecast.std is None:
+            probability = (forecast.mean > self.warm).double()
+        else:
+            probability = torch.special.ndtr((forecast.mean - self.warm).double() / forecast.std)
+        known = scores.brier(torch.full_like(probability, 1 - WARM), happened)
+        score = weighted_mean(scores.brier(probability, happened, of_members), self.area)
+        return 1 - score / weighted_mean(known, self.area)
+
+
+def ground(data: World, drawn: Ensemble, seed: int) -> Ground:
+    """See :class:`Ground`."""
+    box = drawn.box
+    windows = torch.stack([C.window(b.ocean, data.fields.torus) for b in data.boxes])[box]
+    places = (area_of(data, box), std_of(data, box), warm_of(data, box), windows)
+    return Ground(drawn.target, *places, data.amplitude, DRAWN, seed)
+
+
+def rows_of(forecast: Forecast, ground: Ground) -> tuple[dict[str, dict[str, list[float]]], dict[str, list[Any]]]:
+    """All scores of a forecast by lead: in each unit, and those without one.
+
+    The energy score of members is the fair one, so that ensembles of any size compare; of a single field it is the
+    weighted RMS error.
+    """
+    units: dict[str, dict[str, list[float]]] = {unit: {} for unit in UNITS}
+    without: dict[str, list[Any]] = {}
+
+    def add(table: dict[str, list[Any]], name: str, value: Any) -> None:
+        table.setdefault(name, []).append(value)
+
+    for lead, target in enumerate(ground.target):
+        part = at_lead(forecast, lead)
+        found, members = cells(part, target), ground.drawn(part, lead)
+        for unit, scale in (("normalised", torch.ones_like(ground.std)), ("deg_C", ground.std)):
+            for name, (power, values) in found.items():
+                add(units[unit], name, weighted_mean(values.double() * scale**power, ground.area))
+            fields = (members * scale, target * scale, ground.area)
+            add(units[unit], "energy", scores.energy_score(*fields, fair=len(members) > 1))
+        variance, error = (units["normalised"].get(key, [None])[-1] for key in ("variance", "mse"))
+        if variance is not None and error is not None:
+            add(without, "ssr", math.sqrt(variance / error) if error > 0 else math.inf)
+        add(without, "brier_skill", ground.warm_skill(part, lead))
+        add(without, "spectrum_ratio", scores.spectrum_ratio(members, target, ground.window).tolist())
+        if isinstance(part, Members):
+            draw = generator(ground.seed, "ties", lead)
+            add(without, "ranks", scores.rank_histogram(members, target, ground.area, draw).tolist())
+    return {unit: _with_means(table) for unit, table in units.items()}, _with_means(without)
+
+
+def evaluate(
+    data: World,
+    drawn: Ensemble,
+    seed: int = 0,
+    validation: Tensor | None = None,
+    name: str = "flow",
+    beside: Mapping[str, Ensemble] | None = None,
+) -> dict[str, Any]:
+    """All scores by lead, and averaged over leads (name_mean), of forecasts and baselines.
+
+    Args:
+        data: the data.
+        drawn: the forecasts.
+        seed: of ties, and of the members that are drawn of normal baselines for energy scores and spectra.
+        validation: see ``baselines``.
+        name: of the forecasts' row.
+        beside: other networks' forecasts from the same starts, by name.
 
     Returns:
-        ``units`` -> name -> {"crps": [...], "mse": [...], "crps_mean": x, "mse_mean": x}, for the flow "crps_fair" too;
-        ``ssr`` (with the factor for a finite ensemble) and ``ssr_mean``; ``ranks``, the rank histogram over all leads.
-        ``exact_ratio``, where the exact forecast is known: CRPS divided by its, per lead and of the averages.
+        ``units`` -> unit -> name -> ``crps``, ``mse`` (of the mean), ``energy`` (fair), and of distributions
+        ``variance`` ((M + 1) / M of the members'), of members ``crps_fair`` and ``mse_fair``; ``without_units`` -> name
+        -> ``ssr`` (root of variance / mse), ``brier_skill`` (of the warm decile, fair), ``spectrum_ratio`` (lead, waves
+        1 to side // 2 of a box), ``ranks`` (lead, members + 1). ``exact_ratio``, where the exact forecast is known:
+        CRPS divided by its. ``row``: the name.
     """
-    area, std = area_of(data, drawn.box), std_of(data, drawn.box)
-    others = baselines(data, drawn, validation)
-    result: dict[str, Any] = {"units": {}}
-    for unit, scale in (("normalised", torch.ones_like(std)), ("deg_C", std)):
-        members, target = drawn.members * scale, drawn.target * scale
-        table = {
-            "flow": {"crps": by_lead(crps, members, target, area), "mse": by_lead(mse_of_mean, members, target, area)}
-        }
-        table["flow"]["crps_fair"] = by_lead(partial(crps, fair=True), members, target, area)
-        for name, (mean, spread) in others.items():
-            scaled = (mean * scale, None if spread is None else spread * scale)
-            errors = [weighted_mean((m - y).square(), area) for m, y in zip(scaled[0], target, strict=True)]
-            table[name] = {"crps": crps_of(scaled, target, area), "mse": errors}
-        result["units"][unit] = {name: _with_means(scores) for name, scores in table.items()}
-    ratios = by_lead(spread_skill_ratio, drawn.members, drawn.target, area)
-    result |= {"ssr": ratios, "ssr_mean": sum(ratios) / len(ratios)}
-    draw = torch.Generator().manual_seed(seed)
-    ranks = [rank_histogram(m, y, area, draw) for m, y in zip(drawn.members, drawn.target, strict=True)]
-    result["ranks"] = torch.stack(ranks).mean(0).tolist()
-    if EXACT in others:
+    networks = {name: drawn, **(beside or {})}
+    all_of = {key: Members(e.members) for key, e in networks.items()} | baselines(data, drawn, validation)
+    truth = ground(data, drawn, seed)
+    rows = {key: rows_of(forecast, truth) for key, forecast in all_of.items()}
+    result: dict[str, Any] = {"row": name, "networks": list(networks)}
+    result["units"] = {unit: {key: in_units[unit] for key, (in_units, _) in rows.items()} for unit in UNITS}
+    result["without_units"] = {key: without for key, (_, without) in rows.items()}
+    result["box"] = data.amplitude.shape[0]
+    if EXACT in rows:
         table = result["units"]["normalised"]
-        result["exact_ratio"] = [a / b for a, b in zip(table["flow"]["crps"], table[EXACT]["crps"], strict=True)]
-        result["exact_ratio_mean"] = table["flow"]["crps_mean"] / table[EXACT]["crps_mean"]
+        result["exact_ratio"] = [a / b for a, b in zip(table[name]["crps"], table[EXACT]["crps"], strict=True)]
+        result["exact_ratio_mean"] = table[name]["crps_mean"] / table[EXACT]["crps_mean"]
     return result
 
 
-def _with_means(scores: dict[str, list[float]]) -> dict[str, Any]:
-    return scores | {f"{key}_mean": sum(values) / len(values) for key, values in scores.items()}
+def _with_means(table: dict[str, list[Any]]) -> dict[str, Any]:
+    return table | {
+        f"{key}_mean": sum(values) / len(values) for key, values in table.items() if isinstance(values[0], float)
+    }
 
 
-def lines(result: Mapping[str, Any], unit: str = "normalised") -> list[str]:
-    """A table for the terminal: CRPS by lead."""
-    table, label = result["units"][unit], {"normalised": "standard deviations", "deg_C": "deg C"}[unit]
-    leads = len(result["ssr"])
-    width = max(map(len, table)) + 2
-    head = f"{f'CRPS, {label}':<{max(width, 26)}}" + "".join(f"lead {k:<3}" for k in range(1, leads + 1)) + "mean"
-    rows = [_line(name, scores["crps"], scores["crps_mean"], width) for name, scores in table.items()]
-    return [head, *rows, _line("spread-skill ratio", result["ssr"], result["ssr_mean"], width)]
+# ---- words
+
+
+def lines(result: Mapping[str, Any]) -> list[str]:
+    """Tables for the terminal, by lead: CRPS, energy score, spread-skill ratio, skill for the warm decile."""
+    units, others = result["units"], result["without_units"]
+    ratios = {key: row for key, row in others.items() if "ssr" in row}
+    tables = [(f"CRPS, {UNITS[unit]}", units[unit], "crps") for unit in UNITS]
+    tables += [("energy score, fair, deg C", units["deg_C"], "energy"), ("spread-skill ratio", ratios, "ssr")]
+    tables += [("Brier skill, warm decile", others, "brier_skill")]
+    return [line for table in tables for line in _table(*table)]
+
+
+def _table(title: str, rows: Mapping[str, Any], key: str) -> list[str]:
+    width = max(len(text) for text in (title, *rows)) + 2
+    leads = len(next(iter(rows.values()))[key])
+    head = f"{title:<{width}}" + "".join(f"lead {k:<3}" for k in range(1, leads + 1)) + "mean"
+    return ["", head, *(_line(name, row[key], row[f"{key}_mean"], width) for name, row in rows.items())]
 
 
 def _line(name: str, values: Sequence[float], mean: float, width: int) -> str:
-    return f"{name:<{max(width, 26)}}" + "".join(f"{v:<8.3f}" for v in values) + f"{mean:.3f}"
+    return f"{name:<{width}}" + "".join(f"{v:<8.3f}" for v in values) + f"{mean:.3f}"
 
 
 def below_everywhere(result: Mapping[str, Any], names: Sequence[str]) -> dict[str, bool]:
     """Whether the CRPS is below each baseline's at every lead."""
     table = result["units"]["normalised"]
-    return {name: all(a < b for a, b in zip(table["flow"]["crps"], table[name]["crps"], strict=True)) for name in names}
+    own = table[result["row"]]["crps"]
+    return {name: all(a < b for a, b in zip(own, table[name]["crps"], strict=True)) for name in names}

@@ -102,15 +102,13 @@ def evaluate(options: Options, data: World, weights: Path, out: Path, device: to
     validation = data.starts(options, validation=True) if options.spread == "validation" else None
     result = skill.evaluate(data, ensemble, options.seed, validation)
     result |= facts_of(model.options, data, ensemble, weights, model.step)
-    for unit in ("normalised", "deg_C"):
-        print("\n".join(["", *skill.lines(result, unit)]))
+    print("\n".join(skill.lines(result)))
     print_verdict(result)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "scores.json", result)
     maps.forecast_maps(out / "forecast.png", data, ensemble, index=len(ensemble.box) // 2)
-    maps.skill_curves(out / "skill.png", result)
-    maps.ranks(out / "ranks.png", result)
-    print(f"figures: {out}/forecast.png, skill.png, ranks.png")
+    maps.verification(out / "verification.png", result, data, ensemble)
+    print(f"figures: {out}/forecast.png, verification.png")
     return result
 
 
@@ -135,7 +133,7 @@ def facts_of(options: Options, data: World, ensemble: Ensemble, weights: Path, s
 
 def print_verdict(result: dict[str, Any]) -> None:
     """Say in words how the forecasts compare."""
-    baselines = [name for name in result["units"]["normalised"] if name not in ("flow", skill.EXACT)]
+    baselines = [name for name in result["units"]["normalised"] if name not in (result["row"], skill.EXACT)]
     names = [name for name, below in skill.below_everywhere(result, baselines).items() if below]
     print(f"\nCRPS below, at every lead: {'; '.join(names) or 'none of the baselines'}")
     if "exact_ratio" in result:
@@ -163,7 +161,7 @@ def draw(options: DrawOptions) -> Path:
         )
     members = min(options.members, 4) if options.smoke else options.members
     ensemble = forecast(model, data, frames[options.start : options.start + 1], members, options.seed)
-    print("\n".join(skill.lines(skill.evaluate(data, ensemble, options.seed), "deg_C")))
+    print("\n".join(skill.lines(skill.evaluate(data, ensemble, options.seed))))
     nfe, seconds = ensemble.nfe, ensemble.seconds
     print(f"{members} members, step {model.step}, NFE {nfe:g} a lead, seed {options.seed}, {seconds:.1f} s")
     name = f"{'smoke-' * options.smoke}forecast_{data.fields.name}.png"

@@ -416,17 +416,26 @@ def test_the_spread_is_fitted_to_the_validation_years(world):
 
 
 def test_members_of_the_exact_forecast_score_like_it(world):
-    starts = world.starts(replace(TINY, starts=0))
+    starts = world.starts(replace(TINY, starts=24))
     drawn = P.forecast(P.Forecaster(Silent(), TINY), world, starts, 2, 0, "")
     mean, std = skill.exact(world, drawn)
     noise = [C.coloured(OCEAN.innovation(k).float(), (40, len(starts), 20, 20), generator(k)) for k in (1, 2, 3)]
     members = torch.stack([m + e / world.boxes[0].std for m, e in zip(mean, noise)], 0).float()
     result = skill.evaluate(world, replace(drawn, members=members))
     assert result["exact_ratio_mean"] == pytest.approx(1 + 1 / 40, abs=0.02)
-    assert result["ssr_mean"] == pytest.approx(1, abs=0.08)
-    table = result["units"]["normalised"]
+    table, others = result["units"]["normalised"], result["without_units"]
+    assert others["flow"]["ssr_mean"] == pytest.approx(1, abs=0.08)
+    assert others["exact"]["ssr_mean"] == pytest.approx(1, abs=0.08)
     assert table["exact"]["crps_mean"] < min(table[name]["crps_mean"] for name in skill.POINT + skill.GAUSSIAN)
-    assert np.abs(np.array(result["ranks"]) * 41 - 1).mean() < 0.25
+    assert np.abs(np.mean(others["flow"]["ranks"], 0) * 41 - 1).mean() < 0.25
+    assert np.abs(np.log(np.array(others["flow"]["spectrum_ratio"])[:, 1:])).max() < 0.35  # as rough as the truth
+    assert np.max(others["damped persistence"]["spectrum_ratio"]) < 1  # a mean is smoother
+    for lead in range(3):  # members say no less than what they are drawn from
+        for key, least in (("brier_skill", 0.02), ("energy", 0.01)):
+            rows = others if key == "brier_skill" else table
+            assert rows["flow"][key][lead] == pytest.approx(rows["exact"][key][lead], abs=least)
+        assert others["exact"]["brier_skill"][lead] > max(others[n]["brier_skill"][lead] for n in skill.POINT)
+        assert table["exact"]["energy"][lead] < min(table[n]["energy"][lead] for n in skill.GAUSSIAN)
     fair = np.mean(table["flow"]["crps_fair"])
     assert fair == pytest.approx(table["exact"]["crps_mean"], rel=0.02)
     assert skill.below_everywhere(result, ["persistence"]) == {"persistence": True}
@@ -454,6 +463,38 @@ def test_baselines_by_hand():
     assert "exact" not in table and (drawn.members[..., :, :] * (1 - box.ocean)).abs().max() >= 0
     land = torch.stack([data.boxes[k].ocean for k in drawn.box.tolist()]) == 0
     assert land.any() and (drawn.members[:, :, land] == 0).all()
+
+
+def test_the_climatological_ensemble_is_of_the_training_years_and_of_the_season(world):
+    """Each frame's field says when it was."""
+    times = world.fields.times
+    named = torch.arange(len(times), dtype=torch.float32)[:, None, None].expand(len(times), 20, 20)
+    told = replace(world, boxes=[replace(world.boxes[0], anomalies=named)])
+    start = told.starts(replace(TINY, starts=3))
+    drawn: Any = SimpleNamespace(members=torch.zeros(3, 30, 3, 20, 20), target=torch.zeros(3, 3, 20, 20))
+    drawn.frame, drawn.box = start, torch.zeros(3, dtype=torch.int64)
+    frames = skill.climatological(told, drawn)[..., 0, 0].long()  # (L, M, N)
+    assert frames.shape[1] == 30 and frames.max() < world.parts.val
+    later = start + torch.arange(1, 4)[:, None]
+    days = S.season(times)
+    off = np.abs((days[frames.numpy()] - days[later.numpy()][:, None] + 0.5) % 1 - 0.5)
+    assert 0.1 < off.max() <= skill.NEAR + 1e-6
+    assert len(frames[0, :, 0].unique()) == 30 and frames[0, :, 0].min() < 73 <= frames[0, :, 0].max()  # of all years
+
+
+def test_the_warm_decile_is_that_of_the_training_years(world):
+    limits = skill.warm_of(world, torch.tensor([0, 0]))
+    training = world.boxes[0].anomalies[: world.parts.val]
+    assert limits.shape == (2, 20, 20) and (training > limits[0]).float().mean().item() == pytest.approx(0.1, abs=0.01)
+    ground = skill.Ground(
+        target=training[None], area=torch.ones(len(training), 20, 20), std=torch.ones(1), warm=limits[0],
+        window=torch.ones(1), amplitude=world.amplitude, members=2, seed=0,
+    )  # fmt: skip
+    always = skill.Normal(torch.full_like(training, -99.0), None)  # never warm: the score is the share of warm cells
+    assert ground.warm_skill(always, 0) == pytest.approx(1 - 0.1 / (0.1 * 0.9), abs=0.01)
+    assert ground.warm_skill(skill.Normal(training, None), 0) == 1
+    known = skill.Normal(torch.zeros_like(training), limits[0].expand_as(training) / 1.2815516)
+    assert ground.warm_skill(known, 0) == pytest.approx(0, abs=1e-3)  # a normal distribution of that decile
 
 
 def rotating(frames: int, noise: float, draw: torch.Generator) -> Tensor:
@@ -492,11 +533,15 @@ def test_patterns_are_those_of_the_covariance(world):
         assert (power.diff() <= 1e-3).all()
 
 
+def parts(forecast: skill.Forecast) -> tuple[Tensor, Any]:
+    assert isinstance(forecast, skill.Normal)
+    return forecast.mean, forecast.std
+
+
 def test_the_linear_inverse_model_is_no_worse_than_damped_persistence(world):
     drawn = P.forecast(P.Forecaster(Silent(), TINY), world, world.starts(replace(TINY, starts=0)), 2, 0, "")
     found = skill.baselines(world, drawn)
-    mean, std = found[skill.LINEAR]
-    damped, _ = found["damped persistence"]
+    (mean, std), (damped, _) = (parts(found[name]) for name in (skill.LINEAR, "damped persistence"))
     assert mean.shape == std.shape == drawn.target.shape and (std > 0).all()
     area = skill.area_of(world, drawn.box)
     assert ((mean - drawn.target).square() * area).sum() < 1.05 * ((damped - drawn.target).square() * area).sum()
@@ -510,8 +555,9 @@ def test_damped_persistence_can_have_its_spread_fitted(world):
     assert torch.allclose(skill.fitted_spread(replace(world, boxes=wild), frames, 3), 2 * factors)
     drawn = P.forecast(P.Forecaster(Silent(), TINY), world, frames[:2], 2, 0, "")
     found = skill.baselines(world, drawn, frames)
-    mean, std = found[skill.FITTED]
-    assert torch.equal(mean, found["damped persistence"][0]) and skill.FITTED not in skill.baselines(world, drawn)
+    mean, std = parts(found[skill.FITTED])
+    assert torch.equal(mean, parts(found["damped persistence"])[0])
+    assert skill.FITTED not in skill.baselines(world, drawn)
     assert torch.allclose(std[1], factors[1] * world.boxes[0].residual[1].expand_as(std[1]))
 
 
@@ -555,11 +601,12 @@ def trained(tmp_path_factory) -> tuple[Path, dict]:
 def test_the_forecaster_trains_scores_and_draws(trained):
     out, result = trained
     final = "CFM_sst_weights_step_final.pt"
-    files = {"forecast.png", "skill.png", "ranks.png", "scores.json", "config.yaml", "metrics.jsonl", "run.lock", final}
+    files = {"forecast.png", "verification.png", "scores.json", "config.yaml", "metrics.jsonl", "run.lock", final}
     files |= {"checkpoint_best.pt", "checkpoint_last.pt", final.replace(".pt", ".json"), "page.html"}
     assert {path.name for path in out.iterdir()} == files
     scores = json.loads((out / "scores.json").read_text())
-    assert scores == result and scores["nfe"] == 2 and scores["members"] == 4 and len(scores["ssr"]) == 3
+    assert scores == result and scores["nfe"] == 2 and scores["members"] == 4
+    assert len(scores["without_units"]["flow"]["ssr"]) == 3 and (out / "verification.png").stat().st_size > 50_000
     assert scores["exact_ratio_mean"] == pytest.approx(np.mean(scores["exact_ratio"]), rel=0.1)
     _, info = checkpoint.load_network(out / final)
     assert info["config"]["box"] == 20 and info["method"]["source"] == "noise"
@@ -572,10 +619,10 @@ def test_weights_are_used_again(trained, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert picture.exists() and f"picture: {picture}" in printed and "NFE 2 a lead" in printed
     drawn = []
-    for name in ("forecast_maps", "skill_curves", "ranks"):
+    for name in ("forecast_maps", "verification"):
         monkeypatch.setattr(maps, name, lambda path, *_, **__: drawn.append(path.name))
     options = replace(TINY, mode="evaluate", weights=str(out), out=str(tmp_path), members=3, n_steps=2)
-    assert pipeline.run(options)["nfe"] == 4 and drawn == ["forecast.png", "skill.png", "ranks.png"]
+    assert pipeline.run(options)["nfe"] == 4 and drawn == ["forecast.png", "verification.png"]
     printed = capsys.readouterr().out
     assert "CRPS / CRPS of the exact forecast" in printed and "spread-skill ratio" in printed
     with pytest.raises(ValueError, match="was trained with --box 20"):
@@ -595,7 +642,8 @@ def test_a_file_with_land_from_training_to_figures(tmp_path):
     array.to_dataset(name="sst").to_netcdf(tmp_path / "sst.nc")
     options = replace(TINY, data=str(tmp_path / "sst.nc"), out=str(tmp_path / "run"), spread="validation", **changes)
     result = pipeline.run(options)
-    assert result["boxes"] == 2 and math.isfinite(result["ssr_mean"]) and "exact_ratio" not in result
+    assert result["boxes"] == 2 and math.isfinite(result["without_units"]["flow"]["ssr_mean"])
+    assert "exact_ratio" not in result
     assert skill.FITTED in result["units"]["deg_C"]
     state = checkpoint.load(tmp_path / "run" / "IDFF_sst_weights_step_final.pt")
     assert len(state["spread"]) == 3 and min(state["spread"]) > 0 and state["config"]["data"] == "sst.nc"
