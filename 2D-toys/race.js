@@ -61,6 +61,9 @@ const MARKS = [ // around (0, 0)
   "M-1.4-5H1.4V-1.4H5V1.4H1.4V5H-1.4V1.4H-5V-1.4H-1.4Z", // plus
   "M-4.6-2.9L-2.9-4.6L0-1.7L2.9-4.6L4.6-2.9L1.7 0L4.6 2.9L2.9 4.6L0 1.7L-2.9 4.6L-4.6 2.9L-1.7 0Z", // cross
   "M4.4 0A4.4 4.4 0 1 1-4.4 0A4.4 4.4 0 1 1 4.4 0ZM2.4 0A2.4 2.4 0 1 0-2.4 0A2.4 2.4 0 1 0 2.4 0Z", // ring
+  "M-4.2-4.2H4.2V4.2H-4.2ZM-2.2-2.2V2.2H2.2V-2.2Z", // frame
+  "M-4.5-4.5L4.5 0L-4.5 4.5Z", // triangle, right
+  "M4.5-4.5L-4.5 0L4.5 4.5Z", // triangle, left
 ];
 function line(parent, k, d) {
   const dashes = methods[k].drawn ? {} : { "stroke-dasharray": "6 4" };

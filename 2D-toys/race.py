@@ -3,7 +3,7 @@
     python race.py
     python race.py --source moons --target 8gaussians
 
-About 95 s of CPU time, which two free cores share. The folder printed at the end holds race.html, which needs neither
+About 150 s of CPU time, which two free cores share. The folder printed at the end holds race.html, which needs neither
 a network nor a server, and race.csv with the same numbers.
 """
 

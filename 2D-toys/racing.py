@@ -31,7 +31,8 @@ REAL = 3  # fresh samples of the target whose W2 is the floor
 PARTICLES = 300  # drawn on the page
 
 # 0.1 is Tong et al.'s for points (2302.00482), 0.2 IDFF's; the bridge of sbcfm is as wide as a mode of the 8 Gaussians.
-SIGMA = {"cfm": 0.1, "otcfm": 0.1, "fm": 0.1, "sbcfm": 0.5, "rf": 0.0, "reflow": 0.0, "idff": 0.2}
+SIGMA = {"cfm": 0.1, "otcfm": 0.1, "fm": 0.1, "sbcfm": 0.5, "rf": 0.0, "idff": 0.2}
+STUDENTS = ("reflow", "seqrf", "ect", "flowmap")  # they follow on rf, see students.py
 
 # In the order of the page: name -> trained method, solver, what it is.
 ENTRIES = {
@@ -44,9 +45,14 @@ ENTRIES = {
     "idff": ("idff", "euler", f"data and score heads ({SIGMA['idff']}): their ODE"),
     "idff (its sampler)": ("idff", "idff", "the same network, its authors' sampler"),
     "cfm (AB2)": ("cfm", "ab2", "the cfm network, second-order steps"),
+    "seqrf": ("seqrf", "euler", "rf, trained on with chords of a quarter of its paths"),
+    "ect": ("ect", "consistency", "rf, tuned to know where its paths end"),
+    "flowmap": ("flowmap", "flowmap", "rf, trained on to know where its paths are at any later time"),
 }
-UNDRAWN = ("cfm (AB2)",)  # with fine steps its paths are those of cfm
+UNDRAWN = ("cfm (AB2)", "ect")  # with fine steps the one's paths are those of cfm; the other knows ends alone
 JOBS = ("rf", "idff", "sbcfm", "cfm", "otcfm", "fm", "real")  # the longest first, so that two workers end together
+
+How = tuple[str, float, int, str]  # solver, sigma, seed, source
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class Options:
 
     # ---- training
     steps: Count = 4000
-    """Training steps of each method; reflow: as many again after rf's"""
+    """Training steps of each method; reflow, seqrf, ect, flowmap: as many again after rf's"""
     batch_size: Count = 128
     """Pairs of a step; the exact coupling's time grows with the square and more"""
     lr: Positive = 5e-3
@@ -153,14 +159,14 @@ def prepare() -> None:
 
 
 def compete(job: str, options: Options) -> dict[str, dict[str, Any]]:
-    """Train one method and measure each entry that samples from its network (and reflow, which follows on rf)."""
+    """Train one method and measure each entry that samples from its network (and rf's students, which follow on it)."""
     if job == "real":
         return {"real": real_samples(options)}
     net, seconds = learnt(job, options)
     results = measured(net, job, seconds, options)
-    if job == "rf":
-        more = follow_on(net, options)
-        results |= measured(net, "reflow", seconds + more, options)
+    for method in STUDENTS if job == "rf" else ():
+        student, more = follow_on(net, method, options)
+        results |= measured(student, method, seconds + more, options)
     return results
 
 
@@ -179,14 +185,14 @@ def learnt(method: str, options: Options) -> tuple[MLP, float]:
     return net, time.process_time() - start
 
 
-def follow_on(net: MLP, options: Options) -> float:
-    """Make rf's network into reflow's; the CPU seconds of the pairs and of the training."""
-    from plane import reflow, reflow_pairs
+def follow_on(teacher: MLP, method: str, options: Options) -> tuple[MLP, float]:
+    """A student of rf's network, and the CPU seconds of its pairs and of its training."""
+    from students import student_of
 
     start = time.process_time()
-    x0, x1 = reflow_pairs(net, options.source, 10 * options.n_samples, options.seed)
-    reflow(net, x0, x1, options.steps, options.batch_size, options.seed, lr=options.lr)
-    return time.process_time() - start
+    how = {"batch_size": options.batch_size, "seed": options.seed, "n_pairs": 10 * options.n_samples, "lr": options.lr}
+    student = student_of(teacher, method, options.source, options.target, options.steps, **how)
+    return student, time.process_time() - start
 
 
 # ---- measuring
@@ -202,7 +208,7 @@ def measured(net: MLP, method: str, seconds: float, options: Options) -> dict[st
     results = {}
     for name, (trained, solver, _) in ENTRIES.items():
         if trained == method:
-            how = (solver, SIGMA[method], options.seed)
+            how = (solver, SIGMA.get(method, 0.0), options.seed, options.source)
             results[name] = about | transport(net, trained, x0, target, how, NFE[:3] if options.smoke else NFE)
     return results
 
@@ -214,30 +220,42 @@ def test_points(options: Options, k: int = 0) -> Tensor:
     return toys.sample(options.target, options.n_samples, generator(options.seed, "race", "test", k))
 
 
-def transport(
-    net: MLP, method: str, x0: Tensor, target: Tensor, how: tuple[str, float, int], budgets: tuple[int, ...]
-) -> dict[str, Any]:
+def transport(net: MLP, method: str, x0: Tensor, target: Tensor, how: How, budgets: tuple[int, ...]) -> dict[str, Any]:
     """What happens to x0, (N, 2): W2 to the target after each number of evaluations, and the paths with fine steps.
 
-    Straightness and energy are those of an ODE's paths: None for the sampler with noise.
+    Straightness and energy are those of an ODE's paths: None for samplers that draw noise, ``idff`` and
+    ``consistency``; the latter has no paths.
+
+    Args:
+        how: see ``How``.
     """
     from common.metrics import straightness, wasserstein2
     from common.solvers import time_grid
-    from plane import sample_paths
 
     w2 = {}
     for n in budgets:
-        states, nfe = sample_paths(net, method, x0, time_grid(n), *how)
+        states, nfe = walk(net, method, x0, n, how)
         w2[nfe] = wasserstein2(states[-1], target)
-    times = time_grid(FINE)
-    states, _ = sample_paths(net, method, x0, times, *how)
-    smooth = how[0] != "idff"
+    times, (states, _) = time_grid(FINE), walk(net, method, x0, FINE, how)
+    smooth = how[0] not in ("idff", "consistency")
     return {
         "w2": w2,
         "straightness": straightness(states, times) if smooth else None,
         "energy": states.diff(dim=0).square().sum(2).mean(1).sum().item() * FINE if smooth else None,
-        "paths": states[:: FINE // (FRAMES - 1), :PARTICLES],
+        "paths": states[:: FINE // (FRAMES - 1), :PARTICLES] if len(states) > FINE else None,
     }
+
+
+def walk(net: MLP, method: str, x0: Tensor, n: int, how: How) -> tuple[Tensor, int]:
+    """States of x0 at the ends of n steps, and the evaluations that they took."""
+    from common.solvers import time_grid
+    from plane import sample_paths
+    from students import sample_steps
+
+    solver, sigma, seed, source = how
+    if method in ("seqrf", "ect", "flowmap"):
+        return sample_steps(net, method, x0, time_grid(n), source, seed)
+    return sample_paths(net, method, x0, time_grid(n), solver, sigma, seed)
 
 
 def real_samples(options: Options) -> dict[str, Any]:

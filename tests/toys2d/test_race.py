@@ -44,7 +44,7 @@ def raced(tmp_path_factory):
     out = tmp_path_factory.mktemp("race")
     result = cold("--smoke", "--workers", 1, "--out", out)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "9 methods in" in result.stdout and f"results: {out}" in result.stdout
+    assert "12 methods in" in result.stdout and f"results: {out}" in result.stdout
     return out, data_of((out / "race.html").read_text(encoding="utf-8"))
 
 
@@ -66,7 +66,7 @@ def test_the_table_holds_the_pages_numbers(raced):
     with open(out / "race.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["name"] for row in rows] == [method["name"] for method in data["methods"]]
-    assert len(rows) == 9 and data["nfe"] == [1, 2, 3]
+    assert len(rows) == 12 and data["nfe"] == [1, 2, 3]
     for row, method in zip(rows, data["methods"], strict=True):
         assert (row["source"], row["target"], row["seed"]) == ("gaussian", "8gaussians", "0")
         assert [float(row[f"w2_nfe_{n}"]) for n in data["nfe"]] == method["w2"]
@@ -107,7 +107,7 @@ def test_the_paths_come_back_within_half_a_level_and_no_name_is_read_as_html():
 def test_every_drawn_method_starts_from_the_same_points(raced):
     _, data = raced
     starts = [decoded(data, method)[0] for method in data["methods"] if method["drawn"]]
-    assert len(starts) == 8 and all(np.array_equal(starts[0], other) for other in starts)
+    assert len(starts) == 10 and all(np.array_equal(starts[0], other) for other in starts)
     ends = [decoded(data, method)[-1] for method in data["methods"] if method["drawn"]]
     assert not any(np.array_equal(a, b) for i, a in enumerate(ends) for b in ends[:i])
 
@@ -124,7 +124,7 @@ class Wind(torch.nn.Module):
 
 def test_a_constant_velocity_is_measured_exactly():
     x0 = torch.randn(60, 2, generator=torch.Generator().manual_seed(1))
-    result = racing.transport(Wind(), "cfm", x0, x0 + torch.tensor([3.0, -4.0]), ("euler", 0.0, 0), (1, 4))
+    result = racing.transport(Wind(), "cfm", x0, x0 + torch.tensor([3.0, -4.0]), ("euler", 0.0, 0, "gaussian"), (1, 4))
     assert list(result["w2"]) == [1, 4] and max(result["w2"].values()) < 1e-5
     assert result["straightness"] < 1e-8 and result["energy"] == pytest.approx(25, rel=1e-4)
     assert result["paths"].shape == (race_page.FRAMES, 60, 2)
@@ -140,12 +140,14 @@ def tiny_race(**changes):
 def test_a_job_is_a_function_of_its_seed(job):
     options = tiny_race(smoke=True)
     first, again, other = (racing.compete(job, o) for o in (options, options, replace(options, seed=1)))
-    assert list(first) == {"rf": ["rf", "reflow"], "sbcfm": ["sbcfm"], "idff": ["idff", "idff (its sampler)"]}[job]
+    names = {"rf": ["rf", *racing.STUDENTS], "sbcfm": ["sbcfm"], "idff": ["idff", "idff (its sampler)"]}
+    assert list(first) == names[job]
     for name, row in first.items():
-        assert row["w2"] == again[name]["w2"] != other[name]["w2"] and torch.equal(row["paths"], again[name]["paths"])
-        assert (row["straightness"] is None) == (name == "idff (its sampler)")
+        assert row["w2"] == again[name]["w2"] != other[name]["w2"]
+        assert row["paths"] is None if name == "ect" else torch.equal(row["paths"], again[name]["paths"])
+        assert (row["straightness"] is None) == (name in ("idff (its sampler)", "ect"))
     if job == "rf":
-        assert first["reflow"]["seconds"] > first["rf"]["seconds"] > 0
+        assert all(first[name]["seconds"] > first["rf"]["seconds"] > 0 for name in racing.STUDENTS)
 
 
 def test_fm_is_left_out_where_the_source_is_not_gaussian(monkeypatch):
@@ -254,13 +256,13 @@ def test_everything_on_the_page_works(raced, page):
     note = json.loads(re.search(r'data-note="(.*?)"', shown)[1].replace("&quot;", '"').replace("&amp;", "&"))
     assert note["opened"] == "t = 0.50" and note["slider"] == "0.5" and note["hidden"] and note["pathsChangeThePicture"]
     assert note["playing"] == "Pause" and note["stopped"] == "Play" and 0.5 < note["went"] <= 1 and note["stays"]
-    assert note["times"] == ["0.25"] * 8 and note["lines"] == 9 and note["bright"] == 1
+    assert note["times"] == ["0.25"] * 10 and note["lines"] == 12 and note["bright"] == 1
     ranked = sorted(data["methods"], key=lambda method: method["w2"][1])
     assert note["tip"].startswith("2 evaluations") and f"{ranked[0]['w2'][1]:.3f}" in note["tip"]
     at_two = {method["name"]: method["w2"][1] for method in data["methods"]}
     for order, names in (("up", sorted(at_two.values())), ("down", sorted(at_two.values(), reverse=True))):
         assert [at_two[name] for name in note[order]] == names
-    assert note["sorted"] == "descending" and note["straight"][-1] == "idff (its sampler)"
+    assert note["sorted"] == "descending" and set(note["straight"][-2:]) == {"idff (its sampler)", "ect"}
     assert f"{data['floor'][0]:.3f}" in note["foot"]
 
 
