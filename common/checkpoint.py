@@ -330,7 +330,7 @@ def _foreign(
 
 def _differences(options: dict[str, Any], network: dict[str, Any], method: str) -> list[str]:
     """Options that contradict a network's description: 'num_channel: 64 given, 128 in the file'."""
-    if network["name"] == "MLP":
+    if network["name"] == "MLP" or not options:
         return []
     facts = {
         "method": method,

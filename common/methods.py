@@ -335,6 +335,8 @@ def method_of(name: str) -> Method:
 def recorded_method(state: Mapping[str, Any]) -> dict[str, Any]:
     """Name, constants and coupling of a checkpoint's method; a file without the coupling has that of its options."""
     method = state["method"]
+    if "coupling" in method:
+        return dict(method)
     return {"coupling": method_of(method["name"]).joint((state.get("config") or {}).get("coupling", "auto")), **method}
 
 

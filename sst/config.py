@@ -44,8 +44,11 @@ class Options:
     """Harmonics of the seasonal cycle, which is fitted to the training years and removed"""
 
     # ---- what is learnt
-    method: Annotated[str, among("cfm", "idff")] = "cfm"
-    """cfm: the velocity; idff: data and score heads on a Brownian bridge"""
+    method: Annotated[str, among("cfm", "idff", "crps")] = "cfm"
+    """cfm: the velocity; idff: data and score heads on a Brownian bridge; crps: no flow, the same network with noise as
+    its input, trained on the fair CRPS of a few members"""
+    train_members: Annotated[int, AtLeast(2)] = 2
+    """crps: members of a training sample, each a call of the network"""
     source: Literal["noise", "state"] = "noise"
     """What the flow starts from: noise, or the present field (data to data)"""
     sigma: NotNegative = 0.0
@@ -109,6 +112,8 @@ class Options:
     """Of the flow's ODE; idff from a state solves its SDE by Euler-Maruyama"""
     n_steps: Count = 1
     """Steps of the solver for each lead; the NFE is counted and printed"""
+    beside: tuple[str, ...] = ()
+    """Other weights, files or run folders, whose forecasts from the same starts get rows in the same tables"""
     spread: Literal["none", "validation"] = "none"
     """validation: scale the spread at each lead by a factor fitted to forecasts of the validation years"""
     chunk: Count = 100
@@ -218,7 +223,7 @@ def run_name(options: Options) -> str:
 def stored(options: Options) -> dict[str, Any]:
     """The options as primitives for a checkpoint, without this machine's paths."""
     plain = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(options).items()}
-    return plain | {"out": "", "weights": "", "data": Path(options.data).name, "resume": "no"}
+    return plain | {"out": "", "weights": "", "beside": [], "data": Path(options.data).name, "resume": "no"}
 
 
 def restored(plain: dict[str, Any], **changes: Any) -> Options:

@@ -10,7 +10,11 @@ without knowing better, is 0: damped persistence. The flow runs from x0 to x1 = 
 
 Each pair (x0, x1) belongs to its own a. A transport plan over a batch would exchange x0 between different a, and change
 p(x1 | a): the coupling stays independent. Noise has the innovations' power spectrum, so little is left to transport.
-Source: Tong et al. 2302.00482; Rezaei et al. 2409.14599 for IDFF; Chen et al. 2403.13724 for forecasts by flows.
+
+``--method crps`` is the rival without a flow: the same network turns noise into d in one call, and is trained on the
+fair CRPS of a few members at each cell.
+Source: Tong et al. 2302.00482; Rezaei et al. 2409.14599 for IDFF; Chen et al. 2403.13724 for forecasts by flows; Lang
+et al. 2412.15832 for training on the CRPS.
 """
 
 from __future__ import annotations
@@ -43,7 +47,7 @@ STATIC = 8  # channels of a condition besides the frames: static maps and season
 # ---------------------------------------------------------------------------------------------------- network
 def description(options: Options) -> dict[str, Any]:
     """Constructor arguments of the network."""
-    heads = METHODS[options.method].heads
+    heads = 1 if options.method == "crps" else METHODS[options.method].heads
     return {
         "name": "UNet",
         "image_size": options.box,
@@ -66,6 +70,11 @@ def check(options: Options, torus: bool) -> None:
     if options.sigma == 0 and (options.method == "idff" or options.source == "state"):
         what = f"--method {options.method} --source {options.source}"
         raise ValueError(f"--sigma 0: {what} draws its ensemble from the path's noise, give a sigma above 0, e.g. 0.8")
+    if options.method == "crps":
+        given = {"source": options.source, "sigma": options.sigma, "n_steps": options.n_steps, "solver": options.solver}
+        usual = {"source": "noise", "sigma": 0.0, "n_steps": 1, "solver": Options.solver}
+        if wrong := [f"--{key} {value}" for key, value in given.items() if value != usual[key]]:
+            raise ValueError(f"{wrong[0]} is not read by --method crps, which turns noise into a field in one call")
     multiple, side = options.patch_size * 2 ** (len(options.channel_mult) - 1), options.box + (2 * WRAP if torus else 0)
     if side % multiple:
         edges = f" and {WRAP} cells at each edge" if torus else ""
@@ -77,7 +86,7 @@ class Method:
     """What is regressed and how a sample is drawn.
 
     Args:
-        name: cfm or idff.
+        name: cfm, idff or crps.
         source: noise or state.
         sigma: noise of the path.
     """
@@ -91,6 +100,8 @@ class Method:
 
         The network learns the rest. x_t = (1 - t) x0 + t x1 + s e, Cov(u, x_t) / Var(x_t) for each output u.
         """
+        if self.name == "crps":  # damped persistence with its spread, to begin with
+            return torch.ones_like(t)[:, None]
         source = 1.0 if self.source == "noise" else 0.0
         s = METHODS[self.name].path(self.sigma).spread(t)
         variance = (1 - t).square() * source + t.square() + s.square() + 1e-6
@@ -144,7 +155,7 @@ class Conditioned:
 def draw_innovation(
     network: Callable[..., Tensor], method: Method, noise: Callable[[int], Tensor], n_steps: int, solver: str
 ) -> Tensor:
-    """Draw x1 = d. Evaluations: n_steps for euler and for the SDE, twice as many for midpoint and heun.
+    """Draw x1 = d. Evaluations: n_steps for euler and for the SDE, twice as many for midpoint and heun, one for crps.
 
     Args:
         network: see :class:`Conditioned`.
@@ -153,6 +164,8 @@ def draw_innovation(
         n_steps: steps from t = 0 to t = 1.
         solver: euler, midpoint or heun, for the ODE.
     """
+    if method.name == "crps":
+        return member(network, noise(0))
     times = time_grid(n_steps)
     if method.name == "cfm":
         start = noise(0) * (math.hypot(1, method.sigma) if method.source == "noise" else method.sigma)
@@ -176,10 +189,32 @@ def draw_innovation(
     return euler_maruyama(drift, method.sigma, start, times, lambda i, x: noise(i + 1))
 
 
+def member(network: Callable[..., Tensor], noise: Tensor) -> Tensor:
+    """The member of a network without a flow that some noise (B, 1, H, W) stands for."""
+    return network(noise, noise.new_zeros(len(noise)))
+
+
+def fair_crps(members: Tensor, target: Tensor) -> Tensor:
+    """Fair CRPS of each cell, mean |x_i - y| - sum_ij |x_i - x_j| / (2 K (K - 1)), averaged over cells: (B,).
+
+    On average over the members it is that of the distribution they are drawn from, whatever K is, and so least for the
+    right one. ``common.metrics.crps_ensemble`` is the same in float64, by sorting, for large K.
+
+    Args:
+        members: (B, K, H, W), K >= 2.
+        target: (B, 1, H, W).
+
+    Source: Ferro 2014; Lang et al. 2024 (2412.15832), eq. 3.
+    """
+    k = members.shape[1]
+    pairs = (members[:, :, None] - members[:, None]).abs().sum((1, 2)) / (2 * k * (k - 1))
+    return ((members - target).abs().mean(1) - pairs).flatten(1).mean(1)
+
+
 # ---------------------------------------------------------------------------------------------------- batches
 @dataclass
 class FieldBatch:
-    """Pairs of frames in the flow's coordinates, with all that the network is told."""
+    """Pairs of frames in the flow's coordinates, with all that the network is told; of crps x0 are a row's noises."""
 
     x0: Tensor
     x1: Tensor
@@ -225,6 +260,7 @@ class FieldBatches(Ahead):
             season_of(fields.times),
             month_of(fields.times),
         )
+        self.noises = options.train_members if options.method == "crps" else 2
         self.leads = options.horizon if options.label_by == "lead" else 1
         self.frames = origins(max(0, first - options.past), end, options.past, self.leads, fields.breaks)
 
@@ -233,8 +269,10 @@ class FieldBatches(Ahead):
         o, draw = self.options, generator(self.options.seed, self.name, step)
         rows = [self._row(draw) for _ in range(o.batch_size)]
         x1, condition, ocean, y = (torch.stack(part) for part in zip(*rows, strict=True))
-        e, other = (coloured(self.amplitude, tuple(x1.shape), draw) * ocean for _ in range(2))
-        x0 = other if o.source == "noise" else torch.zeros_like(x1)
+        noises = [coloured(self.amplitude, tuple(x1.shape), draw) * ocean for _ in range(self.noises)]
+        e, x0 = noises[0], noises[1] if o.source == "noise" else torch.zeros_like(x1)
+        if o.method == "crps":
+            x0 = torch.cat(noises, 1)
         t = (torch.arange(len(x1)) + torch.rand(len(x1), generator=draw)) / len(x1)  # stratified
         mine = slice(self.processes.rank, None, self.processes.world)
         x0, x1, t, e, condition, ocean, y = (p[mine].to(self.device) for p in (x0, x1, t, e, condition, ocean, y))
@@ -273,7 +311,7 @@ def condition_of(frames: Tensor, maps: Tensor, season: Tensor) -> Tensor:
 
 # ---------------------------------------------------------------------------------------------------- training
 class FieldTrainer(Trainer):
-    """Trains the flow.
+    """Trains the flow, or the network without one.
 
     Args:
         options: of the run.
@@ -295,11 +333,22 @@ class FieldTrainer(Trainer):
     def losses(self, network: Callable[..., Tensor], batch: FieldBatch) -> Tensor:
         """The method's losses, (B,); land has target and output 0, so its weight is 0."""
         seen = Conditioned(network, self.method, batch.condition, batch.ocean, batch.y, self.torus)
-        return self.loss(seen, batch.x0, batch.x1, batch.t, batch.noise, None)
+        if self.method.name != "crps":
+            return self.loss(seen, batch.x0, batch.x1, batch.t, batch.noise, None)
+        *first, last = batch.x0.split(1, 1)
+        members = [self._as_the_next(seen, noise) for noise in first] + [member(seen, last)]
+        return fair_crps(torch.cat(members, 1), batch.x1)
+
+    @staticmethod
+    def _as_the_next(network: Callable[..., Tensor], noise: Tensor) -> Tensor:
+        """A member that drops the same activations as the next one: other ones would be spread that forecasts lack."""
+        with torch.random.fork_rng([noise.device] if noise.device.type == "cuda" else []):
+            return member(network, noise)
 
     def weights_method(self) -> dict[str, Any]:
         """Name and constants of the method."""
-        return super().weights_method() | {"source": self.forecaster.source, "torus": self.torus}
+        more = {"name": self.forecaster.method, "source": self.forecaster.source, "torus": self.torus}
+        return super().weights_method() | more
 
     def options(self) -> dict[str, Any]:
         """The options without paths."""
@@ -313,10 +362,11 @@ def method_of(options: Options) -> Method:
 
 def train_config(options: Options) -> TrainConfig:
     """The options in the words of the common training loop."""
-    shared = "method sigma flow_weight total_steps minutes batch_size lr weight_decay warmup grad_clip ema_decay"
+    shared = "sigma flow_weight total_steps minutes batch_size lr weight_decay warmup grad_clip ema_decay"
     shared += " val_step save_step log_step logger seed device mixed_precision resume"
     return TrainConfig(
         **{key: getattr(options, key) for key in shared.split()},
+        method="cfm" if options.method == "crps" else options.method,  # whose loss is FieldTrainer's own
         coupling="independent",
         lr_decay="cosine",
         image_size=options.box,

@@ -150,7 +150,8 @@ def verification(path: str | Path, result: dict[str, Any], data: World, drawn: E
 def _style(result: dict[str, Any], name: str) -> dict[str, Any]:
     """How a row's curve is drawn: networks thick."""
     if name in result["networks"]:
-        return {"color": NETWORKS[result["networks"].index(name) % len(NETWORKS)], "marker": "o", "ms": 4, "lw": 2.2}
+        colour = NETWORKS[list(result["networks"]).index(name) % len(NETWORKS)]
+        return {"color": colour, "marker": "o", "ms": 4, "lw": 2.2}
     colour, line, marker = STYLES[name]
     return {"color": colour, "ls": line, "marker": marker, "ms": 3.5, "lw": 1.2}
 

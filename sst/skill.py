@@ -285,13 +285,14 @@ def evaluate(
         ``variance`` ((M + 1) / M of the members'), of members ``crps_fair`` and ``mse_fair``; ``without_units`` -> name
         -> ``ssr`` (root of variance / mse), ``brier_skill`` (of the warm decile, fair), ``spectrum_ratio`` (lead, waves
         1 to side // 2 of a box), ``ranks`` (lead, members + 1). ``exact_ratio``, where the exact forecast is known:
-        CRPS divided by its. ``row``: the name.
+        CRPS divided by its. ``row``: the name; ``networks``: evaluations a lead and seconds of all that are.
     """
     networks = {name: drawn, **(beside or {})}
     all_of = {key: Members(e.members) for key, e in networks.items()} | baselines(data, drawn, validation)
     truth = ground(data, drawn, seed)
     rows = {key: rows_of(forecast, truth) for key, forecast in all_of.items()}
-    result: dict[str, Any] = {"row": name, "networks": list(networks)}
+    costs = {key: {"nfe": e.nfe, "seconds": round(e.seconds, 1)} for key, e in networks.items()}
+    result: dict[str, Any] = {"row": name, "networks": costs}
     result["units"] = {unit: {key: in_units[unit] for key, (in_units, _) in rows.items()} for unit in UNITS}
     result["without_units"] = {key: without for key, (_, without) in rows.items()}
     result["box"] = data.amplitude.shape[0]

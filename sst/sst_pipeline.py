@@ -72,7 +72,10 @@ def train(options: Options, data: World, out: Path, here: Processes) -> Path:
         facts = {"data": data.fields.name, "training_frames": parts.val, "best_step": best["step"]}
         return best, facts | {"spread": best.get("spread", [])}
 
-    title = f"{options.method} from {options.source}, {parts.val} training frames"
+    what = f"{options.method} from {options.source}"
+    if options.method == "crps":
+        what = f"fair CRPS of {options.train_members} members"
+    title = f"{what}, {parts.val} training frames"
     return training.run(trainer, source, out, weights_name(options), title, options, events, final)
 
 
@@ -90,17 +93,17 @@ def best_weights(options: Options, data: World, out: Path, device: torch.device)
 
 def evaluate(options: Options, data: World, weights: Path, out: Path, device: torch.device) -> dict[str, Any]:
     """Forecast the test years, print and write the scores (scores.json) and the figures into ``out``."""
-    keys = ("members", "starts", "n_steps", "solver", "chunk", "seed", "spread", "mixed_precision", "data", "smoke")
-    changes = {key: getattr(options, key) for key in keys}
-    model = load_forecaster(weights, device, **changes)
-    keys = ("box", "past", "horizon", "harmonics", "colour", "test_years", "val_years", "variable", "gaps")
-    if differences := [key for key in keys if getattr(model.options, key) != getattr(options, key)]:
-        flags = ", ".join(f"--{key} {getattr(model.options, key)}" for key in differences)
-        raise ValueError(f"{weights} was trained with {flags}: give the same, or -c with the config.yaml beside it")
+    model = model_of(options, weights, device, n_steps=options.n_steps, solver=options.solver)
+    others = [model_of(options, Path(file), device) for file in options.beside]
+    names = row_names([(model, weights), *zip(others, map(Path, options.beside))])
     starts = data.starts(options)
     ensemble = forecast(model, data, starts, options.members, options.seed)
+    beside = {
+        name: forecast(other, data, starts, options.members, options.seed, name)
+        for name, other in zip(names[1:], others)
+    }
     validation = data.starts(options, validation=True) if options.spread == "validation" else None
-    result = skill.evaluate(data, ensemble, options.seed, validation)
+    result = skill.evaluate(data, ensemble, options.seed, validation, names[0], beside)
     result |= facts_of(model.options, data, ensemble, weights, model.step)
     print("\n".join(skill.lines(result)))
     print_verdict(result)
@@ -110,6 +113,33 @@ def evaluate(options: Options, data: World, weights: Path, out: Path, device: to
     maps.verification(out / "verification.png", result, data, ensemble)
     print(f"figures: {out}/forecast.png, verification.png")
     return result
+
+
+def model_of(options: Options, weights: Path, device: torch.device, **changes: Any) -> Forecaster:
+    """The forecaster of a weights file, for forecasts as the options ask for.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``load_forecaster``; and weights of other boxes, leads or years.
+    """
+    keys = ("members", "starts", "chunk", "seed", "spread", "mixed_precision", "data", "smoke")
+    model = load_forecaster(weights, device, **{key: getattr(options, key) for key in keys}, **changes)
+    keys = ("box", "past", "horizon", "harmonics", "colour", "test_years", "val_years", "variable", "gaps")
+    if differences := [key for key in keys if getattr(model.options, key) != getattr(options, key)]:
+        flags = ", ".join(f"--{key} {getattr(model.options, key)}" for key in differences)
+        raise ValueError(f"{weights} was trained with {flags}: give the same, or -c with the config.yaml beside it")
+    check(model.options, torus=not options.data)
+    return model
+
+
+def row_names(models: list[tuple[Forecaster, Path]]) -> list[str]:
+    """What rows of tables are called: flow, or network trained on the CRPS; where two are alike, with their folders."""
+    names = ["CRPS network" if model.method.name == "crps" else "flow" for model, _ in models]
+    folders = [path.name if path.is_dir() else path.resolve().parent.name for _, path in models]
+    full = [f"{name} ({where})" if names.count(name) > 1 else name for name, where in zip(names, folders)]
+    if len(set(full)) < len(full):
+        twice = next(name for name in full if full.count(name) > 1)
+        raise ValueError(f"--beside: two rows would be called {twice}: give weights from folders of different names")
+    return full
 
 
 def facts_of(options: Options, data: World, ensemble: Ensemble, weights: Path, step: int) -> dict[str, Any]:
@@ -123,10 +153,8 @@ def facts_of(options: Options, data: World, ensemble: Ensemble, weights: Path, s
         "forecasts": len(ensemble.box),
         "starts": [str(day) for day in days],
         "members": ensemble.members.shape[1],
-        "nfe": ensemble.nfe,
         "solver": options.solver,
         "n_steps": options.n_steps,
-        "seconds": round(ensemble.seconds, 1),
         "seed": options.seed,
     }
 
@@ -140,7 +168,8 @@ def print_verdict(result: dict[str, Any]) -> None:
         ratios = ", ".join(f"{r:.2f}" for r in result["exact_ratio"])
         print(f"CRPS / CRPS of the exact forecast: {result['exact_ratio_mean']:.3f} (by lead {ratios})")
     count = result["forecasts"] * result["members"]
-    print(f"{count} members, NFE {result['nfe']:g} a lead, {result['seconds']:.1f} s")
+    for name, cost in result["networks"].items():
+        print(f"{name}: {count} members, NFE {cost['nfe']:g} a lead, {cost['seconds']:.1f} s")
 
 
 def draw(options: DrawOptions) -> Path:
@@ -161,7 +190,8 @@ def draw(options: DrawOptions) -> Path:
         )
     members = min(options.members, 4) if options.smoke else options.members
     ensemble = forecast(model, data, frames[options.start : options.start + 1], members, options.seed)
-    print("\n".join(skill.lines(skill.evaluate(data, ensemble, options.seed))))
+    name = row_names([(model, HERE)])[0]
+    print("\n".join(skill.lines(skill.evaluate(data, ensemble, options.seed, name=name))))
     nfe, seconds = ensemble.nfe, ensemble.seconds
     print(f"{members} members, step {model.step}, NFE {nfe:g} a lead, seed {options.seed}, {seconds:.1f} s")
     name = f"{'smoke-' * options.smoke}forecast_{data.fields.name}.png"

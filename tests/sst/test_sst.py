@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from common import checkpoint
 from common.cli import validate
 from common.methods import method_of
+from common.metrics import crps_ensemble
 from common.networks import build_network
 from common.runtime import generator
 from sst import climate as C
@@ -189,6 +190,7 @@ def test_the_spectrum_of_a_box_with_edges_is_that_of_the_field(land):
 METHODS = [F.Method("cfm", "noise", 0.0), F.Method("cfm", "state", 0.8)]
 METHODS += [F.Method("idff", "noise", 0.3), F.Method("idff", "state", 0.8)]
 M, SPREAD = 0.7, 0.5
+CRPS = F.Method("crps", "noise", 0.0)
 
 
 def ends(method: F.Method, t: Tensor, scale: float, mean: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -238,7 +240,46 @@ def test_a_perfect_network_draws_the_right_distribution(method):
     assert drawn.std().item() == pytest.approx(math.hypot(SPREAD, extra), rel=0.03)
 
 
-@pytest.mark.parametrize(("method", "evaluations"), [(METHODS[0], 2), (METHODS[3], 1)])
+@pytest.mark.parametrize("k", [2, 4])
+def test_the_fair_crps_is_least_for_the_right_mean_and_spread(k):
+    """Of members shift + scale e for x1 ~ N(M, SPREAD^2); the plain score of two would end at SPREAD / sqrt(7)."""
+    shift, scale = torch.zeros(1, requires_grad=True), torch.ones(1, requires_grad=True)
+    optimizer, draw = torch.optim.Adam([shift, scale], lr=0.05), generator(0)
+    found = []
+    for _ in range(120):
+        noise, target = (torch.randn(256, n, 4, 4, generator=draw) for n in (k, 1))
+        optimizer.zero_grad()
+        F.fair_crps(shift + scale * noise, M + SPREAD * target).mean().backward()
+        optimizer.step()
+        found.append([shift.item(), scale.item()])
+    mean, spread = np.mean(found[60:], 0)
+    assert mean == pytest.approx(M, abs=0.02) and spread == pytest.approx(SPREAD, rel=0.03)
+
+
+def test_the_fair_crps_is_that_of_common_metrics():
+    members, target = (torch.randn(5, n, 3, 3, generator=generator(n)) for n in (4, 1))
+    theirs = crps_ensemble(members.transpose(0, 1), target[:, 0], fair=True, mean=False)
+    assert torch.allclose(F.fair_crps(members, target), theirs.mean((1, 2)).float(), atol=1e-6)
+
+
+def test_members_of_a_training_sample_drop_the_same_activations():
+    trainer = F.FieldTrainer(replace(TINY, method="crps", train_members=3, dropout=0.5), True, ALONE)
+    x = torch.randn(2, 1, 20, 20, generator=generator(0))
+    batch = F.FieldBatch(
+        x.repeat(1, 3, 1, 1), torch.zeros_like(x), torch.rand(2), x, torch.randn(2, 9, 20, 20), 1 + 0 * x, None
+    )
+    made = []
+
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        made.append(nn.functional.dropout(x[:, :1], 0.5))
+        return made[-1]
+
+    losses = trainer.losses(net, batch)
+    assert len(made) == 3 and torch.equal(made[0], made[1]) and torch.equal(made[1], made[2])
+    assert not torch.equal(net(x, x), made[0]) and losses.shape == (2,)  # the next step drops others
+
+
+@pytest.mark.parametrize(("method", "evaluations"), [(METHODS[0], 2), (METHODS[3], 1), (CRPS, 1)])
 def test_one_step_suffices_where_the_network_has_nothing_to_add(method, evaluations):
     """The midpoint rule for x1 of variance one; the SDE for a diffusion as large as x1's spread."""
     calls = []
@@ -303,7 +344,7 @@ def test_batches_are_pairs_of_frames_of_one_place(label):
     assert not torch.equal(source.make(8).noise, batch.noise)
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda m: f"{m.name}-{m.source}")
+@pytest.mark.parametrize("method", [*METHODS, CRPS], ids=lambda m: f"{m.name}-{m.source}")
 def test_land_has_no_weight_in_the_loss(method):
     data, options = masked_world(method=method.name, source=method.source, sigma=method.sigma)
     source = F.FieldBatches(data.climates, data.fields, data.amplitude, options, 0, 100, ALONE, "held out")
@@ -333,6 +374,9 @@ def test_a_torus_has_no_edges():
     [
         ({"method": "idff"}, "--sigma 0: --method idff"),
         ({"source": "state"}, "--sigma 0"),
+        ({"method": "crps", "source": "state", "sigma": 0.5}, "--source state is not read by --method crps"),
+        ({"method": "crps", "n_steps": 2}, "--n_steps 2 is not read by --method crps"),
+        ({"train_members": 1}, "--train_members 1: must be at least 2"),
         ({"weights": "w.pt"}, "--weights w.pt is not read where --mode all trains: add --mode evaluate"),
         ({"weights": "w.pt", "mode": "train"}, "where --mode train trains"),
         ({"members": 1}, "--members 1: must be at least 2"),
@@ -605,7 +649,7 @@ def test_the_forecaster_trains_scores_and_draws(trained):
     files |= {"checkpoint_best.pt", "checkpoint_last.pt", final.replace(".pt", ".json"), "page.html"}
     assert {path.name for path in out.iterdir()} == files
     scores = json.loads((out / "scores.json").read_text())
-    assert scores == result and scores["nfe"] == 2 and scores["members"] == 4
+    assert scores == result and scores["networks"]["flow"]["nfe"] == 2 and scores["members"] == 4
     assert len(scores["without_units"]["flow"]["ssr"]) == 3 and (out / "verification.png").stat().st_size > 50_000
     assert scores["exact_ratio_mean"] == pytest.approx(np.mean(scores["exact_ratio"]), rel=0.1)
     _, info = checkpoint.load_network(out / final)
@@ -622,7 +666,7 @@ def test_weights_are_used_again(trained, tmp_path, monkeypatch, capsys):
     for name in ("forecast_maps", "verification"):
         monkeypatch.setattr(maps, name, lambda path, *_, **__: drawn.append(path.name))
     options = replace(TINY, mode="evaluate", weights=str(out), out=str(tmp_path), members=3, n_steps=2)
-    assert pipeline.run(options)["nfe"] == 4 and drawn == ["forecast.png", "verification.png"]
+    assert pipeline.run(options)["networks"]["flow"]["nfe"] == 4 and drawn == ["forecast.png", "verification.png"]
     printed = capsys.readouterr().out
     assert "CRPS / CRPS of the exact forecast" in printed and "spread-skill ratio" in printed
     with pytest.raises(ValueError, match="was trained with --box 20"):
@@ -652,13 +696,28 @@ def test_a_file_with_land_from_training_to_figures(tmp_path):
         pipeline.draw(O.DrawOptions(weights=str(tmp_path / "run"), smoke=True))
 
 
-def test_a_run_of_minutes(tmp_path, monkeypatch):
+def test_a_rival_trained_on_the_crps_for_some_minutes_and_its_row(trained, tmp_path, monkeypatch):
     seconds = itertools.count(0.0)
-    monkeypatch.setattr(F.FieldTrainer, "now", staticmethod(lambda: next(seconds)))
-    pipeline.run(replace(TINY, mode="train", out=str(tmp_path), minutes=0.05, warmup=1))
+    options = replace(TINY, out=str(tmp_path), method="crps", train_members=3, minutes=0.05, warmup=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(F.FieldTrainer, "now", staticmethod(lambda: next(seconds)))
+        pipeline.run(replace(options, mode="train"))
     state = checkpoint.load(tmp_path / "checkpoint_last.pt")
     assert (state["step"], state["seconds"], state["config"]["minutes"]) == (4, 3, 0.05)
-    assert O.smoke(replace(O.DEFAULT, minutes=9)).minutes == 0.05 and O.smoke(O.DEFAULT).minutes is None
+    assert state["method"]["name"] == "crps" and O.smoke(O.DEFAULT).minutes is None
+    assert O.smoke(replace(O.DEFAULT, minutes=9)).minutes == 0.05
+    for name in ("forecast_maps", "verification"):
+        monkeypatch.setattr(maps, name, lambda *_, **__: None)
+    result = pipeline.run(replace(options, mode="evaluate", beside=(str(trained[0]),)))
+    assert {name: cost["nfe"] for name, cost in result["networks"].items()} == {"CRPS network": 1, "flow": 2}
+    for score in ("crps", "energy"):  # the same forecasts as in its own run
+        own, flow = (x["units"]["deg_C"]["flow"][score] for x in (trained[1], result))
+        assert flow == pytest.approx(own)
+    assert result["row"] == "CRPS network"
+    again = pipeline.run(replace(options, mode="evaluate", weights=str(trained[0]), beside=(str(tmp_path),)))
+    assert again["units"]["deg_C"]["CRPS network"]["crps"] == result["units"]["deg_C"]["CRPS network"]["crps"]
+    with pytest.raises(ValueError, match="two rows would be called CRPS network"):
+        pipeline.run(replace(options, mode="evaluate", beside=(str(tmp_path),)))
 
 
 def test_a_run_goes_on_where_it_was(tmp_path):
