@@ -64,6 +64,7 @@ const MARKS = [ // around (0, 0)
   "M-4.2-4.2H4.2V4.2H-4.2ZM-2.2-2.2V2.2H2.2V-2.2Z", // frame
   "M-4.5-4.5L4.5 0L-4.5 4.5Z", // triangle, right
   "M4.5-4.5L-4.5 0L4.5 4.5Z", // triangle, left
+  "M-4.5-4.5H4.5L-4.5 4.5H4.5Z", // hourglass
 ];
 function line(parent, k, d) {
   const dashes = methods[k].drawn ? {} : { "stroke-dasharray": "6 4" };

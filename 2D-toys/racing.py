@@ -32,7 +32,7 @@ PARTICLES = 300  # drawn on the page
 
 # 0.1 is Tong et al.'s for points (2302.00482), 0.2 IDFF's; the bridge of sbcfm is as wide as a mode of the 8 Gaussians.
 SIGMA = {"cfm": 0.1, "otcfm": 0.1, "fm": 0.1, "sbcfm": 0.5, "rf": 0.0, "idff": 0.2}
-STUDENTS = ("reflow", "seqrf", "ect", "flowmap")  # they follow on rf, see students.py
+STUDENTS = ("reflow", "seqrf", "ect", "flowmap", "meanflow")  # they follow on rf, see students.py
 
 # In the order of the page: name -> trained method, solver, what it is.
 ENTRIES = {
@@ -48,6 +48,7 @@ ENTRIES = {
     "seqrf": ("seqrf", "euler", "rf, trained on with chords of a quarter of its paths"),
     "ect": ("ect", "consistency", "rf, tuned to know where its paths end"),
     "flowmap": ("flowmap", "flowmap", "rf, trained on to know where its paths are at any later time"),
+    "meanflow": ("meanflow", "flowmap", "the same, by a derivative of the network in place of small steps"),
 }
 UNDRAWN = ("cfm (AB2)", "ect")  # with fine steps the one's paths are those of cfm; the other knows ends alone
 JOBS = ("rf", "idff", "sbcfm", "cfm", "otcfm", "fm", "real")  # the longest first, so that two workers end together
@@ -67,7 +68,7 @@ class Options:
 
     # ---- training
     steps: Count = 4000
-    """Training steps of each method; reflow, seqrf, ect, flowmap: as many again after rf's"""
+    """Training steps of each method; reflow, seqrf, ect, flowmap, meanflow: as many again after rf's"""
     batch_size: Count = 128
     """Pairs of a step; the exact coupling's time grows with the square and more"""
     lr: Positive = 5e-3
@@ -253,7 +254,7 @@ def walk(net: MLP, method: str, x0: Tensor, n: int, how: How) -> tuple[Tensor, i
     from students import sample_steps
 
     solver, sigma, seed, source = how
-    if method in ("seqrf", "ect", "flowmap"):
+    if method in STUDENTS and method != "reflow":
         return sample_steps(net, method, x0, time_grid(n), source, seed)
     return sample_paths(net, method, x0, time_grid(n), solver, sigma, seed)
 

@@ -1,4 +1,5 @@
-"""Students of a flow in the plane that sample in few steps: reflow, sequential reflow, consistency tuning, flow maps.
+"""Students of a flow in the plane that sample in few steps: reflow, sequential reflow, consistency tuning, flow maps,
+MeanFlow.
 
 Each begins with the weights of a rectified flow (``rf``), its teacher, and is trained for as many steps more. Neither
 the line x_t = (1 - t) x0 + t x1 nor the velocity E[x1 - x0 | x_t] asks for a Gaussian x0, so all of it holds from any
@@ -36,7 +37,7 @@ LEVEL = (1.0, 2.0)  # ln s ~ N(1, 2^2): points of the plane are 7 times as wide 
 
 
 def student_of(teacher: MLP, method: str, source: str, target: str, n_steps: int, **how: Any) -> MLP:
-    """A student (reflow, seqrf, ect, flowmap), trained for n_steps; the teacher stays as it is.
+    """A student (reflow, seqrf, ect, flowmap, meanflow), trained for n_steps; the teacher stays as it is.
 
     Args:
         teacher: of ``rf``, in eval mode.
@@ -125,15 +126,17 @@ def taught(loss: Loss, teacher: Any) -> Loss:
 def tuning_loss(
     net: MLP, teacher: MLP, method: str, pairs: toys.Pairs, n_steps: int, seed: int
 ) -> Callable[[int], Tensor]:
-    """The loss of ``ect`` or ``flowmap``, taught, as a function of the step."""
+    """The loss of ``ect``, ``flowmap`` or ``meanflow``, taught, as a function of the step."""
     loss = taught(make_loss(method), teacher)
+    times = {"flowmap": map_times, "meanflow": mean_times}.get(method)
 
     def at(step: int) -> Tensor:
         x0, x1 = pairs(step)
         g = generator(seed, "tuning", step)
         u, v = stratified(len(x1), g), torch.rand(len(x1), generator=g)
-        t, r = map_times(u, v) if METHODS[method].times else (edm(u, *LEVEL), None)
-        more = {"progress": step / n_steps} | ({} if r is None else {"r": r})
+        t, r = times(u, v) if times else (edm(u, *LEVEL), None)
+        more = {"progress": step / n_steps} if METHODS[method].staged else {}
+        more |= {} if r is None else {"r": r}
         return loss(net, x0, x1, t, None, None, **more).mean()
 
     return at
@@ -147,6 +150,12 @@ def map_times(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     t = 0.999 * u**1.5
     r = torch.where(v < 0.5, torch.ones_like(t), t + (1 - t) * (2 * v - 1))
     return t, torch.maximum(r, t + 1e-4).clamp(max=1)
+
+
+def mean_times(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of MeanFlow: of half the pairs r = t, which keeps the velocity, the others as in :func:`map_times`."""
+    t, r = map_times(u, 2 * (v - 0.5).abs())
+    return t, t.where(v < 0.5, r)
 
 
 def stratified(n: int, g: torch.Generator) -> Tensor:
@@ -164,7 +173,7 @@ def sample_steps(net: MLP, method: str, x0: Tensor, times: Tensor, source: str, 
     line between an end and fresh points of the source.
 
     Args:
-        method: seqrf, ect or flowmap; ``plane.sample_paths`` has all others.
+        method: seqrf, ect, flowmap or meanflow; ``plane.sample_paths`` has all others.
     """
     counted = generate.CountedNetwork(net)
     out = generate.guided(counted)
@@ -177,7 +186,7 @@ def sample_steps(net: MLP, method: str, x0: Tensor, times: Tensor, source: str, 
         if method == "ect":
             end = solvers.consistency(end_of_velocity(out), x0, times, lambda t: 1 - t, noise)
             return torch.stack([x0, end]), counted.nfe
-        if method == "flowmap":
+        if method in ("flowmap", "meanflow"):
             return solvers.follow_map(out, x0, times, trajectory=True), counted.nfe
         chords = solvers.integrate(lambda x, t: out(x, t, segment_end(t)), x0, times, "euler", trajectory=True)
         return chords, counted.nfe

@@ -44,7 +44,7 @@ def raced(tmp_path_factory):
     out = tmp_path_factory.mktemp("race")
     result = cold("--smoke", "--workers", 1, "--out", out)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "12 methods in" in result.stdout and f"results: {out}" in result.stdout
+    assert "13 methods in" in result.stdout and f"results: {out}" in result.stdout
     return out, data_of((out / "race.html").read_text(encoding="utf-8"))
 
 
@@ -66,7 +66,7 @@ def test_the_table_holds_the_pages_numbers(raced):
     with open(out / "race.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["name"] for row in rows] == [method["name"] for method in data["methods"]]
-    assert len(rows) == 12 and data["nfe"] == [1, 2, 3]
+    assert len(rows) == 13 and data["nfe"] == [1, 2, 3]
     for row, method in zip(rows, data["methods"], strict=True):
         assert (row["source"], row["target"], row["seed"]) == ("gaussian", "8gaussians", "0")
         assert [float(row[f"w2_nfe_{n}"]) for n in data["nfe"]] == method["w2"]
@@ -107,7 +107,7 @@ def test_the_paths_come_back_within_half_a_level_and_no_name_is_read_as_html():
 def test_every_drawn_method_starts_from_the_same_points(raced):
     _, data = raced
     starts = [decoded(data, method)[0] for method in data["methods"] if method["drawn"]]
-    assert len(starts) == 10 and all(np.array_equal(starts[0], other) for other in starts)
+    assert len(starts) == 11 and all(np.array_equal(starts[0], other) for other in starts)
     ends = [decoded(data, method)[-1] for method in data["methods"] if method["drawn"]]
     assert not any(np.array_equal(a, b) for i, a in enumerate(ends) for b in ends[:i])
 
@@ -256,7 +256,7 @@ def test_everything_on_the_page_works(raced, page):
     note = json.loads(re.search(r'data-note="(.*?)"', shown)[1].replace("&quot;", '"').replace("&amp;", "&"))
     assert note["opened"] == "t = 0.50" and note["slider"] == "0.5" and note["hidden"] and note["pathsChangeThePicture"]
     assert note["playing"] == "Pause" and note["stopped"] == "Play" and 0.5 < note["went"] <= 1 and note["stays"]
-    assert note["times"] == ["0.25"] * 10 and note["lines"] == 12 and note["bright"] == 1
+    assert note["times"] == ["0.25"] * 11 and note["lines"] == 13 and note["bright"] == 1
     ranked = sorted(data["methods"], key=lambda method: method["w2"][1])
     assert note["tip"].startswith("2 evaluations") and f"{ranked[0]['w2'][1]:.3f}" in note["tip"]
     at_two = {method["name"]: method["w2"][1] for method in data["methods"]}
