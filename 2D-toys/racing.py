@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from common.cli.ranges import AtLeast, Count, Positive, Seed
 from common.runtime import atomic_write, generator
+from race_gif import write_gif
 from race_page import FRAMES, page, shown
 from toy_flow import Distribution
 
@@ -90,7 +91,7 @@ class Options:
 
 
 def run(options: Options) -> None:
-    """Train, measure, write the page and the table."""
+    """Train, measure, write the page, the moving picture and the table."""
     name, command = f"race-{options.source}-{options.target}", typed(options)
     if options.smoke:
         options, name = replace(options, steps=20, batch_size=32, width=16, n_samples=100), "smoke-race"
@@ -102,6 +103,8 @@ def run(options: Options) -> None:
         write_csv(data, path)
     with atomic_write(out / "race.html") as path:
         path.write_text(page(data, results, real["target"]), encoding="utf-8")
+    with atomic_write(out / "race.gif") as path:
+        write_gif(data, results, real["target"], path)
     print(f"{len(data['methods'])} methods in {data['seconds']:.0f} s")
     print(f"results: {out}")
 

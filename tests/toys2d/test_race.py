@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+import race_gif
 import race_page
 import racing
 from started import start
@@ -53,12 +54,38 @@ def raced(tmp_path_factory):
 
 def test_the_page_is_one_file_that_asks_for_nothing(raced):
     out, data = raced
-    assert {path.name for path in out.iterdir()} == {"race.html", "race.csv"}
+    assert {path.name for path in out.iterdir()} == {"race.html", "race.csv", "race.gif"}
     html = (out / "race.html").read_text(encoding="utf-8")
     assert not re.search(r"https?:|//[a-z]+\.|<link|<img|<iframe|\bsrc=|@import|url\(|fetch\(|XMLHttp|import\(", html)
     assert "default-src 'none'" in html and not re.search(r"@[A-Z]+@", html)
     assert html.count("<script") == html.count("</script>") == 2
     assert str(ROOT) not in html and data["command"].startswith("python 2D-toys/race.py --source gaussian")
+
+
+def test_the_moving_picture_shows_each_particle_where_it_is(tmp_path):
+    corners = torch.tensor([[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]])
+    rows = [{"name": name, "drawn": name != "c", "look": k, "w2": [0.5]} for k, name in enumerate("abc")]
+    ways = [torch.stack([corners * s, -corners * s]) for s in (1.0, 0.5)]  # two frames; b stays in the middle
+    results = {row["name"]: {"paths": way} for row, way in zip(rows, [*ways, ways[0]], strict=True)}
+    for name, particle in (("a", 1), ("b", 3)):
+        results[name]["paths"][:, particle] = 9.0  # outside of the picture: nothing is drawn
+    race_gif.write_gif({"methods": rows, "nfe": [5]}, results, corners.repeat(2000, 1), tmp_path / "race.gif")
+    picture = Image.open(tmp_path / "race.gif")
+    assert picture.n_frames == 2 and picture.info["loop"] == 0 and picture.width == 2 * (race_gif.SIDE + 8)
+    middle = {}
+    for k in range(2):
+        picture.seek(k)
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+        for panel, name in enumerate("ab"):
+            left, top = race_gif.corner(panel)
+            colour = np.array([int(race_gif.COLOURS[panel][i : i + 2], 16) for i in (1, 3, 5)])
+            part = pixels[top : top + race_gif.SIDE, left : left + race_gif.SIDE]
+            y, x = np.nonzero(np.abs(part - colour).sum(2) < 30)
+            middle[name, k] = np.array([x.mean(), race_gif.SIDE - y.mean()]) - race_gif.SIDE / 2
+            assert 3 * 5 <= len(x) <= 3 * 16  # three discs
+    assert np.allclose(middle["a", 0], -middle["a", 1], atol=3) and np.allclose(middle["b", 0], -middle["b", 1], atol=3)
+    assert middle["a", 0][0] > 10 > -10 > middle["a", 0][1]  # without the upper left one: right and below
+    assert middle["b", 0][0] < -5 and middle["b", 0][1] < -5 and picture.info["duration"] == race_gif.REST
 
 
 def test_the_table_holds_the_pages_numbers(raced):
