@@ -1,28 +1,43 @@
-# make demo   generated CIFAR-10 images from the shipped weights
-# make test   the test suite
-# Both make .venv and install requirements.txt first (about 4 minutes, once).
+# Targets, as `make` lists them: each with what it does behind ##
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+DEMO := $(VENV)/.demo
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint clean
+.PHONY: help demo test lint clean
 
-demo: $(READY)
+help:
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST)
+
+demo: $(DEMO) ## 64 generated CIFAR-10 images from the shipped weights; installs what sampling needs
 	cd cifar10 && ../$(PY) simple_gen_test.py
 
-test: $(READY)
+test: $(READY) ## the test suite; installs everything
 	$(PY) -m pytest -n 2 --dist loadfile
 
-lint: $(READY)
+lint: $(READY) ## formatting, lint, types
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m pyright --pythonpath $(PY)
 
-$(READY): requirements.txt
-	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	touch $(READY)
-
-clean:
+clean: ## remove .venv
 	rm -rf $(VENV)
+
+$(DEMO): requirements-demo.txt
+	$(install)
+
+$(READY): requirements.txt
+	$(install)
+
+# into .venv what the first prerequisite names, by uv where it is there
+define install
+	@if command -v uv > /dev/null; then \
+		echo "uv pip install -r $<"; \
+		{ [ -x $(PY) ] || uv venv --quiet --python $(PYTHON) $(VENV); } && uv pip install --quiet --python $(PY) -r $<; \
+	else \
+		echo "pip install -r $<"; \
+		{ [ -x $(PY) ] || $(PYTHON) -m venv $(VENV); } && $(PY) -m pip install --quiet --disable-pip-version-check -r $<; \
+	fi
+	@touch $@
+endef

@@ -51,7 +51,7 @@ def main() -> None:
         """Images 0 to count - 1 as the folder's scripts draw them, after the title with their evaluations."""
         from common.generate import sample_many
 
-        sampler, _ = make_sampler(folder, SampleConfig(seed=options.seed, **how), {})
+        sampler, _ = make_sampler(folder, SampleConfig(seed=options.seed, **how))
         _, images, nfe = next(sample_many(sampler, range(count), count))
         return f"{title}, NFE {nfe}", images
 

@@ -1,7 +1,7 @@
 """The training methods, one frozen record each: what is learnt, on which pairs and path, and how to sample from it.
 
 Whatever depends on a method's name is looked up in METHODS. A new method is a loss in ``common.losses``, a record here
-and a row in the README's table. Torch is not needed to import this module: ``--help`` lists the names.
+and a row in docs/methods.md. Torch is not needed to import this module: ``--help`` lists the names.
 """
 
 from __future__ import annotations

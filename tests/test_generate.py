@@ -460,7 +460,7 @@ def test_raw_and_averaged_weights_of_a_run_folder(tmp_path):
     state = checkpoint.load(weights(tmp_path / "checkpoint_last.pt", CONDITIONAL))
     checkpoint.save(tmp_path / "checkpoint_last.pt", state | {"net_model": network(CONDITIONAL, 1).state_dict()})
     asked = GridConfig(weights=str(tmp_path), solver="euler", device="cpu")
-    made = {ema: make_sampler(folder(tmp_path), replace(asked, ema=ema), {})[0] for ema in (True, False)}
+    made = {ema: make_sampler(folder(tmp_path), replace(asked, ema=ema))[0] for ema in (True, False)}
     for ema, seed in ((True, 0), (False, 1)):
         expected = Sampler(network(CONDITIONAL, seed), "rf", SHAPE)([0], torch.tensor([1]))
         assert torch.allclose(made[ema]([0], torch.tensor([1])), expected, atol=1e-6)
@@ -469,10 +469,10 @@ def test_raw_and_averaged_weights_of_a_run_folder(tmp_path):
 def test_a_script_asks_the_weights_for_their_coupling(tmp_path):
     state = checkpoint.load(weights(tmp_path / "a.pt", TINY))
     asked = GridConfig(weights=str(tmp_path / "a.pt"), solver="euler_maruyama", device="cpu")
-    assert make_sampler(folder(tmp_path), asked, {})[0].coupling == "independent"
+    assert make_sampler(folder(tmp_path), asked)[0].coupling == "independent"
     checkpoint.save(tmp_path / "a.pt", state | {"method": state["method"] | {"coupling": "ot"}})
     with pytest.raises(ValueError, match="it was trained with ot coupling"):
-        make_sampler(folder(tmp_path), asked, {})
+        make_sampler(folder(tmp_path), asked)
 
 
 # ---- between two noises

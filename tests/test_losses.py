@@ -328,7 +328,7 @@ def test_the_known_velocity_is_half_the_growth_of_the_variance(method):
 
 
 def test_unknown_methods_and_bridges_without_a_spread_are_refused():
-    with pytest.raises(ValueError, match="unknown method 'ddpm': choose one of cfm, otcfm, fm, sbcfm, rf, idff"):
+    with pytest.raises(ValueError, match="unknown method 'ddpm': choose one of cfm, .*idff"):
         make_loss("ddpm")
     for method in ("sbcfm", "idff"):
         with pytest.raises(ValueError, match=f"--method {method} needs --sigma > 0"):

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tiny import ROOT
 
@@ -443,8 +444,27 @@ def test_commands_in_blocks_prompts_and_spans_are_read(tmp_path):
 def test_links_of_documents_exist(path):
     text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text):
-        if not re.match(r"[a-z]+:", target) and not target.startswith("#"):
-            assert (path.parent / target.split("#")[0]).exists(), f"{path.name} links to {target}"
+        name, _, part = target.partition("#")
+        if not re.match(r"[a-z]+:", target):
+            file = path.parent / name if name else path
+            assert file.exists() and (not part or part in headings(file)), f"{path.name} links to {target}"
+
+
+def headings(path: Path) -> list[str]:
+    """The parts of a document that a link may name, as GitHub makes them of headings."""
+    lines = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines]
+
+
+def test_the_python_of_the_front_page_draws_a_picture(tmp_path, monkeypatch):
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len([line for line in block.splitlines() if line]) <= 10
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(block.replace("16", "2"), names)  # so many images would take a core ten seconds
+    assert names["images"].shape == (2, 3, 32, 32) and names["sampler"].solver == "fitted"
+    with Image.open(tmp_path / "cifar10.png") as picture:
+        assert picture.size[1] >= 32 and len(picture.getcolors(10_000) or []) > 100
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=ids)
@@ -468,6 +488,39 @@ def test_requirements_name_every_package_that_the_library_imports():
     own = {path.stem for path in SCRIPTS} | {folder.name for folder in FOLDERS}
     used = {name for path in [*LIBRARY, *SCRIPTS] for name in tops(imports(parsed(path)))}
     assert not used - known - optional - own
+
+
+# sys.argv: script, picture, and what is installed beside Python: all other packages are hidden from the script
+BARE = r"""
+import importlib.metadata as metadata, pathlib, re, runpy, sys
+script, picture, *left = sys.argv[1:]
+owners, there = metadata.packages_distributions(), set()
+def normal(name): return re.sub("[-_.]+", "-", name).lower()
+while left:
+    if (name := normal(left.pop())) not in there:
+        there.add(name)
+        try: lines = metadata.requires(name) or []
+        except metadata.PackageNotFoundError: continue  # of another system
+        left += [re.match(r"[\w.-]+", line)[0] for line in lines if "extra ==" not in line]
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        whose = {normal(owner) for owner in owners.get(name.split(".")[0], [])}
+        if whose and not whose & there:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Hidden())
+sys.path.insert(0, str(pathlib.Path(script).parent))
+sys.argv = [script, "--n_samples", "1", "--n_steps", "1", "--solver", "euler", "--out", picture]
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+def test_sampling_needs_nothing_but_the_demos_requirements(tmp_path):
+    lines = (ROOT / "requirements-demo.txt").read_text(encoding="utf-8").splitlines()
+    wanted = [re.split("[<>=~# ]", line)[0] for line in lines if line and not line.startswith("#")]
+    command = [sys.executable, "-c", BARE, str(ROOT / "mnist" / "simple_gen_test.py"), str(tmp_path / "a.png"), *wanted]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0 and (tmp_path / "a.png").exists(), done.stderr[-2000:]
 
 
 def test_the_wheel_holds_the_library_alone_and_asks_for_what_requirements_ask():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,8 +27,13 @@ LARGEST = 32  # steps up to which adaptive grids are kept
 FIT_NOISE, TEST_NOISE = "fit", "fit-test"  # streams of noise that no sample uses
 
 
-def make_sampler(folder: Folder, config: SampleConfig, extra: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def make_sampler(
+    folder: Folder, config: SampleConfig, extra: Mapping[str, Any] | None = None
+) -> tuple[Any, dict[str, Any]]:
     """The sampler that a command line asks for, and what its weights file says about itself.
+
+    Args:
+        extra: options of ``TrainConfig`` that are known of the weights, see ``common.checkpoint.load_network``.
 
     Raises:
         FileNotFoundError: there are no weights; the line says how to train them.

@@ -113,7 +113,7 @@ def test_weights_that_do_not_say_their_image_size(place, tmp_path):
     weights(tmp_path / "w.pt", options(network="conditional_unet", channel_mult=(1, 2)))
     config = GridConfig(weights=str(tmp_path / "w.pt"), device="cpu")
     with pytest.raises(ValueError, match="does not say its image size: give -c with the config.yaml of its run"):
-        make_sampler(place, config, {})
+        make_sampler(place, config)
 
 
 # ---- options

@@ -14,7 +14,7 @@ from problems import Gaussians, Mixture, Riccati, error_of, slope_of
 
 LAMBDA = ("dpmpp2m", "dpmpp3m", "unipc2", "unipc3")
 
-# What the README's table says; on the grids that are not named as on the uniform one
+# What the table of docs/sampling.md says; on the grids that are not named as on the uniform one
 SAID = {
     **{"euler": {"uniform": 1}, "midpoint": {"uniform": 2}, "heun": {"uniform": 2}, "rk4": {"uniform": 4}},
     **{"ab2": {"uniform": 2}, "ab4": {"uniform": 4}, "ipndm1": {"uniform": 1}, "ipndm2": {"uniform": 2}},
