@@ -91,4 +91,6 @@ def dots(pen: Any, points: Iterable[list[float]], k: int, radius: float, colour:
     left, top = corner(k)
     for x, y in points:
         if 0 <= x <= SIDE and 0 <= y <= SIDE:
-            pen.ellipse([left + x - radius, top + SIDE - y - radius, left + x + radius, top + SIDE - y + radius], colour)
+            pen.ellipse(
+                [left + x - radius, top + SIDE - y - radius, left + x + radius, top + SIDE - y + radius], colour
+            )
