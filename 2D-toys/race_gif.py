@@ -19,7 +19,7 @@ SPEED = 60  # milliseconds a frame
 REST = 1500  # of the last one
 COLOURS = (  # as on the page
     "#0067b1", "#3f9bd8", "#6b4fa8", "#c2569a", "#cf5300", "#00845c", "#7d5a2b", "#c48f00", "#0067b1", "#a3225f",
-    "#1f8a1f", "#5a5a5a",
+    "#1f8a1f", "#5a5a5a", "#8a4fff",
 )  # fmt: skip
 GREY, INK, SOFT = "#b3bac2", "#1c2128", "#57606a"
 BUDGET = 5  # evaluations whose W2 stands under a panel

@@ -280,7 +280,7 @@ def table() -> None:
 
 
 def summary() -> str:
-    """The table of docs/sampling.md: for each model Euler, the best of the usual and of all plain solvers, and the fitted one.
+    """The table of docs/sampling.md: for each model Euler, the best usual and of all plain solvers, and the fitted one.
 
     Two evaluations a step give no even NFE; at one, the best with fewer evaluations counts too.
     """
