@@ -30,7 +30,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 Row = dict[str, Any]
-TOTAL = 470.0  # seconds of all parts together
 KINDS = {  # kinds of kernels by their names, the first that fits
     "Triton, reductions": r"triton_(red|per)",
     "Triton, pointwise": r"triton_",
@@ -319,25 +318,36 @@ def training(part: str, smoke: bool, folder: Path) -> Iterator[Row]:
     given |= {key: ",".join(map(str, getattr(config, key))) for key in ("channel_mult", "attention_resolutions")}
     given |= {"method": "idff", "sigma": 0.2, "mixed_precision": "bf16", "batch_size": 32 if smoke else 512}
     given |= {"lr": 1e-3, "warmup": 500, "lr_decay": "linear", "ema_decay": 0.998, "epochs": 0}
-    given["minutes"] = 0.05 if smoke else 1
-    given |= {"sample_step": 0, "val_step": 10**6, "save_step": 10**6, "data": data, "out": out}
-    command = [sys.executable, "cifar10/train_cifar10.py", *(f"--{key}={value}" for key, value in given.items())]
-    done = subprocess.run([*command, *["--compile"] * (not smoke)], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"the training ended with {done.returncode}: {(done.stderr or done.stdout)[-1500:]}")
+    yield trained(given | {"data": data}, out, [*["--compile"] * (not smoke)])
+
+
+def trained(options: dict[str, Any], out: Path, flags: list[str]) -> Row:
+    """Train CIFAR-10 by the script that a user calls, for MINUTES, without samples; what it took and reached."""
+    usual = {"minutes": os.environ["MINUTES"], "sample_step": 0, "val_step": 10**6, "save_step": 10**6, "out": out}
+    command = ["cifar10/train_cifar10.py", *(f"--{key}={value}" for key, value in {**usual, **options}.items())]
+    called(*command, *flags)
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    trained = [row for row in rows if "loss" in row]
-    last = trained[-min(10, len(trained)) :]
-    yield {
-        "what": f"{given['minutes']:g} minute(s) of training, {Path(data).name}",
-        "batch": given["batch_size"],
-        "steps": trained[-1]["step"],
-        "images_per_s": trained[-1]["images_seen"] / trained[-1]["seconds"],
+    losses = [row for row in rows if "loss" in row]
+    last = losses[-min(10, len(losses)) :]
+    return {
+        "what": f"{float(usual['minutes']):g} minute(s) of training, {Path(str(options.get('data', 'made up'))).name}",
+        "batch": options.get("batch_size"),
+        "steps": losses[-1]["step"],
+        "images": losses[-1]["images_seen"],
+        "images_per_s": losses[-1]["images_seen"] / losses[-1]["seconds"],
         "loss": sum(row["loss"] for row in last) / len(last),
         "val_loss": next((row["val_loss"] for row in reversed(rows) if "val_loss" in row), None),
-        "skipped": trained[-1]["skipped"],
+        "skipped": losses[-1]["skipped"],
         "waited_share": last[-1]["waited_share"],
     }
+
+
+def called(*command: Any) -> str:
+    """What a script of the repository says, run by this interpreter from the root; raises where it fails."""
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{command[0]} ended with {done.returncode}: {(done.stderr or done.stdout)[-1500:]}")
+    return done.stdout
 
 
 def tests(part: str, smoke: bool, folder: Path) -> Iterator[Row]:
@@ -366,11 +376,32 @@ def tests(part: str, smoke: bool, folder: Path) -> Iterator[Row]:
 
 @dataclass(frozen=True)
 class Part:
-    """A function of (name, smoke, folder) that yields rows, its limit in seconds, the packages that it needs."""
+    """A function of (name, smoke, folder) that yields rows, its limit in seconds, the packages that it needs; with
+    ``trains`` the limit is that beside the minutes of training, which the variable MINUTES of its process says."""
 
     function: Callable[[str, bool, Path], Iterator[Row]]
     limit: float
     needs: tuple[str, ...] = ()
+    trains: bool = False
+
+    def seconds(self, smoke: bool) -> float:
+        """Its limit; a CPU may be shared."""
+        return self.limit * 3 if smoke else self.limit + self.trains * 60 * float(os.environ["MINUTES"])
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What one call runs and keeps: parts by name, the script that runs each of them by --part, its file of results,
+    the parts of --smoke (empty: all), the limit of all in seconds, the usual minutes of training, and the environment
+    variables that have to be given for figures that mean something."""
+
+    script: str
+    parts: dict[str, Part]
+    file: str
+    rehearsal: tuple[str, ...] = ()
+    total: float = 470.0
+    minutes: float = 1.0
+    variables: tuple[str, ...] = ()
 
 
 STEPS = ("paper-128", "patches-512", "patches-128", "paper-512")
@@ -380,12 +411,12 @@ PARTS = {
     **{f"compile-{name}": Part(compiling, 170) for name in (*STEPS, "sample")},
     "tests": Part(tests, 170, ("pytest",)),
     **{f"step-{name}": Part(compiled, 50) for name in STEPS[:2]},
-    "train": Part(training, 110),
+    "train": Part(training, 50, trains=True),
     "pieces": Part(pieces, 45),
     "sample": Part(sampling, 45),
     **{f"step-{name}": Part(compiled, 50) for name in STEPS[2:]},
 }
-AT_ONCE = ("compile", "tests")  # what these parts take is not measured: they run side by side
+AT_ONCE = ("compile", "tests", "measure")  # what these parts take is not measured: they run side by side
 
 
 def stages(names: list[str]) -> Iterator[list[str]]:
@@ -396,16 +427,16 @@ def stages(names: list[str]) -> Iterator[list[str]]:
         names = names[max(1, count) :]
 
 
-def missing(part: str) -> list[str]:
+def missing(part: Part) -> list[str]:
     """Packages that a part needs and this interpreter has not."""
-    return [name for name in ("torch", "msgspec", *PARTS[part].needs) if importlib.util.find_spec(name) is None]
+    return [name for name in ("torch", "msgspec", *part.needs) if importlib.util.find_spec(name) is None]
 
 
-def work(part: str, smoke: bool, file: Path) -> None:
+def work(suite: Suite, part: str, smoke: bool, file: Path) -> None:
     """In a process of its own: a part's rows, the file written again with each."""
     rows: list[Row] = []
     try:
-        for row in PARTS[part].function(part, smoke, file.parent):
+        for row in suite.parts[part].function(part, smoke, file.parent):
             if rows and rows[-1]["what"] == row["what"]:
                 rows.pop()  # the same row with more in it
             rows.append(row)
@@ -426,13 +457,13 @@ def write(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
-def together(names: list[str], smoke: bool, folder: Path, left: float) -> dict[str, list[Row]]:
+def together(suite: Suite, names: list[str], smoke: bool, folder: Path, left: float) -> dict[str, list[Row]]:
     """Run parts side by side, each until it ends or its limit comes; their rows."""
     running, rows = {}, {}
     for name in names:
         command = [
             sys.executable,
-            __file__,
+            suite.script,
             "--part",
             name,
             "--file",
@@ -443,7 +474,7 @@ def together(names: list[str], smoke: bool, folder: Path, left: float) -> dict[s
         running[name] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=ROOT)
     begun = time.perf_counter()
     for name, process in running.items():
-        limit = min(PARTS[name].limit * (3 if smoke else 1), left)  # a CPU may be shared
+        limit = min(suite.parts[name].seconds(smoke), left)
         file, ended = folder / f"{name}.json", False
         try:
             process.wait(max(0.1, limit - (time.perf_counter() - begun)))
@@ -496,49 +527,59 @@ def machine() -> Row:
     return json.loads(done.stdout) if done.returncode == 0 else {"gpu": "none", "torch": done.stderr.strip()[-200:]}
 
 
-def main() -> None:
-    """Run the parts; print and keep what each has found."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(suite: Suite, description: str | None) -> None:
+    """Run the parts of a suite; print and keep what each has found."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="tiny networks on whatever is there, under 90 s")
     parser.add_argument("--only", default="", metavar="PART", help="parts whose names begin so")
-    parser.add_argument("--seconds", type=float, default=TOTAL, help="limit of all parts together")
-    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=suite.total, help="limit of all parts together")
+    parser.add_argument("--minutes", type=float, default=suite.minutes, help="of the training")
+    parser.add_argument("--part", choices=suite.parts, help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.part:
-        return work(given.part, given.smoke, given.file)
+        return work(suite, given.part, given.smoke, given.file)
+    if not 0 < given.minutes < given.seconds / 60:
+        parser.error(f"--minutes {given.minutes:g}: above 0, and less than the {given.seconds:g} s of --seconds")
+    os.environ["MINUTES"] = "0.03" if given.smoke else str(given.minutes)  # of the parts' processes
+    for name in () if given.smoke else suite.variables:
+        if not os.environ.get(name):
+            parser.error(f"{name} is not set, see the head of {Path(suite.script).with_suffix('.sh').name}")
     here = machine()
     if here["gpu"] == "none" and not given.smoke:
         parser.error("no GPU on this machine (torch.cuda.is_available() is false); --smoke rehearses on a CPU")
-    names = [name for name in PARTS if name.startswith(given.only)]
-    if given.smoke and not given.only:  # each function once
-        names = ["peer", "compile-sample", "tests", "step-patches-512", "pieces", "sample", "train"]
+    names = [name for name in suite.parts if name.startswith(given.only)]
+    if given.smoke and not given.only:
+        names = list(suite.rehearsal or suite.parts)
     if not names:
-        parser.error(f"no part begins with {given.only!r}: {', '.join(PARTS)}")
+        parser.error(f"no part begins with {given.only!r}: {', '.join(suite.parts)}")
     begun, results = time.perf_counter(), {}
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(os.environ.get("OUT") or ROOT / ("build" if given.smoke else "benchmarks"))
         out.mkdir(parents=True, exist_ok=True)
+        os.environ["OUT"] = str(out.resolve())  # of the parts' processes
         print(", ".join(f"{key} {value}" for key, value in here.items()), flush=True)
         columns = ("part", "what", "ms", "images/s", "share of the floor", "host ms, kernels, their ms", "")
         print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
         for stage in stages(names):
             for name in stage:
-                if gone := missing(name):
+                if gone := missing(suite.parts[name]):
                     results[name] = [{"what": name, "failed": f"not run, needs {', '.join(gone)}"}]
             left = given.seconds - (time.perf_counter() - begun)
             able = [name for name in stage if name not in results]
             if left < 5:
                 results |= {name: [{"what": name, "failed": "not run, no time left"}] for name in able}
             elif able:
-                results |= together(able, given.smoke, Path(temporary), left)
+                results |= together(suite, able, given.smoke, Path(temporary), left)
             for name in stage:
                 print("\n".join(line(name, row) for row in results[name]), flush=True)
-            write(out / "gpu.json", here | {"smoke": given.smoke, "parts": results, "ratios": ratios(results)})
+            write(out / suite.file, here | {"smoke": given.smoke, "parts": results, "ratios": ratios(results)})
         for text in ratios(results):
             print(f"ours, compiled bf16, against {text}")
-        print(f"{out / 'gpu.json'}; {time.perf_counter() - begun:.0f} s")
+        print(f"{out / suite.file}; {time.perf_counter() - begun:.0f} s")
 
+
+REHEARSAL = ("peer", "compile-sample", "tests", "step-patches-512", "pieces", "sample", "train")  # each function once
 
 if __name__ == "__main__":
-    main()
+    main(Suite(__file__, PARTS, "gpu.json", REHEARSAL), __doc__)

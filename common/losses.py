@@ -168,7 +168,10 @@ def mean_flow(
 
 
 def lower_level(level: Tensor, q: float, progress: float) -> Tensor:
-    """The lower noise level of a consistency pair: s (1 - q^-(stage + 1) (1 + 8 sigmoid(-s))), not below 0.
+    """The lower noise level of a consistency pair: s (1 - q^-(stage + 1) (1 + 8 sigmoid(-s))).
+
+    What would be below the least of LEVELS is 0, the data. So some pairs end there in every stage: without any, a
+    denoiser that is not x itself at t = 1, as IDFF's head, could say the same of all points at no loss.
 
     The stages take equal shares of the training, as many as keep q^(stage + 1) <= CLOSEST: 8 for q = 2, which is the
     published schedule of long runs, and one for q = 256, that of short ones.
@@ -179,7 +182,8 @@ def lower_level(level: Tensor, q: float, progress: float) -> Tensor:
 
     stages = max(1, int(math.log(CLOSEST) / math.log(q) + 1e-9))
     stage = min(int(progress * stages), stages - 1)
-    return (level * (1 - q ** -(stage + 1) * (1 + 8 * torch.sigmoid(-level)))).clamp(min=0)
+    lower = level * (1 - q ** -(stage + 1) * (1 + 8 * torch.sigmoid(-level)))
+    return lower.where(lower >= LEVELS[0], 0)
 
 
 def consistency(

@@ -130,6 +130,15 @@ def test_a_pair_shares_its_data_and_noise_at_two_levels_and_the_target_has_no_gr
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-3) and abs(ours.item()) > 1e-3
 
 
+@pytest.mark.parametrize("q", [2, 8, 256])
+def test_one_end_for_all_points_is_no_solution_in_any_stage(q):
+    x0, x1, _ = pairs(4)
+    t = torch.full((4,), 1 / (1 + losses.LEVELS[0]), dtype=F64)
+    for progress in (0.0, 1.0):
+        loss = make_loss("ect_idff", SIGMA, ect_q=q)(lambda x, t, y: 0 * x, x0, x1, t, None, progress=progress)
+        torch.testing.assert_close(loss, x1.square().mean(1).sqrt() / losses.LEVELS[0], rtol=1e-4, atol=0)
+
+
 def test_both_calls_drop_the_same():
     x0, x1, t = pairs(8)
     calls = []
