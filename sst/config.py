@@ -22,10 +22,17 @@ class Options:
     """Options of sst_forecaster.py."""
 
     # ---- what to do
-    mode: Literal["all", "train", "evaluate"] = "all"
-    """all: train, then forecast and evaluate; evaluate: with the weights that are there"""
+    mode: Literal["all", "train", "evaluate", "forecast"] = "all"
+    """all: train, then forecast and evaluate; evaluate: with weights that are there; forecast: with them from --init"""
     weights: str = ""
-    """evaluate: checkpoint file or run folder; empty: the run folder, or the shipped weights where no run has ended"""
+    """evaluate, forecast: checkpoint file or run folder; empty: the run folder, or the shipped weights where no run has
+    ended"""
+    init: str = ""
+    """forecast: date of the last field that is known, 2020-01-31 or 2020-01, or latest. --data need not be what the
+    weights were trained on, but must have the same years, since anomalies are counted from their climate"""
+    forecasts: str = ""
+    """File for the forecasts themselves, NetCDF (.nc) or zarr (.zarr); empty: none, or of forecast the run folder's
+    forecast.nc"""
 
     # ---- data
     data: str = ""
@@ -134,11 +141,19 @@ class Options:
     """Seconds on a CPU: few frames and steps of the synthetic field; writes to results/smoke"""
 
     def check_together(self) -> None:
-        """Raises ValueError for weights that would not be read."""
-        if self.weights and self.mode != "evaluate":
+        """Raises ValueError for what would not be read, and for a forecast from nowhere."""
+        if self.weights and self.mode not in ("evaluate", "forecast"):
             raise ValueError(
                 f"--weights {self.weights} is not read where --mode {self.mode} trains: add --mode evaluate"
             )
+        if self.init and self.mode != "forecast":
+            raise ValueError(f"--init {self.init} is not read by --mode {self.mode}: add --mode forecast")
+        if self.mode == "forecast" and not self.init:
+            raise ValueError("--mode forecast needs --init: the date of the last field that is known, or latest")
+        if self.forecasts and self.mode == "train":
+            raise ValueError(f"--forecasts {self.forecasts}: --mode train makes none: leave it out")
+        if self.beside and self.mode in ("train", "forecast"):
+            raise ValueError(f"--beside {self.beside[0]} is not read by --mode {self.mode}: add --mode evaluate")
 
 
 @dataclass(frozen=True)
@@ -223,7 +238,15 @@ def run_name(options: Options) -> str:
 def stored(options: Options) -> dict[str, Any]:
     """The options as primitives for a checkpoint, without this machine's paths."""
     plain = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(options).items()}
-    return plain | {"out": "", "weights": "", "beside": [], "data": Path(options.data).name, "resume": "no"}
+    return plain | {
+        "out": "",
+        "weights": "",
+        "beside": [],
+        "init": "",
+        "forecasts": "",
+        "data": Path(options.data).name,
+        "resume": "no",
+    }
 
 
 def restored(plain: dict[str, Any], **changes: Any) -> Options:

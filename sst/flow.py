@@ -20,7 +20,7 @@ et al. 2412.15832 for training on the CRPS.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -319,6 +319,7 @@ class FieldTrainer(Trainer):
         processes: this process among its peers.
     """
 
+    learnt: Mapping[str, Any] = {}  # what data the weights learn from, see ``forecast.Learnt``
     fixed = ("seed", "test_years", "val_years", "harmonics", "variable", "gaps", "box", "colour")
 
     def __init__(self, options: Options, torus: bool, processes: Processes):
@@ -349,6 +350,10 @@ class FieldTrainer(Trainer):
         """Name and constants of the method."""
         more = {"name": self.forecaster.method, "source": self.forecaster.source, "torus": self.torus}
         return super().weights_method() | more
+
+    def weights(self, dtype: torch.dtype | None = None) -> dict[str, Any]:
+        """What forecasts need."""
+        return super().weights(dtype) | ({"learnt": dict(self.learnt)} if self.learnt else {})
 
     def options(self) -> dict[str, Any]:
         """The options without paths."""

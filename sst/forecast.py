@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from msgspec import Meta
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from common import checkpoint
 from common.runtime import autocast, checked, generator, keep_freed_memory
@@ -21,6 +23,16 @@ from sst.climate import Climate
 from sst.config import Options, restored
 from sst.data import Fields, load
 from sst.flow import Conditioned, Method, condition_of, description, draw_innovation, method_of
+
+
+class Learnt(TypedDict):
+    """What weights say of the data that they learnt from: dates, frames, and degrees between rows and columns."""
+
+    first: str
+    last: str
+    frames: Annotated[int, Meta(ge=1)]
+    spacing: list[float]
+
 
 Positive = Annotated[float, Meta(gt=0, le=100)]  # a factor of a spread
 
@@ -63,11 +75,23 @@ def world(options: Options) -> World:
     Raises:
         FileNotFoundError, ValueError: see ``data.load``; and years or boxes that do not fit.
     """
+    fields = source(options)
+    return fitted(fields, C.split(fields, options.val_years, options.test_years), options)
+
+
+def source(options: Options) -> Fields:
+    """The fields of a file, or the synthetic ones.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``data.load``.
+    """
     if options.data:
-        fields = load(options.data, options.variable, options.gaps)
-    else:
-        fields = synthetic.make(synthetic.Ocean(years=4 if options.smoke else 12, side=options.box))
-    parts = C.split(fields, options.val_years, options.test_years)
+        return load(options.data, options.variable, options.gaps)
+    return synthetic.make(synthetic.Ocean(years=4 if options.smoke else 12, side=options.box))
+
+
+def fitted(fields: Fields, parts: C.Split, options: Options) -> World:
+    """Fields with the climate of their training years."""
     how = (fields.times, parts.val, options.harmonics, options.horizon, fields.breaks)
     climates = [C.fit(region, *how) for region in fields.regions]
     found = [box for region in climates for box in C.boxes(region, options.box)]
@@ -85,12 +109,14 @@ class Forecaster:
         options: those it was trained with, and those of the forecast.
         spread: factor of the spread at each lead; empty: none.
         step: training step of the weights.
+        learnt: what data they learnt from, see ``latest.Learnt``; empty: older weights do not say.
     """
 
     net: nn.Module
     options: Options
     spread: tuple[float, ...] = ()
     step: int = 0
+    learnt: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def method(self) -> Method:
@@ -111,7 +137,9 @@ def load_forecaster(path: str | Path, device: torch.device, **changes: Any) -> F
         differences = [key for key, value in description(options).items() if info["network"].get(key, value) != value]
         if differences:
             raise ValueError(f"its network is not that of its options ({', '.join(differences)})")
-        spread = tuple(checked(checkpoint.load(file).get("spread", []), list[Positive], "its spread"))
+        state = checkpoint.load(file)
+        spread = tuple(checked(state.get("spread", []), list[Positive], "its spread"))
+        learnt = checked(state.get("learnt"), Learnt | None, "what it learnt from") or {}
         if len(spread) not in (0, options.horizon):
             raise ValueError(f"its spread has {len(spread)} factors for {options.horizon} leads")
     except ValueError as error:
@@ -119,7 +147,7 @@ def load_forecaster(path: str | Path, device: torch.device, **changes: Any) -> F
     if device.type == "cpu":
         keep_freed_memory()
     net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Forecaster(net, options, spread if options.spread == "validation" else (), info["step"] or 0)
+    return Forecaster(net, options, spread if options.spread == "validation" else (), info["step"] or 0, learnt)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ STYLES = {  # of other curves: colour, line, marker
 def forecast_maps(path: str | Path, data: World, drawn: Ensemble, index: int = 0, leads: tuple[int, ...] = ()) -> None:
     """Truth, mean, one member, spread and error of a forecast, one column for each lead; anomalies in deg C.
 
+    Truth and error are left out where the truth is not known.
+
     Args:
         path: picture to write.
         data: the data.
@@ -51,8 +53,10 @@ def forecast_maps(path: str | Path, data: World, drawn: Ensemble, index: int = 0
         "error of the mean": mean - target,
         "ensemble spread": members.std(1),
     }
+    if not target.isfinite().all():  # nobody knows it yet
+        rows = {name: rows[name] for name in ("ensemble mean", "one member", "ensemble spread")}
     ocean = box.ocean.bool()
-    top = round(float(torch.quantile(target[:, ocean].abs(), 0.99)), 1)
+    top = round(float(torch.quantile(rows[next(iter(rows))][:, ocean].abs(), 0.99)), 1) or 0.1
     widest = round(float(torch.quantile(rows["ensemble spread"][:, ocean], 0.99)), 2)
     plt = pyplot()
     size = (1.75 * len(leads) + 1.5, 1.75 * len(rows) + 0.8)
@@ -70,7 +74,7 @@ def forecast_maps(path: str | Path, data: World, drawn: Ensemble, index: int = 0
                 axes[i, j].set_title(f"lead {lead}\n{date}", fontsize=8)
         axes[i, 0].set_ylabel(name, fontsize=9)
     _label_edges(axes, box.region)
-    figure.colorbar(images["truth"], ax=axes[:-1], label="anomaly, error (deg C)", shrink=0.6, extend="both")
+    figure.colorbar(images["ensemble mean"], ax=axes[:-1], label="anomaly, error (deg C)", shrink=0.6, extend="both")
     figure.colorbar(images["ensemble spread"], ax=axes[-1:], label="spread (deg C)", extend="max")
     start = data.fields.times[int(drawn.frame[index])]
     figure.suptitle(f"{data.fields.name}: {members.shape[1]} members from {start}", fontsize=10)

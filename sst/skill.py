@@ -312,6 +312,20 @@ def _with_means(table: dict[str, list[Any]]) -> dict[str, Any]:
 # ---- words
 
 
+def outlook(data: World, drawn: Ensemble) -> dict[str, dict[str, float]]:
+    """Of forecasts from one frame: by date, the area's mean anomaly and spread in deg C, and its share that is warm."""
+    area, std, warm = (part(data, drawn.box) for part in (area_of, std_of, warm_of))
+    found = {}
+    for lead, members in enumerate(drawn.members):
+        spread = weighted_mean((members * std).double().var(0), area)
+        found[str(data.fields.times[int(drawn.frame[0]) + lead + 1])] = {
+            "anomaly": weighted_mean(members.mean(0) * std, area),
+            "spread": math.sqrt(spread),
+            "warm": weighted_mean((members > warm).double().mean(0), area),
+        }
+    return found
+
+
 def lines(result: Mapping[str, Any]) -> list[str]:
     """Tables for the terminal, by lead: CRPS, energy score, spread-skill ratio, skill for the warm decile."""
     units, others = result["units"], result["without_units"]

@@ -2,6 +2,7 @@
 
 python sst_forecaster.py                                  # a synthetic field whose exact forecast is known
 python sst_forecaster.py --preset ersst --data sst.mnmean.nc
+python sst_forecaster.py --mode forecast --init latest --preset ersst --data sst.mnmean.nc    # no training
 
 Two CPU cores suffice. The run folder gets the weights, metrics.jsonl, scores.json and two figures; README.md says how
 long it takes and which numbers to expect.

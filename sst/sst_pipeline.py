@@ -1,4 +1,4 @@
-"""The steps of sst_forecaster.py: train, fit the spread, forecast, score, draw."""
+"""The steps of sst_forecaster.py: train, fit the spread, forecast, score, draw, write."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import torch
 from common import checkpoint, training
 from common.cli.configs import check_logger
 from common.networks import build_network
-from common.runtime import Processes, pick_device, processes, write_json
+from common.runtime import Processes, file_hash, pick_device, processes, write_json
 from common.scripts.folder import newest
 from common.training.report import Event, HeldOut, Report
-from sst import maps, skill
+from sst import export, maps, skill
 from sst.config import DEFAULT, WEIGHTS, DrawOptions, Options, run_folder, run_name, smoke
 from sst.flow import FieldBatches, FieldTrainer, check, description
 from sst.forecast import Ensemble, Forecaster, World, fit_spread, forecast, load_forecaster, world
+from sst.latest import learnt, world_until
 
 HERE = Path(__file__).resolve().parent
 
@@ -35,19 +36,28 @@ def run(options: Options) -> dict[str, Any]:
     out = run_folder(options)
     check(options, torus=not options.data)
     check_logger(options.logger)
+    if options.forecasts:
+        export.check_name(options.forecasts)
+    if options.mode == "forecast":
+        return forecast_from(options, weights_of(options, out), out, here.device) if here.is_main else {}
     with here.main_first():
         data = world(options)
-    if options.mode == "evaluate":
-        own, shipped = out / weights_name(options), HERE / "results" / run_name(options) / weights_name(options)
-        if options.weights or options.out or options.smoke:
-            final = Path(options.weights or own)
-        else:
-            final = newest([own] if own.exists() else [], shipped)
-    else:
-        final = train(options, data, out, here)
+    final = weights_of(options, out) if options.mode == "evaluate" else train(options, data, out, here)
     if options.mode == "train" or not here.is_main:
         return {}
     return evaluate(options, data, final, out, here.device)
+
+
+def weights_of(options: Options, out: Path) -> Path:
+    """The weights that are given, else those of the run folder, else the shipped ones."""
+    own, shipped = out / weights_name(options), HERE / "results" / run_name(options) / weights_name(options)
+    if options.weights or options.out or options.smoke:
+        return Path(options.weights or own)
+    found = newest([own] if own.exists() else [], shipped)
+    if not found.exists() and options.mode == "forecast":
+        kept = ", ".join(sorted(f"results/{path.parent.name}" for path in HERE.glob("results/*/*_final.pt")))
+        raise FileNotFoundError(f"no run here is called {run_name(options)}: give --weights, shipped are {kept}")
+    return found
 
 
 def train(options: Options, data: World, out: Path, here: Processes) -> Path:
@@ -57,7 +67,7 @@ def train(options: Options, data: World, out: Path, here: Processes) -> Path:
         ValueError, KeyboardInterrupt: see ``common.training.run``.
     """
     trainer, parts = FieldTrainer(options, data.fields.torus, here), data.parts
-    trainer.data = data.mark()
+    trainer.data, trainer.learnt = data.mark(), learnt(data)
     fields = (data.climates, data.fields, data.amplitude, options)
     source = FieldBatches(*fields, 0, parts.val, here)
     # the first process validates alone: all rows of the batches are its own
@@ -69,8 +79,8 @@ def train(options: Options, data: World, out: Path, here: Processes) -> Path:
 
     def final() -> tuple[dict[str, Any], dict[str, Any]]:
         best = best_weights(options, data, out, here.device)
-        facts = {"data": data.fields.name, "training_frames": parts.val, "best_step": best["step"]}
-        return best, facts | {"spread": best.get("spread", [])}
+        facts = {"data": data.fields.name, "best_step": best["step"]}
+        return best, facts | {"learnt": best["learnt"], "spread": best.get("spread", [])}
 
     what = f"{options.method} from {options.source}"
     if options.method == "crps":
@@ -112,7 +122,46 @@ def evaluate(options: Options, data: World, weights: Path, out: Path, device: to
     maps.forecast_maps(out / "forecast.png", data, ensemble, index=len(ensemble.box) // 2)
     maps.verification(out / "verification.png", result, data, ensemble)
     print(f"figures: {out}/forecast.png, verification.png")
+    if options.forecasts:
+        save_forecasts(Path(options.forecasts), data, ensemble, model, weights)
     return result
+
+
+def forecast_from(options: Options, weights: Path, out: Path, device: torch.device) -> dict[str, Any]:
+    """Forecast from the field of ``--init``: writes the members (``--forecasts``) and forecast.png, prints their means.
+
+    Returns:
+        date -> mean anomaly, spread (both deg C) and share of water in the warm decile.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``model_of`` and ``latest.world_until``.
+    """
+    model = model_of(options, weights, device, n_steps=options.n_steps, solver=options.solver)
+    if not model.learnt:
+        raise ValueError(f"{weights} does not say which years it learnt from, as older weights do not: train it again")
+    data, now = world_until(options, model.learnt)  # type: ignore[arg-type]
+    drawn = forecast(model, data, torch.tensor([now]), options.members, options.seed)
+    means = skill.outlook(data, drawn)
+    print(
+        f"\nfrom {data.fields.times[now]}, {options.members} members, NFE {drawn.nfe:g} a lead, {drawn.seconds:.1f} s"
+    )
+    for date, row in means.items():
+        warm = f"{100 * row['warm']:.0f}% beyond the warm decile"
+        print(f"{date}  anomaly {row['anomaly']:+.2f} deg C, spread {row['spread']:.2f}, {warm}")
+    save_forecasts(Path(options.forecasts or out / "forecast.nc"), data, drawn, model, weights)
+    maps.forecast_maps(out / "forecast.png", data, drawn, index=len(drawn.box) // 2)
+    print(f"picture: {out}/forecast.png")
+    return means
+
+
+def save_forecasts(path: Path, data: World, drawn: Ensemble, model: Forecaster, weights: Path) -> None:
+    """Write forecasts with what made them, and say where."""
+    file = checkpoint.find(weights)
+    facts = {"source": f"{file.name}, step {model.step}", "method": model.method.name, "data": data.fields.name}
+    facts |= {"seed": model.options.seed, "evaluations_a_lead": drawn.nfe, "weights_sha256": file_hash(file)}
+    facts |= {"card": export.card_of(file)}
+    files = export.save(path, export.datasets(data, drawn, facts))
+    print(f"forecasts: {', '.join(map(str, files))}")
 
 
 def model_of(options: Options, weights: Path, device: torch.device, **changes: Any) -> Forecaster:

@@ -669,6 +669,10 @@ def test_weights_are_used_again(trained, tmp_path, monkeypatch, capsys):
     assert pipeline.run(options)["networks"]["flow"]["nfe"] == 4 and drawn == ["forecast.png", "verification.png"]
     printed = capsys.readouterr().out
     assert "CRPS / CRPS of the exact forecast" in printed and "spread-skill ratio" in printed
+    again = replace(options, mode="forecast", init="latest", forecasts=str(tmp_path / "b.nc"), n_steps=1)
+    assert list(pipeline.run(again)) == ["2012-12-31", "2013-01-05", "2013-01-10"] and drawn[2:] == ["forecast.png"]
+    printed = capsys.readouterr().out
+    assert "from 2012-12-26, 3 members, NFE 2 a lead" in printed and f"forecasts: {tmp_path / 'b.nc'}" in printed
     with pytest.raises(ValueError, match="was trained with --box 20"):
         pipeline.run(replace(options, box=24))
     with pytest.raises(ValueError, match="--start 400: "):
