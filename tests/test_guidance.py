@@ -171,6 +171,9 @@ def place(tmp_path):
     """A folder with shipped weights, weights of another width beside it, and others that do not fit."""
     weights(tmp_path / "results" / "shipped.pt", CONDITIONAL)
     weights(tmp_path / "worse.pt", replace(CONDITIONAL, num_channel=64), seed=1)
+    state = checkpoint.load(tmp_path / "results" / "shipped.pt")  # another file of the same run
+    averaged = {key: tensor.half() for key, tensor in state["ema_model"].items()}
+    checkpoint.save(tmp_path / "rounded.pt", state | {"step": 7, "ema_model": averaged})
     return folder(tmp_path, CONDITIONAL)
 
 
@@ -190,6 +193,7 @@ def place(tmp_path):
         ),
         ("--cfg 2 --guide gone.pt", "no weights at .*gone.pt.* or give --guide with"),
         ("--cfg 2 --guide results/shipped.pt", "these are the weights that it is to guide"),
+        ("--cfg 2 --guide rounded.pt", "these are the weights that it is to guide"),
     ],
 )
 def test_mistakes_are_one_line(place, monkeypatch, flags, match):

@@ -113,11 +113,17 @@ def read_guide(config: SampleConfig, net: Any, info: dict[str, Any], path: Path)
         print(f"note: --guide {file}: {told.pop('coupling')}")
     if different := told.values():
         raise ValueError(f"--guide {file} does not fit: {'; '.join(different)}; give worse weights of the same task")
-    sha256 = file_hash(file)
-    if config.ema and path.exists() and file_hash(checkpoint.find(path)) == sha256:
+    if same_weights(net, guide):
         raise ValueError(f"--guide {file}: these are the weights that it is to guide; give worse ones")
     guide = guide.to(next(net.parameters()).device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return generate.Guide(torch.compile(guide) if config.compile else guide, file.name, sha256)  # type: ignore[arg-type]
+    return generate.Guide(torch.compile(guide) if config.compile else guide, file.name, file_hash(file))  # type: ignore[arg-type]
+
+
+def same_weights(a: Any, b: Any) -> bool:
+    """Whether two networks are one but for the float16 rounding of final weights."""
+    ours, theirs = a.state_dict(), b.state_dict()
+    alike = ours.keys() == theirs.keys() and all(ours[key].shape == theirs[key].shape for key in ours)
+    return alike and all(theirs[key].to(ours[key].device).half().equal(ours[key].half()) for key in ours)
 
 
 def _task_of(net: Any, info: dict[str, Any]) -> dict[str, Any]:

@@ -72,15 +72,17 @@ def sweep(
     rows = {(row["cfg"], row["cfg_interval"]): row for row in kept}
     points = dict(points_of(config))
     print(f"{len(points)} points, {len(points.keys() & rows.keys())} of them in {file}")
-    for point, interval in points.items():
-        if point not in rows:
-            cfg, name = point
-            print(f"cfg {cfg:g}, interval {name}")
+    path = Path(info["path"])
+    how, left = (config, fitted_weights(path, config.ema), not folder.ships(path)), {}
+    for (cfg, name), interval in points.items():
+        if (cfg, name) not in rows:
             made = replace(sampler, cfg=cfg, interval=interval, fitted=None, nodes=None, seed=config.sweep_seed)
-            path = Path(info["path"])
-            figures = measure(resolved(made, config, fitted_weights(path, config.ema), not folder.ships(path)))
-            rows[point] = {"cfg": cfg, "cfg_interval": name, **facts, **figures}
-            log.append(rows[point])
+            left[cfg, name] = resolved(made, *how)
+            left[cfg, name].check_interval()  # before hours of work at the points before it
+    for (cfg, name), made in left.items():
+        print(f"cfg {cfg:g}, interval {name}")
+        rows[cfg, name] = {"cfg": cfg, "cfg_interval": name, **facts, **measure(made)}
+        log.append(rows[cfg, name])
     asked = [rows[point] for point in points]
     report(asked, file)
     return asked

@@ -212,6 +212,8 @@ def begin(trainer: Trainer, out: Path, options: Any) -> None:
         text = to_yaml(replace(options, resume=type(options).resume))
         changes = [(row["step"], in_words({k: v for k, v in row.items() if k != "step"})) for row in trainer.history]
         notes = "".join(f"# changed at step {step}: {words}\n" for step, words in changes)
+        if trainer.origin and not trainer.config.init:
+            notes += f"# began from {trainer.origin['weights']} by --init, which the options below do not name\n"
         with atomic_write(out / "config.yaml") as path:
             path.write_text(notes + text, encoding="utf-8")
 

@@ -86,6 +86,13 @@ def test_mistakes_are_one_line(tmp_path, flags, match):
         measure_main(folder(tmp_path), "", False, flags.split())
 
 
+def test_an_interval_that_guides_nothing_ends_it_before_the_first_point(swept, tmp_path):
+    flags = ["--sweep_interval", "0..1", "0.8..0.9", "--out", str(tmp_path / "rows.jsonl")]
+    with pytest.raises(ValueError, match=r"--cfg_interval 0.8 0.9 guides none of the 4 steps"):
+        measure_main(swept[0], "", False, [*SWEEP, *flags])
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
 def test_weights_that_cannot_be_guided_end_it_before_the_data_are_read(tmp_path):
     weights(tmp_path / "results" / "shipped.pt")
     with pytest.raises(ValueError, match="--cfg 2.0 needs class-conditional weights"):

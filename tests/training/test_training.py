@@ -488,7 +488,9 @@ def test_a_resumed_run_is_not_said_to_start_from_other_weights(tmp_path):
         run(tmp_path / "b", init=str(first), total_steps=3, resume="auto")
     assert (out / "config.yaml").read_text() == text
     run(out, init=str(tmp_path / "a"), total_steps=2, resume="auto")  # the same ones, by their folder
+    assert "began from" not in (out / "config.yaml").read_text()
     run(out, total_steps=3, resume="auto")
+    assert f"# began from {first.name} by --init, which the options below" in (out / "config.yaml").read_text()
 
 
 def test_a_flow_map_starts_as_the_velocity_that_it_is_given(tmp_path):
