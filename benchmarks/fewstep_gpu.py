@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gpu import ROOT, Part, Row, Suite, called, main, trained
+from gpu import ROOT, Part, Row, Suite, called, main, parser_of, trained
 
 WEIGHTS = ROOT / "cifar10/results/IDFF-2.0-0.2/IDFF_cifar10_weights_step_final.pt"
 PIECE = 16 * 2**20  # bytes
@@ -73,4 +73,5 @@ REHEARSAL = ("tune", "measure-tuned-2")
 SUITE = Suite(__file__, PARTS, "fewstep_gpu.json", REHEARSAL, total=535, minutes=5, variables=("DATA",))
 
 if __name__ == "__main__":
-    main(SUITE, __doc__)
+    parser = parser_of(SUITE, __doc__)
+    main(SUITE, parser.parse_args(), parser)

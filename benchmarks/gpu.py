@@ -527,8 +527,8 @@ def machine() -> Row:
     return json.loads(done.stdout) if done.returncode == 0 else {"gpu": "none", "torch": done.stderr.strip()[-200:]}
 
 
-def main(suite: Suite, description: str | None) -> None:
-    """Run the parts of a suite; print and keep what each has found."""
+def parser_of(suite: Suite, description: str | None = None) -> argparse.ArgumentParser:
+    """The flags of a suite."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="tiny networks on whatever is there, under 90 s")
     parser.add_argument("--only", default="", metavar="PART", help="parts whose names begin so")
@@ -536,7 +536,11 @@ def main(suite: Suite, description: str | None) -> None:
     parser.add_argument("--minutes", type=float, default=suite.minutes, help="of the training")
     parser.add_argument("--part", choices=suite.parts, help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    return parser
+
+
+def main(suite: Suite, given: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Run the parts of a suite; print and keep what each has found."""
     if given.part:
         return work(suite, given.part, given.smoke, given.file)
     if not 0 < given.minutes < given.seconds / 60:
@@ -582,4 +586,6 @@ def main(suite: Suite, description: str | None) -> None:
 REHEARSAL = ("peer", "compile-sample", "tests", "step-patches-512", "pieces", "sample", "train")  # each function once
 
 if __name__ == "__main__":
-    main(Suite(__file__, PARTS, "gpu.json", REHEARSAL), __doc__)
+    suite = Suite(__file__, PARTS, "gpu.json", REHEARSAL)
+    parser = parser_of(suite, __doc__)
+    main(suite, parser.parse_args(), parser)

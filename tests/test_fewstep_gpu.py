@@ -79,9 +79,9 @@ def test_all_of_it_fits_into_nine_minutes(monkeypatch):
     ],
 )
 def test_what_cannot_be_is_refused_at_once(flags, says, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["fewstep_gpu.py", *flags])
+    parser = gpu.parser_of(SUITE)
     monkeypatch.setenv("MINUTES", "")  # which it sets, and which is put back
     monkeypatch.delenv("DATA", raising=False)
     with pytest.raises(SystemExit) as end:
-        gpu.main(SUITE, None)
+        gpu.main(SUITE, parser.parse_args(flags), parser)
     assert end.value.code == 2 and says in capsys.readouterr().err
