@@ -41,6 +41,7 @@ class Method(TypedDict, total=False):
     score_target: Literal["noise", "conditional"]
     score_weight: Annotated[float, Meta(ge=0, le=1e6)]
     ect_q: Annotated[float, Meta(ge=2, le=1e6)]
+    weight_power: Annotated[float, Meta(ge=0, le=1)] | None
     coupling: Literal["independent", "ot", "sinkhorn"]
 
 
@@ -225,7 +226,11 @@ def _verify(path: Path, state: dict[str, Any]) -> None:
 
 
 def start_from(
-    path: str | PathLike[str], network: nn.Module, description: Mapping[str, Any], method: str
+    path: str | PathLike[str],
+    network: nn.Module,
+    description: Mapping[str, Any],
+    method: str,
+    sigma: float | None = None,
 ) -> dict[str, str]:
     """Give a network the weights of a file to train on from: averaged ones, if the file has them.
 
@@ -236,6 +241,7 @@ def start_from(
         network: changed in place.
         description: of the network.
         method: of the run, for the line of a refusal.
+        sigma: that the file must have been trained with; None: any.
 
     Returns:
         {"weights", "sha256"} of the file, for the record of the run.
@@ -245,7 +251,11 @@ def start_from(
         ValueError: not a checkpoint, or of another network.
     """
     path = find(path, "--init")
-    source, info = load_network(path)
+    said = {
+        key: description[key] for key in ("image_size", "patch_size", "num_heads", "head_channels") & description.keys()
+    }
+    said["num_classes"] = description.get("num_classes", 0) - bool(description.get("null_class"))
+    source, info = load_network(path, unsaid=said if sigma is None else said | {"sigma": sigma})
     theirs, options = info["network"], ("dropout", "checkpointing")  # of a run, not of its weights
     if description.get("two_times") and not theirs.get("two_times"):
         source, theirs = with_second_time(source, theirs)
@@ -253,12 +263,19 @@ def start_from(
         if (name := info["method"]["name"]) != method:
             different += f"; method: {name} there, {method} here"
         raise ValueError(f"--init {path} is of another network ({different}): give this run its options")
+    if sigma is not None and sigma != (trained := info["method"]["sigma"]):
+        raise ValueError(
+            f"--sigma {sigma:g}: --init {path} was trained with sigma {trained:g}, give --sigma {trained:g}"
+        )
     network.load_state_dict(source.state_dict())
     return {"weights": path.name, "sha256": file_hash(path)}
 
 
 def load_network(
-    path: str | PathLike[str], ema: bool = True, extra: Mapping[str, Any] | None = None
+    path: str | PathLike[str],
+    ema: bool = True,
+    extra: Mapping[str, Any] | None = None,
+    unsaid: Mapping[str, Any] = {},
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The network of a checkpoint with its weights, in eval mode, on the CPU.
 
@@ -270,6 +287,7 @@ def load_network(
         ema: the averaged weights if the file has them; False: the raw ones.
         extra: options of ``TrainConfig`` that are known; they fill in what foreign tensors do not tell, and must not
             contradict the file.
+        unsaid: options that are taken where neither foreign tensors nor ``extra`` tell.
 
     Returns:
         The network and {"config", "network", "method", "step", "classes", "report"}; classes are names, of old files
@@ -282,7 +300,7 @@ def load_network(
     path = find(path)
     state, options = load(path), dict(extra or {})
     try:
-        info, tensors = _own(state, ema) if is_own(state) else _foreign(state, ema, options, path)
+        info, tensors = _own(state, ema) if is_own(state) else _foreign(state, ema, {**unsaid, **options}, path)
         if different := _differences(options, info["network"], info["method"]["name"]):
             raise ValueError(
                 f"it is of another network than the options say ({'; '.join(different)}): drop -c or change it"

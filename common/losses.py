@@ -89,13 +89,22 @@ def idff(
 
 
 def flow_map(
-    net: Network, path: Any, x0: Tensor, x1: Tensor, t: Tensor, noise: Any, y: Any, r: Tensor, progress: float
+    net: Network,
+    path: Any,
+    x0: Tensor,
+    x1: Tensor,
+    t: Tensor,
+    noise: Any,
+    y: Any,
+    r: Tensor,
+    progress: float,
+    weight_power: float | None = None,
 ) -> Tensor:
     """A flow map without Jacobian products: w / alpha || F(x_t, t, r) - target ||^2 for x_r = x_t + (r - t) F.
 
     With an intermediate time l = t + alpha (r - t) and x_l on the same straight line,
 
-        target = alpha (x1 - x0) + (1 - alpha) sg F(x_l, l, r),    w = sg (|| (F - target) / alpha ||^2 + 1e-3)^-0.75:
+        target = alpha (x1 - x0) + (1 - alpha) sg F(x_l, l, r),    w = sg (|| (F - target) / alpha ||^2 + 1e-3)^-p:
 
     the mean velocity over (t, r) is that over (t, l), known from the data, and that over (l, r), known to the network.
     alpha falls from 1, which is flow matching, to LAST_SHARE as ``progress`` goes from 0 to 1; towards 0 it is
@@ -107,6 +116,8 @@ def flow_map(
         path: of spread 0.
         r: second times, (B,), t < r <= 1.
         progress: share of the training that is done.
+        weight_power: p; None: 0.75, as published. Above 0 it draws F from the mean of its targets towards their mode,
+            in few dimensions so far that paths end elsewhere.
 
     Source: Luo et al. 2025 (SoFlow, 2512.15657), equation of the Euler parametrisation.
     """
@@ -117,7 +128,8 @@ def flow_map(
         later = net(xt + expand(middle - t, xt) * ut, middle, y, r).float()
     target = alpha * ut + (1 - alpha) * later
     error = squared_error(net(xt, t, y, r), target)  # (B,)
-    return error / alpha * (error.detach() / alpha**2 + 1e-3) ** -0.75
+    power = 0.75 if weight_power is None else weight_power
+    return error / alpha * (error.detach() / alpha**2 + 1e-3) ** -power
 
 
 def mean_flow(
@@ -129,6 +141,7 @@ def mean_flow(
     noise: Any,
     y: Any,
     r: Tensor,
+    weight_power: float | None = None,
     bare: Network | None = None,
 ) -> Tensor:
     """MeanFlow as a regression: || V - (x1 - x0) ||^2 with V = u(x_t, t, r) - (r - t) sg du/dt.
@@ -141,13 +154,14 @@ def mean_flow(
     is the mean velocity, and v is what the conditional velocity x1 - x0 is regressed on. The direction of du/dt is the
     network's own v = u(x_t, t, t), so V depends on x_t, t and r alone; at r = t it is flow matching.
 
-    The value is the squared error; the gradient is that of S sg(S + 0.01)^-1, S the sum over coordinates. All calls
+    The value is the squared error; the gradient is that of S sg(S + 0.01)^-p, S the sum over coordinates. All calls
     see the same dropout. Cost: a call with gradient, one without and one forward derivative, in float32.
 
     Args:
         net: net(x, t, y, r), the mean velocity from time t to r at x.
         path: of spread 0.
         r: second times, (B,), t <= r <= 1.
+        weight_power: p; None: 1, as published. See :func:`flow_map`.
         bare: the network itself, in float32, where ``net`` wraps it: ``DistributedDataParallel`` has no forward
             derivative, and a half's is rounding.
 
@@ -163,8 +177,32 @@ def mean_flow(
         warnings.simplefilter("ignore", FutureWarning)  # torch's own, of the compiler that its first jvp starts
         rate = torch.func.jvp(lambda x, t: bare(x, t, y, r), (xt, t), (v, torch.ones_like(t)))[1]  # du/dt
     error = squared_error(net(xt, t, y, r).float() - expand(r - t, xt) * rate, ut)  # (B,)
-    fixed = error.detach()
-    return fixed + (error - fixed) / (fixed + 0.01 / xt[0].numel())
+    fixed, size = error.detach(), xt[0].numel()
+    power = 1.0 if weight_power is None else weight_power
+    return fixed + (error - fixed) * size * (size * fixed + 0.01) ** -power
+
+
+def taught(end: Network, path: Any, x0: Tensor, x1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Noise and data on the straight line along a teacher's flow through x_t, in place of those that x_t was made of.
+
+    The data are the line's end D(x_t), and x_t, of level s = (1 - t) / t, stays: the noise is x0 + (x1 - D) / s. The
+    point of a later time on that line is an Euler step of the teacher away, so that losses of two times distil the
+    teacher instead of learning from the data.
+
+    Args:
+        end: D(x, t) of the teacher.
+        path: the ``BridgePath`` that the levels are of; of a flow map that of sigma 0.
+        x0, x1, t: see above; 0 < t < 1.
+
+    Source: Song et al. 2023 (2303.01469), algorithm 2.
+    """
+    import torch
+
+    level = (1 - t) / t
+    time, s = path.time_of(level), expand(level, x1)
+    with torch.no_grad():
+        data = end(expand(time, x1) * (x1 + s * x0), time)
+    return x0 + (x1 - data) / s, data
 
 
 def lower_level(level: Tensor, q: float, progress: float) -> Tensor:

@@ -262,6 +262,11 @@ class Method:
         """The one that is made for such weights; empty: none is."""
         return "consistency" if self.denoiser else "flowmap" if self.times else ""
 
+    def taught(self, teacher: Output, sigma: float, x0: Tensor, x1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The pairs of ``losses.taught``, by the output of a network as this method begins from."""
+        end, path = (self.denoiser, self.path(sigma)) if self.denoiser else (end_of_velocity, BridgePath(0.0))
+        return losses.taught(end(teacher), path, x0, x1, t)
+
     def joint(self, coupling: str = "auto") -> str:
         """The coupling that ``--coupling`` means: "auto" is that of the method's paper."""
         return self.coupling if coupling == "auto" else coupling
@@ -311,9 +316,21 @@ METHODS: dict[str, Method] = {
         any_coupling=True,
     ),
     # Luo et al. 2025 (2512.15657); F(x, t, t) is the velocity
-    "flowmap": Method(losses.flow_map, lambda sigma: LinearPath(0.0), times=flow_map_times, staged=True),
+    "flowmap": Method(
+        losses.flow_map,
+        lambda sigma: LinearPath(0.0),
+        constants=("weight_power",),
+        times=flow_map_times,
+        staged=True,
+    ),
     # Geng et al. 2025 (2512.02012); u(x, t, t) is the velocity
-    "meanflow": Method(losses.mean_flow, lambda sigma: LinearPath(0.0), times=mean_flow_times, bare=True),
+    "meanflow": Method(
+        losses.mean_flow,
+        lambda sigma: LinearPath(0.0),
+        constants=("weight_power",),
+        times=mean_flow_times,
+        bare=True,
+    ),
     # Geng et al. 2024 (2406.14548), of a velocity network or of IDFF's; the latter's pairs share the bridge's noise
     "ect": tuned(end_of_velocity, lambda sigma: BridgePath(0.0)),
     "ect_idff": tuned(end_of_heads, BridgePath, needs_sigma=True, heads=2),

@@ -20,8 +20,10 @@ from common.methods import LEVEL_TIMES, METHODS, end_of_heads, end_of_velocity, 
 from common.networks import MLP
 from common.paths import BridgePath, expand
 from common.solvers import integrate, time_grid
+from common.training.batches import Batch
 from common.training.small import fit
-from tiny import difference, last, options, run
+from common.training.trainer import Trainer
+from tiny import ALONE, difference, last, network, options, run, weights
 
 F64 = torch.float64
 MEAN, SPREAD, SIGMA = 0.2, 0.3, 0.4
@@ -174,6 +176,87 @@ def test_close_pairs_are_at_rest_at_the_exact_ends_only(method, sigma):
     assert abs(rest) < 0.01 and below < -0.05 and above > 0.05
 
 
+# ---- from a teacher
+
+
+def exact_flow(sigma):
+    """The flow itself, as a velocity or as IDFF's heads: the mean of the data given x, which is no path's end."""
+
+    def net(x, t, y=None):
+        u, x = expand(t, x), x if sigma == 0 else x.chunk(2, dim=1)[0]
+        noise = (1 - u) ** 2 + sigma**2 * u * (1 - u)
+        mean = MEAN + SPREAD**2 * u * (x - u * MEAN) / (u**2 * SPREAD**2 + noise)
+        return (mean - x) / (1 - u) if sigma == 0 else torch.cat([mean, mean * math.nan], 1)
+
+    return net
+
+
+@each
+def test_the_lower_point_of_a_teacher_s_pair_is_its_euler_step(method, sigma):
+    """In noise levels d(x / t) / ds = (x / t - D) / s (Karras et al. 2206.00364, equation 4), and x_t itself stays."""
+    x0, x1, t = pairs(200)
+    taught = METHODS[method].taught(exact_flow(sigma), sigma, x0, x1, t)
+    s = expand((1 - t) / t, x1)
+    x = x1 + s * x0
+    mean = MEAN + SPREAD**2 / (SPREAD**2 + s**2) * (x - MEAN)
+    for r in (s, s / 2, 0 * s):
+        torch.testing.assert_close(taught[1] + r * taught[0], x + (r - s) * (x - mean) / s)
+
+
+@each
+def test_from_the_exact_flow_exact_ends_have_no_loss(method, sigma):
+    x0, x1, t = pairs(2000)
+
+    def loss(x0, x1):
+        net = lambda x, t, y: ExactEnd(sigma)(x, t)  # noqa: E731
+        return make_loss(method, sigma, ect_q=1000)(net, x0, x1, t, None, progress=1.0).median().item()
+
+    taught, of_data = loss(*METHODS[method].taught(exact_flow(sigma), sigma, x0, x1, t)), loss(x0, x1)
+    print(taught, of_data)
+    assert taught < 0.002 < 0.1 < of_data
+
+
+def test_the_teacher_of_a_mean_velocity_is_its_velocity():
+    x0, x1, t = pairs(50)
+    v = lambda x, t: 0.3 * x + expand(t, x)  # noqa: E731
+    for method in ("flowmap", "meanflow"):
+        noise, data = METHODS[method].taught(v, 0.0, x0, x1, t)
+        xt = expand(1 - t, x0) * x0 + expand(t, x0) * x1
+        torch.testing.assert_close(data - noise, v(xt, t), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(expand(1 - t, x0) * noise + expand(t, x0) * data, xt)
+
+
+@pytest.mark.parametrize("method", ["ect_idff", "meanflow"])
+def test_a_run_learns_from_its_guided_teacher_which_stays(tmp_path, method):
+    more = {"sigma": SIGMA if method == "ect_idff" else 0.0, "num_classes": 3, "dropout": 0.1, "warmup": 0}
+    flow = options(method="idff" if method == "ect_idff" else "rf", **more)
+    config = options(method=method, init=str(weights(tmp_path / "a.pt", flow)), **more)
+    g = torch.Generator().manual_seed(0)
+    x0, x1, noise = torch.randn(3, 8, 1, 8, 8, generator=g)
+    t = torch.linspace(0.1, 0.9, 8)
+    batch = Batch(x0, x1, t, noise, torch.arange(8) % 4, r=t + 0.05 if METHODS[method].times else None)
+
+    def learnt(**changes):
+        trainer = Trainer(replace(config, **changes), ALONE)
+        trainer.start_from(config.init)
+        trainer.update(batch)
+        return trainer
+
+    one, other, plain = (learnt(teacher_cfg=cfg) for cfg in (1.0, 2.0, None))
+    states = [trainer.net.state_dict() for trainer in (one, other, plain)]
+    assert all(difference(states[i], states[i - 1]) for i in range(3))
+    assert plain.teacher is None and one.teacher is not None and not one.teacher.training
+    started = Trainer(config, ALONE)
+    started.start_from(config.init)
+    assert not difference(dict(one.teacher.state_dict()), dict(started.net.state_dict()))
+    other.net.eval()  # held-out losses are of the data
+    of_teacher, other.teacher = other.losses(other.net, batch), None
+    assert torch.equal(of_teacher, other.losses(other.net, batch))
+    again = Trainer(replace(config, teacher_cfg=1.0), ALONE)
+    with pytest.raises(ValueError, match="teacher_cfg 2.0 there and 1.0 now"):
+        again.restore(other.state(), tmp_path / "checkpoint_last.pt")
+
+
 # ---- the sampler
 
 
@@ -193,8 +276,6 @@ def test_steps_of_the_exact_end_have_the_distribution_of_the_data(method, sigma,
 
 
 def test_an_image_is_a_function_of_its_number_and_guidance_doubles_the_evaluations():
-    from tiny import network
-
     config = options(method="rf", num_classes=3)
     made = Sampler(network(config), "ect", (1, 8, 8), solver="consistency", n_steps=3, cfg=2.0)
     y = torch.tensor([0, 1, 2])
@@ -241,6 +322,51 @@ def test_what_has_no_meaning_is_refused():
         check_objective(replace(config, times="edm"))
     with pytest.raises(ValueError, match="^--ect_q 3.0: --method rf has no such term, only ect, ect_idff has"):
         check_objective(TrainConfig(method="rf", ect_q=3.0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"method": "rf", "teacher_cfg": 1.0},
+            "--teacher_cfg 1: --method rf has no teacher, only flowmap, meanflow, ect,",
+        ),
+        (
+            {"method": "flowmap", "teacher_cfg": 1.0},
+            "--teacher_cfg 1: give the teacher's weights or run folder by --init",
+        ),
+        (
+            {"init": "a.pt", "teacher_cfg": 2.0},
+            "--teacher_cfg 2: guidance needs labels, some of them dropped: give --num",
+        ),
+        (
+            {"init": "a.pt", "teacher_cfg": 2.0, "num_classes": 3, "label_dropout": 0.0},
+            "--teacher_cfg 2: guidance needs",
+        ),
+    ],
+)
+def test_a_teacher_that_there_is_not_is_refused(changes, line):
+    with pytest.raises(ValueError, match=f"^{line}"):
+        check_tuning(replace(TrainConfig(method="ect"), **changes))
+
+
+def test_weights_of_another_sigma_are_refused(tmp_path):
+    first = weights(tmp_path / "a.pt", options(method="idff", sigma=0.2))
+    line = f"^--sigma 0.3: --init {first} was trained with sigma 0.2, give --sigma 0.2$"
+    with pytest.raises(ValueError, match=line):
+        run(tmp_path / "b", method="ect_idff", sigma=0.3, init=str(first))
+    assert not list((tmp_path / "b").glob("*.pt"))
+
+
+@each
+def test_weights_of_torchcfm_and_idff_are_tuned(tmp_path, method, sigma):
+    """Their files say neither the images' size, nor the width of a head, nor the sigma of a bridge."""
+    flow = options(method={"ect": "rf", "ect_idff": "idff"}[method], attention_resolutions=(8,))
+    state = network(flow).state_dict()
+    first = tmp_path / "otcfm_weights_step_3.pt"
+    torch.save({"net_model": state, "ema_model": state, "sched": {}, "optim": {}, "step": 3}, first)
+    final = run(tmp_path / "b", method=method, sigma=sigma, init=str(first), total_steps=1, attention_resolutions=(8,))
+    assert checkpoint.load(final)["init"]["weights"] == first.name
 
 
 # ---- from a flow to one step

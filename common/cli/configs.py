@@ -75,6 +75,12 @@ class TrainConfig:
     ect_q: Annotated[float, AtLeast(2), AtMost(1e6)] = 2.0
     """ect, ect_idff: noise levels of a pair are about 1/q apart, closer in every stage of the run, down to 1/256. 2:
     eight stages; 256: one, as published for short runs"""
+    weight_power: Annotated[float | None, AtLeast(0), AtMost(1)] = None
+    """flowmap, meanflow: their losses are divided by this power of themselves; none: 0.75 and 1, as published. 0: not
+    at all, for data of few dimensions, whose mean velocity is otherwise drawn towards their mode"""
+    teacher_cfg: NotNegative | None = None
+    """ect, ect_idff, flowmap, meanflow: learn from steps of the frozen weights of --init, with this guidance scale (1:
+    none), which is learnt with them; none: from the data"""
     times: TimesName = "uniform"
     """Distribution of the training times t (0 noise, 1 data), stratified over a batch. logit-normal: logit t is normal;
     mixed: a share of that, the rest uniform; edm: t = 1 / (1 + s) with ln s normal; u-shaped: both ends more often"""
@@ -265,8 +271,19 @@ def check_objective(config: TrainConfig) -> None:
 
 
 def check_tuning(config: TrainConfig) -> None:
-    """Raises ValueError for consistency tuning of nothing, or of pairs that are not independent."""
-    name = config.method
+    """Raises ValueError for consistency tuning of nothing, or of pairs that are not independent; for no teacher."""
+    name, scale = config.method, config.teacher_cfg
+    if scale is not None:
+        own = [other for other, method in METHODS.items() if method.own_solver]
+        if name not in own:
+            raise ValueError(f"--teacher_cfg {scale:g}: --method {name} has no teacher, only {', '.join(own)} have")
+        if not config.init and not config.smoke:
+            raise ValueError(f"--teacher_cfg {scale:g}: give the teacher's weights or run folder by --init")
+        if scale != 1 and not (config.num_classes and config.label_dropout):
+            raise ValueError(
+                f"--teacher_cfg {scale:g}: guidance needs labels, some of them dropped: give --num_classes and "
+                "--label_dropout as the teacher's, or --teacher_cfg 1"
+            )
     if not METHODS[name].denoiser:
         return
     if not config.init and not config.smoke:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import math
 import time
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from common import checkpoint
 from common.cli.configs import TrainConfig
-from common.generate import Sampler, sample_many
+from common.generate import Sampler, guided, sample_many
 from common.methods import make_loss, method_of
 from common.networks import build_network, network_description
 from common.runtime import Processes, autocast, derive_seed, file_hash, keep_freed_memory, reading, seed_device
@@ -69,7 +70,8 @@ class Trainer:
 
     again, elsewhere, size = "--resume auto", "--out", "--batch_size"  # flags, for the lines that say what to do
     log_name = ""  # of the run for wandb and TensorBoard; empty: that of its folder
-    fixed: tuple[str, ...] = ("seed", "val_fraction")  # options that a resumed run must share: they choose what is seen
+    # options that a resumed run must share: they choose what is seen, and what is learnt from it
+    fixed: tuple[str, ...] = ("seed", "val_fraction", "teacher_cfg")
     classes: tuple[str, ...] = ()  # names of the labels
     epoch_images = 0  # training images, where the run counts its passes over them
     data = ""  # a mark of what the run learns from, of which the same holds
@@ -94,7 +96,7 @@ class Trainer:
         self.held_out_loss = make_loss(config.method, config.sigma)
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.net = self.net.to(self.device).to(memory_format=self.layout)
-        self.ema = self._average()
+        self.ema, self.teacher = self._average(), self._frozen()
         options: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay}
         options["fused"] = self.device.type in ("cpu", "cuda")
         muon = config.optimizer == "muon"
@@ -124,23 +126,41 @@ class Trainer:
 
     def start_from(self, weights: str) -> None:
         """Begin with the weights of a file instead of random ones."""
-        self.origin = checkpoint.start_from(weights, self.net, self.description, self.config.method)
+        self.origin = self._fill(self.net, weights)
         self.ema = self._average()
+
+    def _fill(self, net: nn.Module, weights: str) -> dict[str, str]:
+        """Give a network of the run the weights of a file; what the run's record says of it."""
+        method, sigma = method_of(self.config.method), self.config.sigma
+        sigma = sigma if method.denoiser and method.needs_sigma else None  # tuning goes on from what was learnt
+        return checkpoint.start_from(weights, net, self.description, self.config.method, sigma)
+
+    def _frozen(self) -> nn.Module | None:
+        """The teacher, in eval mode; None: the run learns from the data."""
+        if self.config.teacher_cfg is None:
+            return None
+        teacher = copy.deepcopy(self.net)
+        if self.config.init:
+            self._fill(teacher, self.config.init)
+        return teacher.eval().requires_grad_(False)
 
     def losses(self, network: Callable[..., Tensor], batch: Any) -> Tensor:
         """The method's losses on a batch, (B,).
 
         Held-out losses, in eval mode, are to be compared with each other and between runs: they are the published ones,
-        whatever the weights and targets of the training, and those of its end.
+        of the data, whatever the weights and targets of the training, and those of its end.
         """
         loss = self.loss if self.net.training else self.held_out_loss
         more = {} if batch.r is None else {"r": batch.r}
-        method = method_of(self.config.method)
+        method, x0, x1 = method_of(self.config.method), batch.x0, batch.x1
+        if self.teacher is not None and self.net.training:
+            teacher = guided(partial(self.run_network, self.teacher), batch.y, self.config.teacher_cfg or 0.0)
+            x0, x1 = method.taught(lambda x, t: teacher(x, t).float(), self.config.sigma, x0, x1, batch.t)
         if method.bare:
             more["bare"] = self.net
         if method.staged:
             more["progress"] = self.progress if self.net.training else 1.0
-        return loss(network, batch.x0, batch.x1, batch.t, batch.noise, batch.y, **more)
+        return loss(network, x0, x1, batch.t, batch.noise, batch.y, **more)
 
     def _optimize(self, bad: Tensor) -> None:
         """A step of the optimizer unless it is bad; fused kernels of CPU and CUDA learn that on the device."""
