@@ -61,9 +61,9 @@ def cleaned(raw: Raw) -> Raw:
         ValueError: shapes, places, dates or values that cannot be right.
     """
     _check_places(raw)
-    raw = in_order(raw)
+    raw = in_order(in_places(raw))
     raw = replace(raw, values=celsius(raw.where, raw.values, raw.units), units="degC")
-    return without_empty(daily(raw))
+    return without_repeated(without_empty(daily(raw)))
 
 
 def _check_places(raw: Raw) -> None:
@@ -78,8 +78,28 @@ def _check_places(raw: Raw) -> None:
         if not ((part >= least - 1e-3) & (part <= most + 1e-3)).all():
             span = f"{np.min(part):g} to {np.max(part):g}"
             raise ValueError(f"{raw.where}: {name}s from {span}: they must be degrees from {least} to {most}")
-    if len(np.unique(raw.lat)) not in (1, h):
-        raise ValueError(f"{raw.where}: a latitude occurs twice: drop the repeated rows")
+    for name, part, what in (("latitude", raw.lat, "rows"), ("longitude", raw.lon % 360, "columns")):
+        if len(np.unique(part.round(6) % 360)) not in (1, len(part)):
+            raise ValueError(f"{raw.where}: a {name} occurs twice: drop the repeated {what}")
+
+
+def in_places(raw: Raw) -> Raw:
+    """Rows and columns side by side: sorted where they are not in order; around the globe they may begin anywhere."""
+    steps = np.diff(raw.lat), (np.diff(raw.lon) + 180) % 360 - 180
+    if not _one_way(steps[0]):
+        order = np.argsort(raw.lat)
+        print(f"{raw.where}: the rows were not in order of latitude: sorted")
+        raw = replace(raw, values=raw.values[:, order], lat=raw.lat[order])
+    if not _one_way(steps[1]) or abs(steps[1].sum()) >= 360:
+        order = np.argsort(raw.lon % 360)
+        print(f"{raw.where}: the columns were not in order of longitude: sorted")
+        raw = replace(raw, values=raw.values[:, :, order], lon=raw.lon[order])
+    return raw
+
+
+def _one_way(steps: np.ndarray) -> bool:
+    """Whether all go up or all down; or there are no places."""
+    return bool((steps > 0).all() or (steps < 0).all() or not steps.any())
 
 
 # ---- time
@@ -140,6 +160,17 @@ def without_empty(raw: Raw) -> Raw:
     first = raw.dates[empty][0].astype("datetime64[D]")
     print(f"{raw.where}: {int(empty.sum())} frames without a field are left out, first {first}")
     return replace(raw, values=raw.values[~empty], dates=raw.dates[~empty], days=raw.days[~empty])
+
+
+def without_repeated(raw: Raw) -> Raw:
+    """Without the frames that are the one before to the last digit: a stuck feed, or a coarser series filled up."""
+    flat = raw.values.reshape(len(raw.values), -1)
+    same = np.array([False, *(np.array_equal(a, b, equal_nan=True) for a, b in zip(flat, flat[1:]))])
+    if not same.any() or same[1:].all():  # a field that never changes is refused later
+        return raw
+    first = raw.dates[same][0].astype("datetime64[D]")
+    print(f"{raw.where}: {int(same.sum())} frames repeat the one before, first {first}: they are left out")
+    return replace(raw, values=raw.values[~same], dates=raw.dates[~same], days=raw.days[~same])
 
 
 def breaks(where: str, dates: np.ndarray, days: np.ndarray) -> tuple[int, ...]:

@@ -248,6 +248,37 @@ def test_frames_in_any_order_are_sorted_aloud(tmp_path, capsys):
     assert np.array_equal(fields.regions[0].values[:, :, 1:], values()[:, :, 1:]) and fields.breaks == ()
 
 
+def test_rows_and_columns_in_any_order_are_sorted_aloud(tmp_path, capsys):
+    rows, columns = [3, 0, 5, 1, 4, 2], [0, 7, 2, 5, 4, 3, 6, 1]
+    dataset().isel(lat=rows, lon=columns).to_netcdf(tmp_path / "a.nc")
+    (region,) = D.load(str(tmp_path / "a.nc")).regions
+    assert np.array_equal(region.values[:, ::-1, 1:], values()[:, :, 1:]) and region.cyclic
+    assert (np.diff(region.lat) > 0).all() and (np.diff(region.lon) > 0).all()
+    printed = capsys.readouterr().out
+    assert "not in order of latitude: sorted" in printed and "not in order of longitude: sorted" in printed
+    turned = dataset().isel(lon=[5, 6, 7, 0, 1, 2, 3, 4])  # the same globe, begun elsewhere
+    turned.assign_coords(lon=(turned.lon + 180) % 360 - 180).to_netcdf(tmp_path / "b.nc")
+    (region,) = D.load(str(tmp_path / "b.nc")).regions
+    assert region.cyclic and not region.ocean[:, 3].any() and not capsys.readouterr().out
+    twice = dataset().isel(lon=[0, 1, 2, 3, 4, 5, 6, 7, 0])
+    twice.assign_coords(lon=[0, 45, 90, 135, 180, 225, 270, 315, 360]).to_netcdf(tmp_path / "c.nc")
+    with pytest.raises(ValueError, match="a longitude occurs twice: drop the repeated columns"):
+        D.load(str(tmp_path / "c.nc"))
+
+
+def test_frames_that_repeat_the_one_before_are_left_out_aloud(tmp_path, capsys):
+    stuck = values()
+    stuck[[50, 51]] = stuck[49]
+    dataset(stuck).to_netcdf(tmp_path / "a.nc")
+    fields = D.load(str(tmp_path / "a.nc"))
+    assert "2 frames repeat the one before, first 2004-03-01: they are left out" in capsys.readouterr().out
+    assert len(fields.times) == 118 and fields.breaks == (50,)
+    filled = dataset(values()[:40].repeat(3, 0))  # quarters filled up to months
+    filled.to_netcdf(tmp_path / "b.nc")
+    fields = D.load(str(tmp_path / "b.nc"))
+    assert len(fields.times) == 40 and fields.breaks == () and fields.times[1] == np.datetime64("2000-04-01")
+
+
 def test_missing_months_and_empty_frames_are_gaps(tmp_path, capsys):
     keep = np.r_[0:40, 53:120]
     fields = written(tmp_path, dataset(values()[keep], MONTHS[keep]), "a gap in time, first from 2003-04-01", capsys)
