@@ -134,6 +134,8 @@ def verification(path: str | Path, result: dict[str, Any], data: World, drawn: E
     _curves(axes[0, 2], result, {name: row["energy"] for name, row in table.items()}, "energy score, fair (deg C)")
     ratios = {name: row["ssr"] for name, row in others.items() if "ssr" in row}
     _curves(axes[0, 3], result, ratios, "spread-skill ratio")
+    shown = [0.8, 1.2, *(value for name in result["networks"] for value in ratios[name])]
+    axes[0, 3].set_ylim(min(shown) - 0.02, max(shown) + 0.02)
     axes[0, 3].axhspan(0.9, 1.1, color="0.92", zorder=0)
     axes[0, 3].axhline(1, color="0.5", lw=1)
     events = {name: row["brier_skill"] for name, row in others.items() if name not in skill.POINT}

@@ -43,10 +43,14 @@ class Members:
 
 @dataclass(frozen=True)
 class Normal:
-    """A forecast by a normal distribution in each cell; mean and std (L, N, H, W); std None: a single number."""
+    """A forecast by a normal distribution in each cell; mean and std (L, N, H, W); std None: a single number.
+
+    ``amplitude``: of the noise that makes fields of it at each lead, (L, side, side // 2 + 1); None: the innovations'.
+    """
 
     mean: Tensor
     std: Tensor | None
+    amplitude: Tensor | None = None
 
 
 Forecast = Members | Normal
@@ -96,7 +100,9 @@ def baselines(data: World, drawn: Ensemble, validation: Tensor | None = None) ->
         factors = fitted_spread(data, validation, leads)[:, None, None, None]
         found[FITTED] = Normal(damped, factors * residual)
     if data.fields.made is not None:
-        found[EXACT] = Normal(*exact(data, drawn))
+        ocean = data.fields.made
+        modes = torch.stack([ocean.innovation(k) / ocean.forecast_std(k) for k in range(1, leads + 1)]).float()
+        found[EXACT] = Normal(*exact(data, drawn), modes)
     return found
 
 
@@ -171,7 +177,7 @@ def at_lead(forecast: Forecast, lead: int) -> Forecast:
     """The part of a forecast that is for one lead, counted from 0."""
     if isinstance(forecast, Members):
         return Members(forecast.values[lead])
-    return Normal(forecast.mean[lead], None if forecast.std is None else forecast.std[lead])
+    return Normal(*(None if x is None else x[lead] for x in (forecast.mean, forecast.std, forecast.amplitude)))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

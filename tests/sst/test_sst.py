@@ -473,6 +473,7 @@ def test_members_of_the_exact_forecast_score_like_it(world):
     assert table["exact"]["crps_mean"] < min(table[name]["crps_mean"] for name in skill.POINT + skill.GAUSSIAN)
     assert np.abs(np.mean(others["flow"]["ranks"], 0) * 41 - 1).mean() < 0.25
     assert np.abs(np.log(np.array(others["flow"]["spectrum_ratio"])[:, 1:])).max() < 0.35  # as rough as the truth
+    assert np.abs(np.log(np.array(others["exact"]["spectrum_ratio"])[:, 1:])).max() < 0.35
     assert np.max(others["damped persistence"]["spectrum_ratio"]) < 1  # a mean is smoother
     for lead in range(3):  # members say no less than what they are drawn from
         for key, least in (("brier_skill", 0.02), ("energy", 0.01)):
