@@ -231,6 +231,7 @@ def start_from(
     description: Mapping[str, Any],
     method: str,
     sigma: float | None = None,
+    flow: bool = False,
 ) -> dict[str, str]:
     """Give a network the weights of a file to train on from: averaged ones, if the file has them.
 
@@ -242,6 +243,7 @@ def start_from(
         description: of the network.
         method: of the run, for the line of a refusal.
         sigma: that the file must have been trained with; None: any.
+        flow: whether it has to know the velocity of a flow.
 
     Returns:
         {"weights", "sha256"} of the file, for the record of the run.
@@ -266,6 +268,11 @@ def start_from(
     if sigma is not None and sigma != (trained := info["method"]["sigma"]):
         raise ValueError(
             f"--sigma {sigma:g}: --init {path} was trained with sigma {trained:g}, give --sigma {trained:g}"
+        )
+    if flow and method_of(info["method"]["name"]).denoiser:
+        raise ValueError(
+            f"--teacher_cfg: --init {path} was tuned by {info['method']['name']} and knows no flow to learn from: "
+            "leave it out, or give the weights that it was tuned from"
         )
     network.load_state_dict(source.state_dict())
     return {"weights": path.name, "sha256": file_hash(path)}

@@ -205,6 +205,54 @@ def taught(end: Network, path: Any, x0: Tensor, x1: Tensor, t: Tensor) -> tuple[
     return x0 + (x1 - data) / s, data
 
 
+def trajectories(end: Network, path: Any, x0: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A teacher's flow from noise x0, (n, ...): states x_t and times t of each, (steps n, ...), and their ends.
+
+    From the highest of LEVELS on, s / (1 + s) falls to 0 as a square: of several grids the one of least error by
+    DPM-Solver++(2M), here on x_t / t, whose slope by the level s is (x_t / t - D) / s. The last step ends on D. Cost: a
+    call of the teacher for each of the states.
+
+    Args:
+        end: D(x, t) of the teacher.
+        path: the ``BridgePath`` that the levels are of.
+
+    Source: Lu et al. 2022 (2211.01095), algorithm 2.
+    """
+    import torch
+
+    shares = [LEVELS[1] / (1 + LEVELS[1]) * (1 - i / steps) ** 2 for i in range(steps)]
+    levels = [share / (1 - share) for share in shares]
+    x, states, times, data, before = levels[0] * x0, [], [], x0, 0.0
+    for s, r in zip(levels, [*levels[1:], 0.0]):
+        time, last = path.time_of(x0.new_full((len(x0),), s)), data
+        states.append(expand(time, x) * x)
+        times.append(time)
+        with torch.no_grad():
+            data = end(states[-1], time)
+        step = math.log(s / r) if r else math.inf
+        ahead = data + (data - last) * (step / (2 * before)) if before and r else data
+        x, before = r / s * x + (1 - r / s) * ahead, step
+    return torch.cat(states), torch.cat(times), x.repeat(steps, *[1] * (x.ndim - 1))
+
+
+def end_error(
+    net: Network, path: Any, x0: Tensor, y: Any, teacher: Callable[[Tensor, Tensor], Tensor], steps: int, denoiser: Any
+) -> Tensor:
+    """Consistency mid-training: || D(x_t) - x_end || on a teacher's :func:`trajectories` from x0, (steps n,).
+
+    Args:
+        net, path, x0, y: see above, n rows.
+        teacher: teacher(x, t), of the labels y.
+        denoiser: see :func:`consistency`.
+
+    Source: Hu et al. 2025 (2509.24526).
+    """
+    x, t, end = trajectories(denoiser(teacher), path, x0, steps)
+    y = None if y is None else y.repeat(steps)
+    error = (denoiser(lambda x, t: net(x, t, y).float())(x, t) - end).flatten(1)
+    return error.norm(dim=1) / error.shape[1] ** 0.5
+
+
 def lower_level(level: Tensor, q: float, progress: float) -> Tensor:
     """The lower noise level of a consistency pair: s (1 - q^-(stage + 1) (1 + 8 sigmoid(-s))).
 

@@ -257,6 +257,44 @@ def test_a_run_learns_from_its_guided_teacher_which_stays(tmp_path, method):
         again.restore(other.state(), tmp_path / "checkpoint_last.pt")
 
 
+@each
+def test_the_exact_end_is_where_a_teacher_s_trajectories_end(method, sigma):
+    x0 = torch.randn(500, 3, dtype=F64, generator=torch.Generator().manual_seed(2))
+    path, denoiser, seen = METHODS[method].path(sigma), METHODS[method].denoiser, []
+
+    def teacher(x, t):
+        seen.append(len(x))
+        return exact_flow(sigma)(x, t)
+
+    x, t, end = losses.trajectories(denoiser(teacher), path, x0, 64)
+    assert seen == [500] * 64 and len(x) == len(t) == len(end) == 32_000
+    # the flow from the highest level keeps the place in the marginal
+    most = losses.LEVELS[1]
+    wanted = (MEAN + SPREAD * (most * x0 - MEAN) / math.hypot(SPREAD, most)).repeat(64, 1)
+    assert (end - wanted).abs().max() < 0.01 and (exact_end(x, t, sigma) - wanted).abs().max() < 0.01
+
+    def error(shift):
+        def net(x, t, y):
+            return ExactEnd(sigma)(x, t) + shift / (expand(1 - t, x) if sigma == 0 else 1)
+
+        return losses.end_error(net, path, x0, None, teacher, 16, denoiser).mean().item()
+
+    assert error(0.0) < 0.02 and [error(0.1), error(-0.1)] == pytest.approx([0.1, 0.1], abs=0.01)
+
+
+def test_a_folder_learns_ends_first_and_goes_on_from_them(tmp_path):
+    method, sigma = "ect_idff", SIGMA
+    more = {"sigma": sigma, "num_classes": 3, "total_steps": 1}
+    first = weights(tmp_path / "a.pt", options(method="idff", **more))
+    ends = run(tmp_path / "b", method=method, init=str(first), teacher_cfg=1.5, teacher_steps=3, **more)
+    with pytest.raises(ValueError, match=f"^--teacher_cfg: --init {ends} was tuned by {method} and knows no flow"):
+        run(tmp_path / "c", method=method, init=str(ends), teacher_cfg=1.5, **more)
+    config = options(method=method, init=str(ends), **more)
+    trainer = Trainer(config, ALONE)
+    trainer.start_from(config.init)
+    assert trainer.teacher is None and trainer.origin["weights"] == ends.name
+
+
 # ---- the sampler
 
 
@@ -330,6 +368,10 @@ def test_what_has_no_meaning_is_refused():
         (
             {"method": "rf", "teacher_cfg": 1.0},
             "--teacher_cfg 1: --method rf has no teacher, only flowmap, meanflow, ect,",
+        ),
+        (
+            {"init": "a.pt", "teacher_steps": 4},
+            "--teacher_steps 4: needs --method ect or ect_idff and a teacher, by --teacher_cfg 1",
         ),
         (
             {"method": "flowmap", "teacher_cfg": 1.0},

@@ -81,6 +81,9 @@ class TrainConfig:
     teacher_cfg: NotNegative | None = None
     """ect, ect_idff, flowmap, meanflow: learn from steps of the frozen weights of --init, with this guidance scale (1:
     none), which is learnt with them; none: from the data"""
+    teacher_steps: Count | None = None
+    """ect, ect_idff: learn where the teacher's trajectories of this many steps from noise end, at all their points, as
+    a first stage (CMT, 16 steps); then go on from its weights by --init, without a teacher. None: consistency"""
     times: TimesName = "uniform"
     """Distribution of the training times t (0 noise, 1 data), stratified over a batch. logit-normal: logit t is normal;
     mixed: a share of that, the rest uniform; edm: t = 1 / (1 + s) with ln s normal; u-shaped: both ends more often"""
@@ -273,6 +276,8 @@ def check_objective(config: TrainConfig) -> None:
 def check_tuning(config: TrainConfig) -> None:
     """Raises ValueError for consistency tuning of nothing, or of pairs that are not independent; for no teacher."""
     name, scale = config.method, config.teacher_cfg
+    if (steps := config.teacher_steps) is not None and (scale is None or not METHODS[name].denoiser):
+        raise ValueError(f"--teacher_steps {steps}: needs --method ect or ect_idff and a teacher, by --teacher_cfg 1")
     if scale is not None:
         own = [other for other, method in METHODS.items() if method.own_solver]
         if name not in own:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common import checkpoint
+from common import checkpoint, losses
 from common.cli.configs import TrainConfig
 from common.generate import Sampler, guided, sample_many
 from common.methods import make_loss, method_of
@@ -71,7 +71,7 @@ class Trainer:
     again, elsewhere, size = "--resume auto", "--out", "--batch_size"  # flags, for the lines that say what to do
     log_name = ""  # of the run for wandb and TensorBoard; empty: that of its folder
     # options that a resumed run must share: they choose what is seen, and what is learnt from it
-    fixed: tuple[str, ...] = ("seed", "val_fraction", "teacher_cfg")
+    fixed: tuple[str, ...] = ("seed", "val_fraction", "teacher_cfg", "teacher_steps")
     classes: tuple[str, ...] = ()  # names of the labels
     epoch_images = 0  # training images, where the run counts its passes over them
     data = ""  # a mark of what the run learns from, of which the same holds
@@ -129,11 +129,11 @@ class Trainer:
         self.origin = self._fill(self.net, weights)
         self.ema = self._average()
 
-    def _fill(self, net: nn.Module, weights: str) -> dict[str, str]:
-        """Give a network of the run the weights of a file; what the run's record says of it."""
+    def _fill(self, net: nn.Module, weights: str, flow: bool = False) -> dict[str, str]:
+        """Give a network of the run the weights of a file, which are to be a flow's; what the run's record says."""
         method, sigma = method_of(self.config.method), self.config.sigma
         sigma = sigma if method.denoiser and method.needs_sigma else None  # tuning goes on from what was learnt
-        return checkpoint.start_from(weights, net, self.description, self.config.method, sigma)
+        return checkpoint.start_from(weights, net, self.description, self.config.method, sigma, flow)
 
     def _frozen(self) -> nn.Module | None:
         """The teacher, in eval mode; None: the run learns from the data."""
@@ -141,7 +141,7 @@ class Trainer:
             return None
         teacher = copy.deepcopy(self.net)
         if self.config.init:
-            self._fill(teacher, self.config.init)
+            self._fill(teacher, self.config.init, flow=True)
         return teacher.eval().requires_grad_(False)
 
     def losses(self, network: Callable[..., Tensor], batch: Any) -> Tensor:
@@ -154,8 +154,14 @@ class Trainer:
         more = {} if batch.r is None else {"r": batch.r}
         method, x0, x1 = method_of(self.config.method), batch.x0, batch.x1
         if self.teacher is not None and self.net.training:
-            teacher = guided(partial(self.run_network, self.teacher), batch.y, self.config.teacher_cfg or 0.0)
-            x0, x1 = method.taught(lambda x, t: teacher(x, t).float(), self.config.sigma, x0, x1, batch.t)
+            steps, sigma = self.config.teacher_steps, self.config.sigma
+            rows = slice(max(1, len(x0) // steps) if steps else None)
+            y = None if batch.y is None else batch.y[rows]
+            out = guided(partial(self.run_network, self.teacher), y, self.config.teacher_cfg or 0.0)
+            teacher = lambda x, t: out(x, t).float()  # noqa: E731
+            if steps:
+                return losses.end_error(network, method.path(sigma), x0[rows], y, teacher, steps, method.denoiser)
+            x0, x1 = method.taught(teacher, sigma, x0, x1, batch.t)
         if method.bare:
             more["bare"] = self.net
         if method.staged:
