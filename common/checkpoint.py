@@ -22,9 +22,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from typing_extensions import Required, TypedDict
 
-from common import foreign
 from common.methods import NAMES, method_of, recorded_method
-from common.networks import build_network, check_description, with_second_time
+from common.networks import build_network, check_description, foreign, with_second_time
 from common.runtime import atomic_write, checked, file_hash
 from common.runtime.kept import differences
 
@@ -286,8 +285,8 @@ def load_network(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The network of a checkpoint with its weights, in eval mode, on the CPU.
 
-    Our own files need nothing but the path. Files of other projects (see ``common.foreign``) are recognised by their
-    entries and the shapes of their tensors; their time is turned where t = 0 is data there.
+    Our own files need nothing but the path. Files of other projects (``common.networks.foreign``) are recognised by
+    their entries and the shapes of their tensors; their time is turned where t = 0 is data there.
 
     Args:
         path: a file, or a run folder (see ``find``).

@@ -151,7 +151,7 @@ def build_network(description: dict[str, Any]) -> nn.Module:
 
 def check_description(description: dict[str, Any]) -> type[nn.Module]:
     """The class of a network that can be built of a description; errors as in :func:`build_network`."""
-    from common.foreign.generator_unet import GeneratorUNet
+    from common.networks.generator_unet import GeneratorUNet
 
     known = {network.__name__: network for network in (UNet, ConditionalUNet, GeneratorUNet, MLP)}
     name = description.get("name")

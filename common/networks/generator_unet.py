@@ -65,7 +65,7 @@ class Attention(nn.Module):
 class GeneratorUNet(nn.Module):
     """Four levels, 1, 2, 4 and 8 times as wide: net(x, t) -> (B, out_channels, H, W), H and W multiples of 8.
 
-    In that project's files time runs from data (0) to noise (1): ``common.foreign.reverse_time`` turns the weights.
+    In that project's files time runs from data (0) to noise (1): ``reverse_time`` turns the weights.
 
     Args:
         in_channels, out_channels: of the images.

@@ -11,8 +11,9 @@ from PIL import Image
 from torch import nn
 from torchcfm.models.unet.unet import UNetModelWrapper
 
-from common import checkpoint, foreign
-from common.foreign.generator_unet import GeneratorUNet
+from common import checkpoint
+from common.networks import foreign
+from common.networks.generator_unet import GeneratorUNet
 from common.scripts.grid import grid_main
 from common.unet import ConditionalUNet, UNet
 from nets import images, randomised, same

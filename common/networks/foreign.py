@@ -273,7 +273,7 @@ def reverse_time(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _time_layers(tensors: Mapping[str, Tensor]) -> tuple[str, str, Tensor, bool]:
     """The layer that reads the time, the last one, the time's frequencies, and whether its sines come first."""
     if "time_emb.mlp.0.weight" in tensors:
-        from common.foreign.generator_unet import time_frequencies
+        from common.networks.generator_unet import time_frequencies
 
         first = "time_emb.mlp.0.weight"
         return first, "final_conv", time_frequencies(tensors[first].shape[1] // 2), True
