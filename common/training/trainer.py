@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common import checkpoint, losses
+from common import checkpoint
 from common.cli.configs import TrainConfig
 from common.generate import Sampler, guided, sample_many
 from common.methods import make_loss, method_of
@@ -160,7 +160,7 @@ class Trainer:
             out = guided(partial(self.run_network, self.teacher), y, self.config.teacher_cfg or 0.0)
             teacher = lambda x, t: out(x, t).float()  # noqa: E731
             if steps:
-                return losses.end_error(network, method.path(sigma), x0[rows], y, teacher, steps, method.denoiser)
+                return method.end_error(network, teacher, sigma, x0[rows], y, steps)
             x0, x1 = method.taught(teacher, sigma, x0, x1, batch.t)
         if method.bare:
             more["bare"] = self.net
