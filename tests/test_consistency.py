@@ -392,6 +392,19 @@ def test_a_teacher_that_there_is_not_is_refused(changes, line):
         check_tuning(replace(TrainConfig(method="ect"), **changes))
 
 
+def test_what_holds_no_flow_to_begin_from_is_refused(tmp_path):
+    two, none = weights(tmp_path / "two.pt", options(method="rf", num_channel=64)), tmp_path / "none.pt"
+    torch.save({"net.0.weight": torch.zeros(3, 3), "net.0.bias": torch.zeros(3)}, none)  # knows no time
+    for method in ("ect", "meanflow"):
+        with pytest.raises(ValueError, match=f"^--init {two} is of another network .channels: 64 there, 32 here"):
+            run(tmp_path / "b", method=method, init=str(two))
+        with pytest.raises(ValueError, match=f"^{none}: "):
+            run(tmp_path / "b", method=method, init=str(none))
+        with pytest.raises(FileNotFoundError, match="gone.pt.*or give --init with a checkpoint file or a run folder"):
+            run(tmp_path / "b", method=method, init=str(tmp_path / "gone.pt"))
+    assert not list((tmp_path / "b").glob("*.pt"))
+
+
 def test_weights_of_another_sigma_are_refused(tmp_path):
     first = weights(tmp_path / "a.pt", options(method="idff", sigma=0.2))
     line = f"^--sigma 0.3: --init {first} was trained with sigma 0.2, give --sigma 0.2$"

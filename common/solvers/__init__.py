@@ -245,8 +245,15 @@ def follow_map(flow_map: Callable[..., Tensor], x: Tensor, times: Times, traject
     Args:
         flow_map: flow_map(x, t, s) -> mean velocity from t to s at x; t and s of shape (B,).
         x, times, trajectory: as in integrate.
+
+    Raises:
+        ValueError: a step back in time, of which no network has learnt any.
     """
     nodes, x = nodes_of(times), _state(x)
+    if nodes != sorted(nodes):
+        raise ValueError(
+            f"a flow map goes from earlier to later times: from {nodes[0]:g} to {nodes[-1]:g} it knows none"
+        )
 
     def jumps(x: Tensor) -> Iterator[Tensor]:
         for t, s in pairwise(nodes):
