@@ -279,9 +279,8 @@ def test_jumps_of_the_exact_map_are_exact_on_any_grid():
         count = CountNFE(exact)
         path = follow_map(count, x, times.double(), trajectory=True)
         assert torch.allclose(path[-1], 0.5 * x, atol=1e-6) and count.nfe == len(times) - 1 == len(path) - 1
-    for times in ([1.0, 0.0], [0.0, 0.5, 0.4, 1.0]):
-        with pytest.raises(ValueError, match="a flow map goes from earlier to later times"):
-            follow_map(exact, x, times)
+    with pytest.raises(ValueError, match="a flow map goes to later times only: it knows no step from 1 to 0"):
+        follow_map(exact, x, [1.0, 0.5, 0.0])
     with pytest.raises(ValueError, match="a sampler needs at least 1 step"):
         time_grid(0)
 
