@@ -35,7 +35,7 @@ Loss = Callable[..., Tensor]
 SEGMENTS = 4  # of sequential reflow
 LEVEL = (1.0, 2.0)  # ln s ~ N(1, 2^2): points of the plane are 7 times as wide as images, whose mean is -1.1
 
-WEIGHTS = {"flowmap": {"weight_power": 0.0}}  # the published 0.75 ended at 2.3 times the teacher's W2 over the floor
+WEIGHTS = {"flowmap": {"weight_power": 0.0}}  # with the published 0.75 one step is 0.42 from the ODE's end, not 0.29
 
 
 def student_of(teacher: MLP, method: str, source: str, target: str, n_steps: int, **how: Any) -> MLP:
