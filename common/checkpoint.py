@@ -2,11 +2,14 @@
 
 A checkpoint is a plain dict of tensors and primitives with ``format``, ``version``, ``step``, ``config``, ``network``
 (name and constructor arguments), ``method``, ``ema_model`` and, to resume, ``net_model``, ``optim``, ``ema``. It is
-read with ``weights_only=True`` and nothing else, so a file from a stranger cannot run a program.
+read with ``weights_only=True`` and nothing else, so a file from a stranger cannot run a program. Final weights may
+also be safetensors, without pickle at all: ``ema_model`` are the tensors, all else is JSON in the header.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pickle
 import re
 import zipfile
@@ -28,6 +31,7 @@ from common.runtime import atomic_write, checked, file_hash
 from common.runtime.kept import differences
 
 FORMAT = "flow-checkpoint"
+HUB = "hf:"
 
 
 class Method(TypedDict, total=False):
@@ -113,26 +117,43 @@ def find(path: str | PathLike[str], flag: str = "--weights") -> Path:
     """The checkpoint file that a path means: itself, or in a run folder the final, else best, else last weights.
 
     Args:
-        path: a file or a run folder.
+        path: a file or a run folder; hf:USER/NAME: a repository of the Hugging Face hub, which is fetched.
         flag: where it was given, for the error's line.
 
     Raises:
         FileNotFoundError: there is none.
     """
     path = Path(path)
+    if str(path).startswith(HUB):
+        path = _fetched(str(path).removeprefix(HUB), flag)
     if path.is_file():
         return path
     if path.is_dir():
-        for pattern in ("*_final.pt", "*.pth", "checkpoint_best.pt", "checkpoint_last.pt"):
+        for pattern in ("*_final.pt", "*.pth", "*.safetensors", "checkpoint_best.pt", "checkpoint_last.pt"):
             files = [file for file in path.glob(pattern) if ".previous" not in file.suffixes]
             if files:
                 return max(files, key=lambda file: file.stat().st_mtime)
     folder = path if path.is_dir() else path.parent
-    others = sorted(p.name for p in folder.glob("*.p*t*") if p.suffix in (".pt", ".pth")) if folder.is_dir() else []
+    suffixes = (".pt", ".pth", ".safetensors")
+    others = sorted(p.name for p in folder.iterdir() if p.suffix in suffixes) if folder.is_dir() else []
     contents = f"; in {folder} there are {', '.join(others[:5])}" if others else ""
     raise FileNotFoundError(
         f"no weights at {path}{contents}: train them first, or give {flag} with a checkpoint file or a run folder"
     )
+
+
+def _fetched(name: str, flag: str) -> Path:
+    """The folder of a hub's repository in the user's cache: safetensors and JSON only, whatever else is there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(
+            f"{flag} {HUB}{name} could not be fetched ({reason}): give USER/NAME of a hub"
+        ) from error
 
 
 def load(path: str | PathLike[str], map_location: str | torch.device = "cpu") -> dict[str, Any]:
@@ -150,6 +171,8 @@ def load(path: str | PathLike[str], map_location: str | torch.device = "cpu") ->
         ValueError: the file is truncated, damaged, not a checkpoint, or holds more than tensors and primitives.
     """
     path = find(path)
+    if path.suffix == ".safetensors":
+        return _load_tensors(path, map_location)
     zipped = _is_zip(path)
     try:
         state = torch.load(path, map_location=map_location, weights_only=True, mmap=zipped)
@@ -206,12 +229,7 @@ def _refusal(path: Path, error: Exception) -> str:
 
 def _verify(path: Path, state: dict[str, Any]) -> None:
     """Raises ValueError for other entries, a version that this code does not know, or a byte that is not as written."""
-    damage = f"{path} is damaged, copy it again or use an older checkpoint"
-    checked(state, Contents, damage)
-    if len(gaps := {"images_seen", "seconds"} - state.keys()) == 1:  # both are of the same age
-        raise ValueError(f"{damage}: it has no {gaps.pop()}")
-    if state["version"] != 1:
-        raise ValueError(f"{path} is of format version {state['version']}, this code reads version 1: update it")
+    _verify_entries(path, state)
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -219,6 +237,64 @@ def _verify(path: Path, state: dict[str, Any]) -> None:
         damaged = type(error).__name__
     if damaged:
         raise ValueError(f"{path} is damaged (checksum of {damaged}): copy it again, or use an older checkpoint")
+
+
+def _verify_entries(path: Path, state: dict[str, Any]) -> None:
+    """Raises ValueError for other entries than ours, or a version that this code does not know."""
+    damage = f"{path} is damaged, copy it again or use an older checkpoint"
+    checked(state, Contents, damage)
+    if len(gaps := {"images_seen", "seconds"} - state.keys()) == 1:  # both are of the same age
+        raise ValueError(f"{damage}: it has no {gaps.pop()}")
+    if state["version"] != 1:
+        raise ValueError(f"{path} is of format version {state['version']}, this code reads version 1: update it")
+
+
+# ---- safetensors
+
+
+def save_tensors(path: str | PathLike[str], state: dict[str, Any]) -> None:
+    """Write final weights, a checkpoint's entries with ``ema_model`` as their only tensors, as safetensors.
+
+    Raises:
+        ValueError: the checkpoint is not of our format, or holds the state of a run.
+    """
+    from safetensors.torch import save as packed
+
+    if not is_own(state) or "ema_model" not in state or {"net_model", "optim"} & state.keys():
+        raise ValueError("only averaged final weights of this project's own format become safetensors")
+    tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in state["ema_model"].items()}
+    header = json.dumps({key: value for key, value in state.items() if key != "ema_model"})
+    metadata = {"format": "pt", FORMAT: header, "sha256": _hash_of(tensors)}
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(packed(tensors, metadata))
+
+
+def _load_tensors(path: Path, device: str | torch.device) -> dict[str, Any]:
+    """The entries of a safetensors file as of any checkpoint; of another project's the tensors alone."""
+    from safetensors import SafetensorError, safe_open
+
+    damage = f"{path} is damaged or not safetensors, copy it again or use an older checkpoint"
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:  # type: ignore[no-untyped-call]
+            metadata, tensors = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        if FORMAT not in metadata:
+            return tensors
+        state = {**json.loads(metadata[FORMAT]), "ema_model": tensors}
+    except (SafetensorError, ValueError, TypeError) as error:
+        raise ValueError(f"{damage} ({' '.join(str(error).split())})") from error
+    if metadata.get("sha256") != _hash_of(tensors):
+        raise ValueError(f"{damage} (its hash is another one)")
+    _verify_entries(path, state)
+    return state
+
+
+def _hash_of(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, shapes and bytes."""
+    found = hashlib.sha256()
+    for key, tensor in sorted(tensors.items()):
+        found.update(f"{key} {tensor.dtype} {list(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 # ---- networks

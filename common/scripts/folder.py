@@ -97,8 +97,12 @@ class Folder:
     def find_weights(self, given: str) -> Path:
         """The weights of ``--weights``; without it the final ones of the newest run, else the shipped ones: says which.
 
-        What it returns need not exist.
+        What it returns need not exist. Those of a hub, hf:USER/NAME, are fetched.
         """
+        if given.startswith("hf:"):
+            from common.checkpoint import find
+
+            return find(given)
         runs = self.here.glob(f"{self.run or 'runs/*'}/{self.weights_name.format(METHOD='*')}")
         return Path(given) if given else newest(runs, self.here / self.weights)
 

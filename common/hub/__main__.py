@@ -1,0 +1,5 @@
+"""``python -m common.hub``; see ``common.scripts.hub``."""
+
+from common.scripts.hub import script
+
+script()
