@@ -293,7 +293,7 @@ def _hash_of(tensors: Mapping[str, Tensor]) -> str:
     found = hashlib.sha256()
     for key, tensor in sorted(tensors.items()):
         found.update(f"{key} {tensor.dtype} {list(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
