@@ -123,6 +123,9 @@ DISTRIBUTIONS: dict[str, Draw] = {
 }
 
 
+ALTERNATING = ("moons", "spirals", "circles")  # rows of equal shares: they belong to the two parts in turn
+
+
 def sample(name: str, n: int, draw: torch.Generator) -> Tensor:
     """n points of a named distribution, (n, 2) float32; the order of the rows carries no meaning.
 
@@ -154,6 +157,8 @@ def fresh_pairs(
     def pairs(step: int) -> tuple[Tensor, Tensor]:
         g = generator(seed, "pairs", step)
         x0, x1 = draw(source, g), draw(target, g)
+        if {source, target} <= {*ALTERNATING}:  # else row k of both would always be of the same part
+            x1 = x1[torch.randperm(batch_size, generator=g)]
         return couple(x0, x1, coupling, g, reg=reg) if coupling != "independent" else (x0, x1)  # type: ignore[return-value]
 
     return pairs

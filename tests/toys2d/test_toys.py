@@ -86,6 +86,17 @@ def test_pairs_and_losses_are_functions_of_the_step():
     assert (tied[1] - tied[0]).square().sum() < (free[1] - free[0]).square().sum()
 
 
+@pytest.mark.parametrize("target", ["circles", "spirals", "moons"])
+def test_independent_pairs_of_sets_in_two_parts_are_independent(target):
+    x0, x1 = toys.fresh_pairs("circles", target, "independent", 20_000, seed=3)(0)
+    outer, rows = x0.norm(dim=1) > 3, torch.arange(20_000) % 2 == 0
+    assert torch.equal(outer, rows), "the order of the source's rows means something"
+    spread = x1.std(dim=0) / 100  # of a mean of 10,000
+    assert ((x1[outer].mean(0) - x1[~outer].mean(0)).abs() < 5 * spread).all()
+    if target == "circles":
+        assert (x1.norm(dim=1)[outer] > 3).float().mean().item() == pytest.approx(0.5, abs=0.02)
+
+
 class Slope(nn.Module):
     """One weight; the loss (weight - step)^2 pulls it along."""
 
