@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from celebA.config import FOLDER as CELEBA
 from cifar10.config import FOLDER as CIFAR10
 from common import cli
 from common.cli.configs import SampleConfig
@@ -62,6 +63,8 @@ def main() -> None:
 
     digits = draw(MNIST, 100, "", solver="euler", n_steps=20)[1]
     save_png(HERE / "mnist_samples.png", grid(digits, n_columns=10))
+    faces = draw(CELEBA, 64, "", n_steps=10)[1]
+    save_png(HERE / "celeba_samples.png", grid(faces, n_columns=8))
     image_rows(few_steps(MNIST, 16, (8, 5, 3), 100), HERE / "mnist_few_steps.png")
     image_rows(few_steps(CIFAR10, 10, (10, 8, 5), 50), HERE / "cifar10_few_steps.png")
     panels = [draw(CIFAR10, 64, f"{n} fitted steps", solver="fitted", n_steps=n) for n in (5, 10)]
