@@ -31,6 +31,18 @@ def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction.float() - target.float()).square().flatten(1).mean(1)
 
 
+def root_mean_square(error: Tensor) -> Tensor:
+    """Of the coordinates of each sample, (B,)."""
+    error = error.flatten(1)
+    return error.norm(dim=1) / error.shape[1] ** 0.5
+
+
+def at_level(path: Any, x0: Tensor, x1: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+    """The point of noise level s, (B,), of a ``BridgePath`` of x0 and x1, t' (x1 + s x0), and its time t', (B,)."""
+    time = path.time_of(level)
+    return expand(time, x1) * (x1 + expand(level, x1) * x0), time
+
+
 @contextmanager
 def repeatable(x: Tensor) -> Iterator[None]:
     """Without gradient, and the random numbers go back to where they were: the next call drops the same activations."""
@@ -199,10 +211,9 @@ def taught(end: Network, path: Any, x0: Tensor, x1: Tensor, t: Tensor) -> tuple[
     import torch
 
     level = (1 - t) / t
-    time, s = path.time_of(level), expand(level, x1)
     with torch.no_grad():
-        data = end(expand(time, x1) * (x1 + s * x0), time)
-    return x0 + (x1 - data) / s, data
+        data = end(*at_level(path, x0, x1, level))
+    return x0 + (x1 - data) / expand(level, x1), data
 
 
 def trajectories(end: Network, path: Any, x0: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -249,8 +260,7 @@ def end_error(
     """
     x, t, end = trajectories(denoiser(teacher), path, x0, steps)
     y = None if y is None else y.repeat(steps)
-    error = (denoiser(lambda x, t: net(x, t, y).float())(x, t) - end).flatten(1)
-    return error.norm(dim=1) / error.shape[1] ** 0.5
+    return root_mean_square(denoiser(lambda x, t: net(x, t, y).float())(x, t) - end)
 
 
 def lower_level(level: Tensor, q: float, progress: float) -> Tensor:
@@ -306,12 +316,10 @@ def consistency(
     denoise = denoiser(lambda x, t: net(x, t, y).float())
 
     def end(level: Tensor) -> Tensor:
-        time = path.time_of(level)
-        return denoise(expand(time, x1) * (x1 + expand(level, x1) * x0), time)
+        return denoise(*at_level(path, x0, x1, level))
 
     upper = ((1 - t) / t).clamp(*LEVELS)
     lower = lower_level(upper, ect_q, progress)
     with repeatable(x1):
         target = torch.where(expand(lower > 0, x1), end(lower), x1)
-    error = (end(upper) - target).flatten(1)
-    return error.norm(dim=1) / error.shape[1] ** 0.5 / (upper - lower)
+    return root_mean_square(end(upper) - target) / (upper - lower)

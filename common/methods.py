@@ -295,6 +295,11 @@ def tuned(denoiser: Callable[[Output], Velocity], path: Callable[[float], Path],
     )
 
 
+def mapped(loss: Callable[..., Tensor], times: Callable[..., tuple[Tensor, Tensor]], **more: Any) -> Method:
+    """The record of a network of the mean velocity between two times; at r = t it is the velocity."""
+    return Method(loss, lambda sigma: LinearPath(0.0), constants=("weight_power",), times=times, **more)
+
+
 METHODS: dict[str, Method] = {
     # Tong et al. 2024 (2302.00482): section 3.2.2 with independent pairs, 3.2.4 with those of optimal transport
     "cfm": Method(losses.velocity, LinearPath, aliases=("icfm",)),
@@ -319,22 +324,10 @@ METHODS: dict[str, Method] = {
         sde=sde_of_heads,
         any_coupling=True,
     ),
-    # Luo et al. 2025 (2512.15657); F(x, t, t) is the velocity
-    "flowmap": Method(
-        losses.flow_map,
-        lambda sigma: LinearPath(0.0),
-        constants=("weight_power",),
-        times=flow_map_times,
-        staged=True,
-    ),
-    # Geng et al. 2025 (2512.02012); u(x, t, t) is the velocity
-    "meanflow": Method(
-        losses.mean_flow,
-        lambda sigma: LinearPath(0.0),
-        constants=("weight_power",),
-        times=mean_flow_times,
-        bare=True,
-    ),
+    # Luo et al. 2025 (2512.15657)
+    "flowmap": mapped(losses.flow_map, flow_map_times, staged=True),
+    # Geng et al. 2025 (2512.02012)
+    "meanflow": mapped(losses.mean_flow, mean_flow_times, bare=True),
     # Geng et al. 2024 (2406.14548), of a velocity network or of IDFF's; the latter's pairs share the bridge's noise
     "ect": tuned(end_of_velocity, lambda sigma: BridgePath(0.0)),
     "ect_idff": tuned(end_of_heads, BridgePath, needs_sigma=True, heads=2),
