@@ -262,7 +262,7 @@ def save_tensors(path: str | PathLike[str], state: dict[str, Any]) -> None:
 
     if not is_own(state) or "ema_model" not in state or {"net_model", "optim"} & state.keys():
         raise ValueError("only averaged final weights of this project's own format become safetensors")
-    tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in state["ema_model"].items()}
+    tensors = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in state["ema_model"].items()}
     header = json.dumps({key: value for key, value in state.items() if key != "ema_model"})
     metadata = {"format": "pt", FORMAT: header, "sha256": _hash_of(tensors)}
     with atomic_write(path) as temporary:

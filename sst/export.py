@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from common.runtime import atomic_write
+from common.runtime import atomic_folder, atomic_write
 from sst.latest import monthly
 
 if TYPE_CHECKING:
@@ -152,12 +150,5 @@ def _save(path: Path, data: xarray.Dataset) -> None:
         with atomic_write(path) as temporary:
             data.to_netcdf(temporary, engine="netcdf4", encoding=encoding | {name: packed for name in data.data_vars})
         return
-    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
-    try:
+    with atomic_folder(path) as temporary:
         data.to_zarr(temporary, mode="w", encoding=encoding, consolidated=False)
-        if path.exists():
-            path.rename(old)
-        temporary.rename(path)
-    finally:
-        for folder in (temporary, old):
-            shutil.rmtree(folder, ignore_errors=True)

@@ -14,6 +14,7 @@ import json
 import operator
 import os
 import platform
+import shutil
 import sys
 import threading
 import zlib
@@ -347,6 +348,26 @@ def atomic_write(path: str | os.PathLike[str], sync: bool = True) -> Iterator[Pa
         raise OSError(errno.ENOSPC, text) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Write a folder whole or not at all: yields a new one beside ``path``, which takes its place at the end.
+
+    On any failure the new one is removed and an old ``path`` stays as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new, old = (path.with_name(f".{path.name}.{_machine()}-{os.getpid()}.{end}") for end in ("new", "old"))
+    try:
+        new.mkdir()
+        yield new
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+    finally:
+        for folder in (new, old):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @functools.cache

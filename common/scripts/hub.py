@@ -10,7 +10,6 @@ pickle. Fitted samplers and the card with its measurements come along.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any, Literal
 from common import cli
 from common.cli.configs import SampleConfig
 from common.cli.ranges import Device, Whole
-from common.runtime import atomic_write, run_main
+from common.runtime import atomic_folder, run_main
 from common.scripts.folder import Folder
 
 WEIGHTS, PICTURE = "model.safetensors", "samples.png"
@@ -59,28 +58,29 @@ def export(options: Options) -> Path:
     """
     from common import checkpoint
     from common.records.cards import card_path, write_card
-    from common.runtime import read_json
+    from common.runtime import read_json, write_json
     from common.solvers import fitted
 
     source, out = checkpoint.find(Path(options.run).expanduser(), "RUN"), Path(options.out).expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already: give a new folder, or remove it first")
     state = checkpoint.load(source)
-    file = out / WEIGHTS
-    checkpoint.save_tensors(file, state)
-    for kind, entries in fitted.read_samplers(source).items():
-        if entries:
-            fitted.keep(file, kind, entries)
     card = read_json(card_path(source)) if card_path(source).exists() else {}
     facts = {key: value for key, value in card.items() if key not in ("weights", "sha256")}
-    write_card(file, facts)
     described = {key: value for key, value in state.items() if key != "ema_model"}
-    picture = draw(file, options) if options.n_samples else ""
-    text = model_card(out.resolve().name, state, facts, picture)
-    for name, content in (("config.json", json.dumps(described, indent=2) + "\n"), ("README.md", text)):
-        with atomic_write(out / name) as path:
-            path.write_text(content, encoding="utf-8")
-    print(f"hub folder: {out}, {file.stat().st_size / 1e6:.1f} MB of weights; --weights {out} loads it")
+    with atomic_folder(out) as folder:
+        file = folder / WEIGHTS
+        checkpoint.save_tensors(file, state)
+        for kind, entries in fitted.read_samplers(source).items():
+            if entries:
+                fitted.keep(file, kind, entries)
+        write_card(file, facts)
+        write_json(folder / "config.json", described)
+        picture = draw(file, options) if options.n_samples else ""
+        text = model_card(out.resolve().name, state, facts, picture)
+        (folder / "README.md").write_text(text, encoding="utf-8")
+    size = (out / WEIGHTS).stat().st_size / 1e6
+    print(f"hub folder: {out}, {size:.1f} MB of weights; --weights {out} loads it")
     return out
 
 

@@ -136,6 +136,18 @@ def test_what_cannot_travel_is_refused_and_nothing_is_written(exported, tmp_path
     assert not (tmp_path / "new").exists()
 
 
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    file = weights(tmp_path / "a_final.pt", options(network="conditional_unet", num_channel=8))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="does not say its image size"):  # after the weights have been written
+        main(["export", str(file), "out", *CPU])
+    assert [path.name for path in tmp_path.iterdir()] == ["a_final.pt"]
+    (tmp_path / "out").mkdir()
+    main(["export", str(file), "out", "--n_samples", "0"])  # into an empty folder
+    assert {path.name for path in tmp_path.iterdir()} == {"a_final.pt", "out"}
+    assert difference(checkpoint.load(file), checkpoint.load(tmp_path / "out")) == ""
+
+
 # ---- a hub
 
 
