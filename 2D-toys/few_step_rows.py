@@ -70,7 +70,7 @@ def measure(pair: str, seed: int, options: Options, log: JsonLines) -> None:
     """Append the missing rows of a pair and a seed: of the teacher and of each student."""
     import torch
 
-    from common import toys
+    from common.data import toys
     from common.runtime import generator
 
     torch.set_num_threads(1)

@@ -102,13 +102,12 @@ def learnt(options: Options) -> Callable[[Tensor, Tensor], Tensor]:
     """
     import torch
 
-    from common import toys
-    from common.training.small import fit
+    from common.training import small
     from plane import network
 
     torch.manual_seed(options.seed)
     net = network("otcfm", options.width, depth=3)
-    pairs = toys.fresh_pairs(options.source, options.target, "ot", options.batch_size, options.seed)
+    pairs = small.fresh_pairs(options.source, options.target, "ot", options.batch_size, options.seed)
 
     def data(x: Tensor, t: Tensor) -> Tensor:
         return x + (1 - t)[:, None] * net(x, t)
@@ -119,7 +118,7 @@ def learnt(options: Options) -> Callable[[Tensor, Tensor], Tensor]:
         s = t[:, None]
         return ((data((1 - s) * x0 + s * x1, t) - x1) / (1.01 - s)).square().mean()
 
-    fit(net, loss, options.steps, options.lr, progress="data prediction")
+    small.fit(net, loss, options.steps, options.lr, progress="data prediction")
     return data
 
 
@@ -204,7 +203,7 @@ def sampled(
 
 def points(options: Options, what: str, n: int) -> tuple[Tensor, Tensor]:
     """n points of the source and n of the target, from streams of their own for each purpose."""
-    from common import toys
+    from common.data import toys
 
     draws = (generator(options.seed, "orders", what, end) for end in ("x0", "x1"))
     return toys.sample(options.source, n, next(draws)), toys.sample(options.target, n, next(draws))

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common import generate, solvers, toys
+from common import generate, solvers
+from common.data import toys
 from common.methods import METHODS
 from common.networks import MLP
 from common.runtime import generator
-from common.training.small import fit
+from common.training import small
 
 
 def flow_of(method: str) -> str:
@@ -52,7 +53,7 @@ def reflow(
         return x0[rows], x1[rows]
 
     net.train()
-    losses = fit(net, toys.flow_loss(net, pairs, "rf", 0.0, seed), n_steps, **options)
+    losses = small.fit(net, small.flow_loss(net, pairs, "rf", 0.0, seed), n_steps, **options)
     net.eval()
     return losses
 

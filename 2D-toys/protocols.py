@@ -33,7 +33,7 @@ def gaussians(n: int, g: torch.Generator) -> Tensor:
     """Eight standard normals on a circle of radius 5, equally many points of each."""
     import torch
 
-    from common.toys import ring
+    from common.data.toys import ring
 
     return ring(5.0, torch.arange(n) % 8) + _normal(n, g)
 
@@ -42,7 +42,7 @@ def eight_gaussians(n: int, g: torch.Generator) -> Tensor:
     """Eight Gaussians of spread 1.5 on a circle of radius 12, the mode of each point drawn."""
     import torch
 
-    from common.toys import ring
+    from common.data.toys import ring
 
     return ring(12.0, torch.randint(8, (n,), generator=g)) + 1.5 * _normal(n, g)
 
@@ -51,7 +51,7 @@ def even_moons(n: int, g: torch.Generator, noise: float) -> Tensor:
     """scikit-learn's moons: evenly spaced points on two half circles, and noise."""
     import torch
 
-    from common.toys import half_circles
+    from common.data.toys import half_circles
 
     upper = n // 2
     angle = torch.cat([torch.linspace(0, math.pi, k) for k in (upper, n - upper)])
@@ -75,7 +75,7 @@ def s_curve(n: int, g: torch.Generator) -> Tensor:
     """scikit-learn's S seen from the side, noise 0.05, times 1.5."""
     import torch
 
-    from common.toys import s_shape
+    from common.data.toys import s_shape
 
     return 1.5 * (s_shape(3 * math.pi * (torch.rand(n, generator=g) - 0.5)) + 0.05 * _normal(n, g))
 

@@ -155,11 +155,11 @@ def prepare() -> None:
     import ot  # noqa: F401
     import torch
 
-    from common import toys
+    from common.training import small
 
     atexit.register(os._exit, 0)  # to take torch down in order costs each worker more than a second
     torch.set_num_threads(1)
-    toys.train("gaussian", "moons", "otcfm", n_steps=2, batch_size=8)
+    small.train_mlp("gaussian", "moons", "otcfm", n_steps=2, batch_size=8)
 
 
 def compete(job: str, options: Options) -> dict[str, dict[str, Any]]:
@@ -179,13 +179,13 @@ def compete(job: str, options: Options) -> dict[str, dict[str, Any]]:
 
 def learnt(method: str, options: Options) -> tuple[MLP, float]:
     """A trained network and the CPU seconds that it took."""
-    from common import toys
+    from common.training import small
 
     start = time.process_time()
     how = {"n_steps": options.steps, "lr": options.lr, "batch_size": options.batch_size, "width": options.width}
     if method == "sbcfm":
         how["reg"] = 2 * SIGMA[method] ** 2  # as its sigma asks (Tong et al. 2302.00482, section 3.2.5)
-    net = toys.train(options.source, options.target, method, SIGMA[method], seed=options.seed, **how)
+    net = small.train_mlp(options.source, options.target, method, SIGMA[method], seed=options.seed, **how)
     return net, time.process_time() - start
 
 
@@ -204,7 +204,7 @@ def follow_on(teacher: MLP, method: str, options: Options) -> tuple[MLP, float]:
 
 def measured(net: MLP, method: str, seconds: float, options: Options) -> dict[str, dict[str, Any]]:
     """W2 at every NFE, straightness, energy and trajectories of the entries of one network."""
-    from common import toys
+    from common.data import toys
 
     x0 = toys.sample(options.source, options.n_samples, generator(options.seed, "race", "start"))
     target = test_points(options)
@@ -219,7 +219,7 @@ def measured(net: MLP, method: str, seconds: float, options: Options) -> dict[st
 
 def test_points(options: Options, k: int = 0) -> Tensor:
     """Fresh points of the target: k = 0 those that everything is compared with, others to compare with them."""
-    from common import toys
+    from common.data import toys
 
     return toys.sample(options.target, options.n_samples, generator(options.seed, "race", "test", k))
 
@@ -264,7 +264,7 @@ def walk(net: MLP, method: str, x0: Tensor, n: int, how: How) -> tuple[Tensor, i
 
 def real_samples(options: Options) -> dict[str, Any]:
     """The floor of every W2, the squared W2 of source and target (the least energy of any flow), points to draw."""
-    from common import toys
+    from common.data import toys
     from common.metrics import wasserstein2
 
     target = test_points(options)

@@ -21,13 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common import generate, solvers, toys
+from common import generate, solvers
+from common.data import toys
 from common.losses import squared_error
 from common.methods import METHODS, edm, end_of_velocity, make_loss
 from common.networks import MLP, with_second_time
 from common.paths import LinearPath, expand
 from common.runtime import generator
-from common.training.small import fit
+from common.training import small
 from plane import reflow, reflow_pairs
 
 Loss = Callable[..., Tensor]
@@ -52,13 +53,13 @@ def student_of(teacher: MLP, method: str, source: str, target: str, n_steps: int
         return net
     if method != "ect":
         net, _ = with_second_time(net, net.description)  # type: ignore[assignment]
-    pairs = toys.fresh_pairs(source, target, "independent", batch_size, seed)
+    pairs = small.fresh_pairs(source, target, "independent", batch_size, seed)
     if method == "seqrf":
         loss = chord_loss(net, segment_pairs(teacher, source, target, n_pairs, seed), batch_size, seed)
     else:
         loss = tuning_loss(net, teacher, method, pairs, n_steps, seed)
     net.train()
-    fit(net, loss, n_steps, **how)
+    small.fit(net, loss, n_steps, **how)
     return net.eval()
 
 
@@ -126,7 +127,7 @@ def taught(loss: Loss, teacher: Any) -> Loss:
 
 
 def tuning_loss(
-    net: MLP, teacher: MLP, method: str, pairs: toys.Pairs, n_steps: int, seed: int
+    net: MLP, teacher: MLP, method: str, pairs: small.Pairs, n_steps: int, seed: int
 ) -> Callable[[int], Tensor]:
     """The loss of ``ect``, ``flowmap`` or ``meanflow``, taught, as a function of the step."""
     loss = taught(make_loss(method, **WEIGHTS.get(method, {})), teacher)

@@ -133,18 +133,19 @@ def learnt(options: Options) -> tuple[MLP, dict[str, Any]]:
     """The trained network, and the seconds and losses of its training."""
     import torch
 
-    from common import toys
     from common.methods import METHODS
-    from common.training.small import fit
+    from common.training import small
     from plane import flow_of, network, reflow, reflow_pairs
 
     start = time.perf_counter()
     torch.manual_seed(options.seed)
     method = flow_of(options.method)
     net = network(method, options.width, options.depth)
-    pairs = toys.fresh_pairs(options.source, options.target, METHODS[method].coupling, options.batch_size, options.seed)
-    loss = toys.flow_loss(net, pairs, method, noise_of(options), options.seed)
-    losses = fit(net, loss, options.steps, options.lr, progress=method)
+    pairs = small.fresh_pairs(
+        options.source, options.target, METHODS[method].coupling, options.batch_size, options.seed
+    )
+    loss = small.flow_loss(net, pairs, method, noise_of(options), options.seed)
+    losses = small.fit(net, loss, options.steps, options.lr, progress=method)
     if options.method == "reflow":
         x0, x1 = reflow_pairs(net, options.source, 500 if options.smoke else 20_000, options.seed)
         how = {"lr": options.lr, "progress": "reflow"}
@@ -162,7 +163,8 @@ def learnt(options: Options) -> tuple[MLP, dict[str, Any]]:
 
 def report(net: MLP, options: Options, picture: Path) -> dict[str, Any]:
     """Sample, print the measurements and draw the figure; the measurements."""
-    from common import metrics, toys
+    from common import metrics
+    from common.data import toys
     from common.solvers import time_grid
     from plane import sample_paths
 
@@ -221,7 +223,8 @@ def draw(
 
 def density(net: MLP, options: Options, solver: str, limit: float, bins: int = 100) -> tuple[str, Tensor]:
     """A title and a picture of the density at t = 1: the ODE's where the source's is known, else 50,000 samples'."""
-    from common import generate, toys
+    from common import generate
+    from common.data import toys
     from common.solvers import time_grid
     from plane import flow_of, histogram, log_density, mesh, sample_paths
 

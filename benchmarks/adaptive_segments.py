@@ -41,18 +41,19 @@ def trajectories(options: Options):
     """States of twice n_samples noises at all times, (n_steps + 1, 2 n_samples, ...)."""
     import torch
 
-    from common import toys
     from common.checkpoint import load_network
+    from common.data import toys
     from common.generate import labels_for, noise_for, real_classes
     from common.runtime import generator
     from common.solvers import integrate, time_grid
+    from common.training import small
 
     n, y = 2 * options.n_samples, None
     if options.model == "mnist":
         net, info = load_network(ROOT / "mnist" / "results" / "RF-0.0" / "flow_matching_mnist.pth")
         x, y = noise_for(range(n), (1, 28, 28), 0), labels_for(range(n), real_classes(net))
     else:
-        net = toys.train("8gaussians", "moons", "rf", n_steps=5000, batch_size=512, width=128, progress="teacher")
+        net = small.train_mlp("8gaussians", "moons", "rf", n_steps=5000, batch_size=512, width=128, progress="teacher")
         x = toys.sample("8gaussians", n, generator(0, "x0"))
     with torch.no_grad():
         return integrate(lambda x, t: net(x, t, y), x, time_grid(options.n_steps), "euler", trajectory=True)

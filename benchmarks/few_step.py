@@ -112,9 +112,11 @@ class PointSampler:
 
 def point_sampler(model: str, options: Options) -> PointSampler:
     """Rectified flow from a Gaussian to a 2D distribution, 5,000 steps."""
-    from common.toys import train
+    from common.training.small import train_mlp
 
-    return PointSampler(train("gaussian", model, "rf", n_steps=5000, seed=options.seed, progress=model), options.seed)
+    return PointSampler(
+        train_mlp("gaussian", model, "rf", n_steps=5000, seed=options.seed, progress=model), options.seed
+    )
 
 
 def variants(sampler: Any, options: Options, fits: Callable, grids: Callable) -> Iterator[tuple[dict, Any]]:
@@ -228,8 +230,8 @@ def quality_measure(sampler: Any, options: Options) -> Callable[[Any], tuple[flo
 
     n = options.n_samples
     if isinstance(sampler, PointSampler):
+        from common.data.toys import sample
         from common.runtime import generator
-        from common.toys import sample
 
         real = sample(options.model, n, generator(options.seed, "real"))
 

@@ -68,10 +68,11 @@ def teacher(options: Options) -> tuple[Any, Any, Any]:
 
         images = load_images("torchvision:MNIST", 28, 1, root=options.data or ROOT / "mnist" / "data", progress=False)
         return load_network(WEIGHTS)[0].to(memory_format=torch.channels_last), images.images, images.labels
+    from common.data.toys import sample
     from common.runtime import generator
-    from common.toys import sample, train
+    from common.training.small import train_mlp
 
-    net = train("gaussian", options.model, method="cfm", n_steps=5000, seed=options.seed)
+    net = train_mlp("gaussian", options.model, method="cfm", n_steps=5000, seed=options.seed)
     return net, sample(options.model, 10_000, generator(options.seed, "data")), None
 
 

@@ -99,14 +99,14 @@ def as_floats(x: Tensor) -> Tensor:
 
 
 def sources(indices: Sequence[int], shape: Sequence[int], seed: int, stream: str, source: str = "gaussian") -> Tensor:
-    """Where flows start, (len(indices), *shape): normal noise, or points of a distribution of ``common.toys``.
+    """Where flows start, (len(indices), *shape): normal noise, or points of a distribution of ``common.data.toys``.
 
     Row i is a function of (seed, stream, indices[i]) only. The points are drawn in blocks and shuffled, since some
     distributions take turns among their parts.
     """
     import torch
 
-    from common import toys
+    from common.data import toys
     from common.generate import noise_for
 
     if source == "gaussian":

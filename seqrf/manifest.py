@@ -33,7 +33,7 @@ class Teacher:
     Attributes:
         hash: Of its weights; training asks for it again.
         shape: Of one sample, (3, 32, 32) or (2,).
-        source: Where the flow starts: "gaussian", or a distribution of ``common.toys``.
+        source: Where the flow starts: "gaussian", or a distribution of ``common.data.toys``.
         method, sigma, coupling: What it was trained with, as its checkpoint has it; they say what a start is a mixture
             of. Coupling "auto": the method's usual one.
         cfg: Guidance scale in its velocity; only noted.

@@ -33,9 +33,9 @@ class Data:
     dataset: Annotated[
         str, Matches(".+", "give torchvision:NAME, a folder or zip of images, .npy/.npz, or toy2d:moons")
     ] = "toy2d:moons"
-    """torchvision:NAME, a folder or zip of images, .npy/.npz, or toy2d:TARGET with a name of common.toys"""
+    """torchvision:NAME, a folder or zip of images, .npy/.npz, or toy2d:TARGET with a name of common.data.toys"""
     source: str = "gaussian"
-    """Where the flow starts: gaussian, or for toy2d another distribution of common.toys"""
+    """Where the flow starts: gaussian, or for toy2d another distribution of common.data.toys"""
     root: str = ""
     """Where a torchvision data set lies or is downloaded to; empty: data/ in this folder"""
     image_size: Annotated[int, AtLeast(1, "give 1 or more, e.g. 32")] = 32

@@ -34,7 +34,7 @@ METRICS = {"w2": "W2", "fid": "FID", "feature_distance": "feature distance", "ki
 
 @dataclass(frozen=True)
 class PlaneJudge:
-    """W2 between samples and as many fresh points of a distribution of ``common.toys``; all drawn by the seed."""
+    """W2 between samples and as many fresh points of a distribution of ``common.data.toys``; all drawn by the seed."""
 
     target: str
     seed: int = 0
@@ -55,7 +55,7 @@ class PlaneJudge:
 
     def points(self, n: int, stream: str = "picture") -> Tensor:
         """n fresh points of the target, (n, 2)."""
-        from common.toys import sample
+        from common.data.toys import sample
 
         return sample(self.target, n, generator(self.seed, stream))
 

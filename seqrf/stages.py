@@ -97,8 +97,9 @@ def train_teacher(run: Run, here: Processes) -> Path:
 
 def _fit_teacher(run: Run, final: Path) -> None:
     """Train a teacher and write its weights, unless they are there."""
-    from common import checkpoint, toys
+    from common import checkpoint
     from common.runtime import run_lock
+    from common.training import small
 
     data, t, model = run.config.data, run.config.training, run.config.model
     with run_lock(final.parent):
@@ -108,7 +109,9 @@ def _fit_teacher(run: Run, final: Path) -> None:
         schedule = "cosine" if t.lr_decay == "cosine" else "constant"
         options = {"lr": t.lr, "schedule": schedule, "ema_decay": model.ema_rate, "progress": "teacher"}
         plan = {"n_steps": t.n_iters, "batch_size": t.batch_size, "width": model.width}
-        net = toys.train(data.source, data.dataset.removeprefix(PLANE), "rf", seed=run.config.seed, **plan, **options)
+        net = small.train_mlp(
+            data.source, data.dataset.removeprefix(PLANE), "rf", seed=run.config.seed, **plan, **options
+        )
         state = {"format": checkpoint.FORMAT, "version": 1, "step": t.n_iters, "config": {}, "network": net.description}
         method = {"name": "rf", "sigma": 0.0, "source": data.source}
         checkpoint.save(final, state | {"method": method, "ema_model": net.state_dict()})
@@ -201,8 +204,8 @@ def pool_of(run: Run, teacher: Model) -> Pool:
 
     data, k = run.config.data, run.config.training.reflow_t
     if data.dataset.startswith(PLANE):
+        from common.data.toys import sample
         from common.runtime import generator
-        from common.toys import sample
 
         return Pool(sample(data.dataset.removeprefix(PLANE), POINTS, generator(run.config.seed, "pool")))
     if k == 1 and not teacher.num_classes:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.series import windows
+from common.data.series import windows
 from sst.data import Fields, Region
 from sst.synthetic import filtered, mean_power, season
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from common import checkpoint
+from common.data.series import roll_out
 from common.runtime import autocast, checked, generator, keep_freed_memory
-from common.series import roll_out
 from common.solvers import CountNFE
 from sst import climate as C
 from sst import synthetic

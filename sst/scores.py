@@ -234,7 +234,7 @@ def by_lead(score: Score, members: Tensor, target: Tensor, weights: Tensor | Non
 
     Args:
         score: score(members, target, weights), for example ``crps``.
-        members: (L, M, ...), as ``common.series.roll_out`` stacks them.
+        members: (L, M, ...), as ``common.data.series.roll_out`` stacks them.
         target: (L, ...).
         weights: Broadcast to the target of one lead.
     """

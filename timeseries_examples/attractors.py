@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from common.series import roll_out
+from common.data.series import roll_out
 from timeseries_examples.measures import against_floor, autocorrelation, cells, correlation_time, js_distance, w1
 from timeseries_examples.propagator import Propagator, count_nfe
 from timeseries_examples.systems import System, maxima, trajectories, valid_time

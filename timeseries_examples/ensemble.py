@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.data.series import frames_at, roll_out, windows
 from common.runtime import generator
-from common.series import frames_at, roll_out, windows
 from timeseries_examples.dihedrals import to_angles, to_features
 from timeseries_examples.measures import (
     autocorrelation,

@@ -25,11 +25,11 @@ from common import checkpoint
 from common.cli import validate
 from common.cli.files import read_values
 from common.cli.ranges import AtLeast, AtMost, Count
+from common.data.series import frames_at, windows
 from common.generate import sde_of, velocity_of
 from common.methods import METHODS, make_loss
 from common.networks import MLP
 from common.runtime import checked, generator, run_lock
-from common.series import frames_at, windows
 from common.solvers import CountNFE, euler_maruyama, integrate, time_grid
 from common.training.loop import write_final
 from common.training.small import fit
@@ -141,7 +141,7 @@ class Recipe:
 
 
 class Propagator:
-    """A network with its space and recipe. ``step`` is what ``common.series.roll_out`` takes.
+    """A network with its space and recipe. ``step`` is what ``common.data.series.roll_out`` takes.
 
     Args:
         net: An MLP over (point of the flow, condition).

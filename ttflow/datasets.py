@@ -77,21 +77,21 @@ def _share(n: int, g: np.random.Generator) -> Tensor:
 
 def _swissroll(n: int, g: np.random.Generator) -> Tensor:
     """0.8 (angle e(angle) + 0.5 noise), angles 1.5 pi to 4.5 pi."""
-    from common.toys import roll
+    from common.data.toys import roll
 
     return 0.8 * (roll(_share(n, g)) + 0.5 * _noise(n, g))
 
 
 def _moons(n: int, g: np.random.Generator) -> Tensor:
     """Two half circles of radius 2 with noise 0.1."""
-    from common.toys import half_circles
+    from common.data.toys import half_circles
 
     return 2 * half_circles(math.pi * _share(n, g), _share(n, g) < 0.5) + 0.1 * _noise(n, g)
 
 
 def _circles(n: int, g: np.random.Generator) -> Tensor:
     """Two circles of radius 8 and 4 with noise 0.1."""
-    from common.toys import polar
+    from common.data.toys import polar
 
     radius = 4.0 + 4.0 * (_share(n, g) < 0.5)
     return polar(radius, math.tau * _share(n, g)) + 0.1 * _noise(n, g)
@@ -101,14 +101,14 @@ def _gaussian_mixture(n: int, g: np.random.Generator) -> Tensor:
     """Eight normal distributions of variance 0.3 on a circle of radius 8."""
     import torch
 
-    from common.toys import ring
+    from common.data.toys import ring
 
     return ring(8.0, torch.from_numpy(g.integers(8, size=n)).double()) + math.sqrt(0.3) * _noise(n, g)
 
 
 def _uniform_sphere(n: int, g: np.random.Generator) -> Tensor:
     """The circle of radius 8."""
-    from common.toys import polar
+    from common.data.toys import polar
 
     return polar(8.0, math.tau * _share(n, g))
 

@@ -1,14 +1,25 @@
-"""A small training loop, for networks that one process trains in minutes; training.py has the large one."""
+"""A small training loop, for networks that one process trains in minutes, and flows in the plane trained by it.
+
+``common.training.loop`` has the large one.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from common.couplings import couple
+from common.data.toys import ALTERNATING, Draw, sample
+from common.methods import METHODS, make_loss
+from common.networks import MLP
+from common.runtime import generator
 from common.training.averages import EMA
+
+Pairs = Callable[[int], tuple[Tensor, Tensor]]  # pairs(step) -> x0, x1, coupled
 
 
 def fit(
@@ -61,3 +72,71 @@ def fit(
     if ema_decay:
         net.load_state_dict(ema.module_state_dict())
     return losses
+
+
+# ------------------------------------------------------------------------------------------------- flows in the plane
+def fresh_pairs(
+    source: str | Draw, target: str | Draw, coupling: str, batch_size: int, seed: int, reg: float | None = None
+) -> Pairs:
+    """Coupled batches of fresh points: ``pairs(step) -> x0, x1``, a pure function of (seed, step).
+
+    Args:
+        source, target: names of ``common.data.toys.DISTRIBUTIONS``, or functions like them.
+        coupling: independent, ot or sinkhorn.
+        reg: of sinkhorn, see :func:`common.couplings.couple`.
+    """
+
+    def draw(what: str | Draw, g: torch.Generator) -> Tensor:
+        return sample(what, batch_size, g) if isinstance(what, str) else what(batch_size, g)
+
+    def pairs(step: int) -> tuple[Tensor, Tensor]:
+        g = generator(seed, "pairs", step)
+        x0, x1 = draw(source, g), draw(target, g)
+        if {source, target} <= {*ALTERNATING}:  # else row k of both would always be of the same part
+            x1 = x1[torch.randperm(batch_size, generator=g)]
+        return couple(x0, x1, coupling, g, reg=reg) if coupling != "independent" else (x0, x1)  # type: ignore[return-value]
+
+    return pairs
+
+
+def flow_loss(net: nn.Module, pairs: Pairs, method: str, sigma: float, seed: int) -> Callable[[int], Tensor]:
+    """The loss of a method as a function of the step, for ``fit``: fresh times and noise."""
+    loss = make_loss(method, sigma)
+
+    def at(step: int) -> Tensor:
+        x0, x1 = pairs(step)
+        g = generator(seed, "times", step)
+        t = (torch.arange(len(x1)) + torch.rand(len(x1), generator=g)) / len(x1)  # stratified, as in batches.py
+        t = t[torch.randperm(len(x1), generator=g)]  # the rows of some distributions alternate between their parts
+        return loss(net, x0, x1, t, torch.randn(x1.shape, generator=g), None).mean()
+
+    return at
+
+
+def train_mlp(
+    source: str | Draw,
+    target: str | Draw,
+    method: str = "otcfm",
+    sigma: float = 0.0,
+    n_steps: int = 5000,
+    batch_size: int = 256,
+    width: int = 64,
+    seed: int = 0,
+    reg: float | None = None,
+    **options: Any,
+) -> MLP:
+    """An MLP trained by a method of ``common.losses`` from a 2D source to a 2D target; in eval mode.
+
+    ``common.generate.velocity_of(net, method)`` is its velocity.
+
+    Args:
+        source, target: names of ``common.data.toys.DISTRIBUTIONS`` or functions draw(n, generator) -> (n, 2).
+        reg: of a sinkhorn coupling.
+        options: of ``fit``.
+    """
+    torch.manual_seed(seed)
+    heads = METHODS[method].heads
+    net = MLP(2 * heads, width, out_dim=2 * heads)
+    pairs = fresh_pairs(source, target, METHODS[method].coupling, batch_size, seed, reg)
+    fit(net, flow_loss(net, pairs, method, sigma, seed), n_steps, **options)
+    return net.eval()

@@ -219,7 +219,7 @@ def test_sources_of_the_plane_depend_on_the_number_alone():
         assert torch.equal(endpoints.sources(chosen, (2,), 3, "pair", "moons"), x[chosen])
     assert not torch.equal(endpoints.sources([0], (2,), 4, "pair", "moons"), x[:1])
     # moons take turns among their halves: both must be there among even numbers alone
-    from common.toys import sample
+    from common.data.toys import sample
 
     expected = sample("moons", 4000, generator(0)).mean(0)
     assert (x[::2].mean(0) - expected).abs().max() < 0.4

@@ -13,7 +13,7 @@ from scipy.spatial.distance import jensenshannon
 import started
 from common import checkpoint
 from common.cli import parse, validate
-from common.series import roll_out
+from common.data.series import roll_out
 from timeseries_examples import attractors, lorenz, measures, systems
 from timeseries_examples import propagator as flows
 from tiny import ROOT

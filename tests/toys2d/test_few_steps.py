@@ -11,10 +11,11 @@ from torch import nn
 
 import few_step_rows
 import students
-from common import toys
+from common.data import toys
 from common.networks import MLP, with_second_time
 from common.paths import expand
 from common.solvers import time_grid
+from common.training import small
 from started import start
 from tiny import ROOT
 
@@ -41,7 +42,7 @@ def loss_of(net, teacher, method):
     if method == "seqrf":
         made = students.segment_pairs(teacher, "moons", "circles", 80, seed=0)
         return students.chord_loss(net, made, 32, seed=0)
-    pairs = toys.fresh_pairs("moons", "circles", "independent", 32, seed=0)
+    pairs = small.fresh_pairs("moons", "circles", "independent", 32, seed=0)
     return students.tuning_loss(net, teacher, method, pairs, n_steps=10, seed=0)
 
 
@@ -117,7 +118,7 @@ def test_times_of_a_flow_map_are_ordered_and_half_of_them_end_at_the_data():
 
 
 def test_a_student_ends_nearer_to_the_fine_solution_than_an_euler_step():
-    teacher = toys.train("8gaussians", "moons", "rf", n_steps=120, batch_size=64, width=32, lr=5e-3)
+    teacher = small.train_mlp("8gaussians", "moons", "rf", n_steps=120, batch_size=64, width=32, lr=5e-3)
     x0 = toys.sample("8gaussians", 500, torch.Generator().manual_seed(0))
     fine, before = few_step_rows.fine_ends(teacher, x0), copy.deepcopy(teacher.state_dict())
 

@@ -14,13 +14,14 @@ from torch import nn
 import higher_orders
 import plane
 import toy_flow
-from common import checkpoint, plots, toys
+from common import checkpoint, plots
 from common.cli import validate
+from common.data import toys
 from common.metrics import straightness, wasserstein2
 from common.networks import MLP
 from common.runtime import generator
 from common.solvers import GRIDS, SOLVERS, integrate, time_grid
-from common.training.small import fit
+from common.training import small
 from started import start
 from tiny import ROOT
 
@@ -74,13 +75,13 @@ def test_a_wrong_distribution_is_named_in_one_line(name, n, message):
 def test_pairs_and_losses_are_functions_of_the_step():
     net = MLP(2, 8, 1)
     for coupling in ("independent", "ot", "sinkhorn"):
-        pairs = toys.fresh_pairs("gaussian", "moons", coupling, 32, seed=5)
+        pairs = small.fresh_pairs("gaussian", "moons", coupling, 32, seed=5)
         first, other = pairs(7), pairs(8)
         assert all(torch.equal(a, b) for a, b in zip(first, pairs(7)))
         assert not torch.equal(first[0], other[0])
-        loss = toys.flow_loss(net, pairs, "cfm", 0.1, seed=5)
+        loss = small.flow_loss(net, pairs, "cfm", 0.1, seed=5)
         assert loss(7).item() == loss(7).item() != loss(8).item()
-    free, tied = (toys.fresh_pairs("gaussian", "moons", c, 32, seed=5)(7) for c in ("independent", "ot"))
+    free, tied = (small.fresh_pairs("gaussian", "moons", c, 32, seed=5)(7) for c in ("independent", "ot"))
     assert torch.equal(free[1], tied[1]) and not torch.equal(free[0], tied[0])
     assert torch.equal(free[0].sort(0).values, tied[0].sort(0).values)
     assert (tied[1] - tied[0]).square().sum() < (free[1] - free[0]).square().sum()
@@ -88,7 +89,7 @@ def test_pairs_and_losses_are_functions_of_the_step():
 
 @pytest.mark.parametrize("target", ["circles", "spirals", "moons"])
 def test_independent_pairs_of_sets_in_two_parts_are_independent(target):
-    x0, x1 = toys.fresh_pairs("circles", target, "independent", 20_000, seed=3)(0)
+    x0, x1 = small.fresh_pairs("circles", target, "independent", 20_000, seed=3)(0)
     outer, rows = x0.norm(dim=1) > 3, torch.arange(20_000) % 2 == 0
     assert torch.equal(outer, rows), "the order of the source's rows means something"
     spread = x1.std(dim=0) / 100  # of a mean of 10,000
@@ -115,7 +116,7 @@ def test_fit_ends_with_the_average_of_the_weights_it_went_through():
             seen.append(net.weight.item())
             return (net.weight - step - 1).square().sum()
 
-        fit(net, loss, 6, lr=0.5, schedule="constant", ema_decay=ema_decay)
+        small.fit(net, loss, 6, lr=0.5, schedule="constant", ema_decay=ema_decay)
         return net.weight.item()
 
     last = learn(0.0)
@@ -129,18 +130,18 @@ def test_fit_ends_with_the_average_of_the_weights_it_went_through():
 
 def test_fit_lowers_the_loss_and_refuses_what_cannot_work():
     net = Slope()
-    losses = fit(net, lambda step: (net.weight - 3).square().sum(), 200, lr=0.1)
+    losses = small.fit(net, lambda step: (net.weight - 3).square().sum(), 200, lr=0.1)
     assert len(losses) == 200 and losses[0] == 9 and losses[-1] < 0.01
     with pytest.raises(ValueError, match="loss is nan at step 0: lower the learning rate"):
-        fit(net, lambda step: net.weight.sum() * math.nan, 3)
+        small.fit(net, lambda step: net.weight.sum() * math.nan, 3)
     with pytest.raises(ValueError, match="0 steps"):
-        fit(net, lambda step: net.weight.sum(), 0)
+        small.fit(net, lambda step: net.weight.sum(), 0)
     with pytest.raises(ValueError, match="schedule 'linear'"):
-        fit(net, lambda step: net.weight.sum(), 3, schedule="linear")
+        small.fit(net, lambda step: net.weight.sum(), 3, schedule="linear")
 
 
 def test_a_short_training_comes_near_the_floor():
-    net = toys.train("gaussian", "8gaussians", "otcfm", n_steps=400, batch_size=64, lr=5e-3)
+    net = small.train_mlp("gaussian", "8gaussians", "otcfm", n_steps=400, batch_size=64, lr=5e-3)
     x0 = toys.sample("gaussian", 500, generator(0, "x0"))
     target, other = (toys.sample("8gaussians", 500, generator(0, what)) for what in ("x1", "other"))
     end = plane.sample_paths(net, "otcfm", x0, time_grid(20), "ab2")[0][-1]
@@ -224,8 +225,8 @@ def test_paths_begin_at_the_source_and_count_their_evaluations(method, solver, n
 def test_reflow_straightens_the_paths():
     torch.manual_seed(0)
     net = plane.network("rf", 32, 2)
-    pairs = toys.fresh_pairs("gaussian", "8gaussians", "independent", 128, 0)
-    fit(net, toys.flow_loss(net, pairs, "rf", 0.0, 0), 300, lr=5e-3)
+    pairs = small.fresh_pairs("gaussian", "8gaussians", "independent", 128, 0)
+    small.fit(net, small.flow_loss(net, pairs, "rf", 0.0, 0), 300, lr=5e-3)
     x0, times = toys.sample("gaussian", 300, generator(0)), time_grid(50)
 
     def measure():

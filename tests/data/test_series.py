@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from common import series
+from common.data import series
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
