@@ -269,50 +269,66 @@ class Sampler:
         return self.from_noise(noise_for(indices, self.shape, self.seed), indices, labels)
 
     @torch.no_grad()
-    def from_noise(self, x0: Tensor, indices: Sequence[int], labels: Tensor | None = None) -> Samples:
-        """The images that given noises, (B, C, H, W), become; ``indices`` name what else a stochastic solver draws."""
+    def from_noise(
+        self, x0: Tensor, indices: Sequence[int], labels: Tensor | None = None, trajectory: bool = False
+    ) -> Samples:
+        """The images that given noises, (B, C, H, W), become; ``indices`` name what else a stochastic solver draws.
+
+        Args:
+            trajectory: all states from the noise on, (B, n + 1, C, H, W), instead of the images, which are the last.
+        """
         self.check()
         device = next(self.net.parameters()).device
         x0 = (self.start * x0).to(device).contiguous(memory_format=torch.channels_last)
         y = None if labels is None else labels.to(device)
         counted = self.counted()
-        x = self._solve(counted, x0, y, indices)
-        return Samples(x.clamp(-1, 1), counted.per_sample(len(x)))
+        x = self._solve(counted, x0, y, indices, trajectory).clamp(-1, 1)
+        return Samples(x.transpose(0, 1) if trajectory else x, counted.per_sample(len(x0)))
 
-    def _solve(self, net: CountedNetwork, x0: Tensor, y: Tensor | None, indices: Sequence[int]) -> Tensor:
+    def _solve(
+        self, net: CountedNetwork, x0: Tensor, y: Tensor | None, indices: Sequence[int], trajectory: bool
+    ) -> Tensor:
+        all_of = {"trajectory": trajectory}
         if self.fitted is not None:
-            return solvers.integrate(self.velocity(net, y, self.fitted.times[-2]), x0, self.fitted.times, self.fitted)
+            velocity = self.velocity(net, y, self.fitted.times[-2])
+            return solvers.integrate(velocity, x0, self.fitted.times, self.fitted, **all_of)
         times = self.times()
+        if self.solver == "dopri5" and trajectory:  # its steps are its own; the states between are interpolated
+            times = torch.cat([times[1] * torch.linspace(0, 1, self.n_steps + 1), times[2:]])
         if self.solver == "idff":  # the paper samples with twice the spread that it trains with
-            return solvers.idff_sampler(data_heads(self.output(net, y)), x0, times, 2 * self.sigma)
+            return solvers.idff_sampler(data_heads(self.output(net, y)), x0, times, 2 * self.sigma, **all_of)
         if self.solver == "flowmap":
-            return solvers.follow_map(self.output(net, y), x0, times)
+            return solvers.follow_map(self.output(net, y), x0, times, **all_of)
         if self.solver == "consistency":
-            return self._jump(net, x0, y, indices)
+            return self._jump(net, x0, y, indices, trajectory)
 
         def walk(times: Tensor) -> Tensor:
             """The SDE or the ODE over times, as far as no step lands."""
             if self.solver == "euler_maruyama":
                 sde = METHODS[self.method].sde(self.output(net, y), METHODS[self.method].path(self.sigma))
-                return solvers.euler_maruyama(*sde, x0, times, self._path_noise(indices))
-            how = {"final_euler": True, "rtol": self.rtol, "atol": self.atol}
+                return solvers.euler_maruyama(*sde, x0, times, self._path_noise(indices), **all_of)
+            how = {"final_euler": True, "rtol": self.rtol, "atol": self.atol, **all_of}
             return solvers.integrate(self.velocity(net, y), x0, times, self.solver, **how)
 
         head_lands = METHODS[self.method].heads == 2 and self.solver not in ("dopri5", "torchdyn")
         if self.landing == 1 and not head_lands and self.solver != "euler_maruyama":
             return walk(times)
         # The last step is Euler's, and lands on the predicted data
-        x = walk(times[:-1]) if len(times) > 2 else x0
-        return solvers.integrate(self.velocity(net, y, float(times[-2])), x, times[-2:])
+        states = walk(times[:-1]) if len(times) > 2 else (x0[None] if trajectory else x0)
+        x = states[-1] if trajectory else states
+        end = solvers.integrate(self.velocity(net, y, float(times[-2])), x, times[-2:])
+        return torch.cat([states, end[None]]) if trajectory else end
 
-    def _jump(self, net: CountedNetwork, x0: Tensor, y: Tensor | None, indices: Sequence[int]) -> Tensor:
+    def _jump(
+        self, net: CountedNetwork, x0: Tensor, y: Tensor | None, indices: Sequence[int], trajectory: bool
+    ) -> Tensor:
         """Steps of a consistency-tuned network."""
         method = METHODS[self.method]
         path: Any = method.path(self.sigma)
         assert method.denoiser is not None  # or check() has refused
         earliest = float(path.time_of(torch.tensor(LEVELS[1])))  # where its training begins
         denoiser, noise = method.denoiser(self.output(net, y)), self._path_noise(indices)
-        return solvers.consistency(denoiser, x0, self.times(), path.remaining, noise, earliest)
+        return solvers.consistency(denoiser, x0, self.times(), path.remaining, noise, earliest, trajectory)
 
     def _path_noise(self, indices: Sequence[int]) -> solvers.Noise:
         """The noise of a stochastic solver's steps, each image's from a stream of its own."""
@@ -351,7 +367,11 @@ def real_classes(net: Any) -> int:
 
 
 def sample_many(
-    sampler: Sampler, indices: Sequence[int], batch_size: int = 100, label: int | None = None
+    sampler: Sampler,
+    indices: Sequence[int],
+    batch_size: int = 100,
+    label: int | None = None,
+    trajectory: bool = False,
 ) -> Iterator[tuple[list[int], Tensor, float]]:
     """Sample the images of the given indices in batches.
 
@@ -360,6 +380,7 @@ def sample_many(
         indices: numbers of the images; any order, any part of a larger set: each image is the same in all of them.
         batch_size: images at a time.
         label: one class for all; None: all classes in turn.
+        trajectory: all states from the noise on, (B, n + 1, C, H, W), instead of the images, which are the last.
 
     Yields:
         Indices, images (B, C, H, W) in [-1, 1] on the CPU, network evaluations of each image.
@@ -375,7 +396,7 @@ def sample_many(
     for part, after in zip(parts, [*parts[1:], None]):
         # noise and label are made from the image's own number, so that no image knows its batch
         x0 = noise_for(part, sampler.shape, sampler.seed) if noise is None else noise
-        images, nfe = sampler.from_noise(x0, part, labels_for(part, classes, label))
+        images, nfe = sampler.from_noise(x0, part, labels_for(part, classes, label), trajectory)
         if after is not None:  # while a GPU works on these: noise can take it a third of the time of 10 evaluations
             noise = noise_for(after, sampler.shape, sampler.seed)
         yield part, images.cpu(), nfe

@@ -44,6 +44,8 @@ def from_uint8(u: Tensor) -> Tensor:
 
 
 HEADER = 18  # rows of the names over a grid's columns
+MOVING, HELD = 1600, 2500  # milliseconds of a moving picture until its last frame, and of that one
+MOST_FRAMES, MOST_BYTES = 24, 1_500_000  # of a moving picture
 WHITE = "white"  # what shows through where an image is transparent
 _TIFF_BITS, _TIFF_MOST = 258, 281  # tags: bits of a sample, its largest value
 
@@ -140,7 +142,12 @@ def fit(image: Image, size: int, channels: int, background: str = WHITE) -> np.n
 
 
 def grid(
-    x: Tensor, n_columns: int | None = None, padding: int = 2, scale: int = 1, names: Sequence[str] = ()
+    x: Tensor,
+    n_columns: int | None = None,
+    padding: int = 2,
+    scale: int = 1,
+    names: Sequence[str] = (),
+    beside: Sequence[str] = (),
 ) -> Tensor:
     """Images side by side, row by row, with black lines between and around them.
 
@@ -150,10 +157,11 @@ def grid(
         padding: Width of the lines.
         scale: Each pixel becomes a square of this side.
         names: What stands over the columns.
+        beside: What stands at the left of the rows, instead.
 
     Returns:
         (rows (scale H + padding) + padding, columns (scale W + padding) + padding, C) uint8 on the CPU; names add
-        HEADER rows at the top.
+        HEADER rows at the top, or columns at the left, as many as the longest name takes.
     """
     if x.ndim != 4 or len(x) == 0:
         raise ValueError(f"a grid needs images of shape (B,C,H,W) with B >= 1, not {tuple(x.shape)}")
@@ -166,7 +174,31 @@ def grid(
     for k, image in enumerate(x):
         top, left = padding + k // columns * (height + padding), padding + k % columns * (width + padding)
         out[top : top + height, left : left + width] = image.permute(1, 2, 0)
+    if beside:
+        return torch.cat([_left(beside[:rows], out.shape[0], height + padding, channels), out], 1)
     return torch.cat([_header(names[:columns], out.shape[1], width + padding, channels), out]) if names else out
+
+
+def class_rows(x: Tensor, n_classes: int, **options: Any) -> Tensor:
+    """A :func:`grid` of images whose classes take turns, (B,C,H,W), image k in row k mod n_classes; unfilled places are
+    black."""
+    x = x if x.dtype == torch.uint8 else to_uint8(x)
+    columns = math.ceil(len(x) / n_classes)
+    whole = torch.cat([x, x.new_zeros(columns * n_classes - len(x), *x.shape[1:])])
+    return grid(whole.unflatten(0, (columns, n_classes)).transpose(0, 1).flatten(0, 1), columns, **options)
+
+
+def _left(names: Sequence[str], height: int, row: int, channels: int) -> Tensor:
+    """Names in white on black, each before the middle of its row."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(size=11)
+    width = 8 + math.ceil(max(map(font.getlength, names)))
+    picture = Image.new("L", (width, height))
+    pen = ImageDraw.Draw(picture)
+    for k, name in enumerate(names):
+        pen.text((width - 4, 2 + (k + 0.5) * row), name, fill=255, font=font, anchor="rm")
+    return torch.from_numpy(np.asarray(picture).copy())[..., None].expand(-1, -1, channels)
 
 
 def _header(names: Sequence[str], width: int, column: int, channels: int) -> Tensor:
@@ -199,6 +231,39 @@ def save_png(path: str | Path, image: Tensor | np.ndarray, sync: bool = True) ->
     Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(buffer, "PNG")
     with atomic_write(path, sync=sync) as temporary:
         temporary.write_bytes(buffer.getvalue())
+
+
+def save_gif(path: str | Path, frames: Sequence[Tensor], most_bytes: int = MOST_BYTES) -> int:
+    """Writes a moving picture that begins again and again, and stands still at its last frame; whole or not at all.
+
+    Noise cannot be packed, so the moving frames get as many colours (256, 128, ..., 16) as ``most_bytes`` allow, the
+    earlier the fewer; the last one has 256. Of more than MOST_FRAMES frames that many are taken, with both ends.
+
+    Args:
+        path: File to write; a folder is made.
+        frames: (H,W,1 or 3) uint8 each, see :func:`grid`.
+        most_bytes: Not promised where 16 colours are too many.
+
+    Returns:
+        Its bytes.
+    """
+    from PIL import Image
+
+    count = min(len(frames), MOST_FRAMES)
+    chosen = [frames[round(k * (len(frames) - 1) / max(1, count - 1))].expand(-1, -1, 3) for k in range(count)]
+    pictures = [Image.fromarray(np.ascontiguousarray(frame.cpu().numpy())) for frame in chosen]
+    last, buffer = pictures[-1].quantize(256, dither=Image.Dither.NONE), io.BytesIO()
+    times = [max(40, MOVING // max(1, count - 1))] * (count - 1) + [HELD]
+    for fewer in range(0, 16, 3):
+        halvings = [min(4, round(fewer * (1 - k / count))) for k in range(count - 1)]
+        parts = [picture.quantize(256 >> h, dither=Image.Dither.NONE) for picture, h in zip(pictures, halvings)] + [last]
+        buffer = io.BytesIO()
+        parts[0].save(buffer, "GIF", save_all=True, append_images=parts[1:], duration=times, loop=0, disposal=1)
+        if buffer.tell() <= most_bytes:
+            break
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+    return buffer.tell()
 
 
 # ---- sets of images on disk

@@ -30,7 +30,7 @@ from common.generate import (
     slerp,
     velocity_of,
 )
-from common.images import HEADER, grid, save_png
+from common.images import grid, save_png
 from common.runtime import Processes, generator
 from common.scripts.gen import gen_main
 from common.scripts.grid import class_names, grid_main
@@ -450,10 +450,50 @@ def test_grid_is_a_picture_and_says_what_it_took(tmp_path, capsys):
     argv = ["--weights", str(tmp_path / "weights.pt"), "--n_samples", "9", "--n_steps", "3", "--solver", "heun"]
     path = grid_main(folder(tmp_path), "", [*argv, "--cfg", "1.5", "--device", "cpu"])
     assert path == tmp_path / "samples" / "heun_nfe10.png"
-    assert Image.open(path).size == (3 * 18 + 2, 3 * 18 + 2 + HEADER)  # a column for each of 3 classes
+    width, height = Image.open(path).size
+    assert height == 3 * 18 + 2 < width  # a row for each of 3 classes, their names before them
     out = capsys.readouterr().out
     assert "9 images, rf weights of step 7, heun, 3 steps, grid uniform, NFE 10, seed 0" in out
     assert f"picture: {path}" in out
+
+
+@pytest.mark.parametrize(
+    ("solver", "landing", "frames"),
+    [
+        *[("euler", 1.0, 4), ("heun", 1.0, 4), ("unipc2", 0.9, 4), ("dopri5", 1.0, 4), ("dopri5", 0.9, 5)],
+        *[("euler_maruyama", 1.0, 4), ("torchdyn", 1.0, 4)],
+    ],
+)
+def test_a_trajectory_runs_from_the_noise_to_the_very_image(solver, landing, frames):
+    made = sampler(solver=solver, landing=landing)
+    images, nfe = made.sample([0, 1], labels_for([0, 1], 3))
+    (_, states, counted), *_ = sample_many(made, [0, 1], trajectory=True)
+    assert states.shape == (2, frames, *SHAPE) and counted == nfe
+    assert states[:, 0].equal(noise_for([0, 1], SHAPE, 0).clamp(-1, 1)) and states[:, -1].equal(images)
+    assert (states[:, 1:] - states[:, :-1]).abs().amax((0, 2, 3, 4)).min() > 0  # every one is another
+
+
+@pytest.mark.parametrize(("method", "solver"), [("idff", "idff"), ("idff", "euler"), ("ect", "consistency")])
+def test_a_trajectory_of_data_heads_and_jumps(method, solver):
+    config = replace(CONDITIONAL, method=method, sigma=0.2 if method == "idff" else 0.0)
+    made = sampler(config, solver=solver)
+    (_, states, _), *_ = sample_many(made, [0, 1], trajectory=True)
+    assert states.shape == (2, 4, *SHAPE) and states[:, -1].equal(made.sample([0, 1], labels_for([0, 1], 3)).images)
+
+
+def test_a_moving_picture_of_a_command(tmp_path):
+    weights(tmp_path / "weights.pt", CONDITIONAL)
+    argv = ["--weights", str(tmp_path / "weights.pt"), "--n_samples", "7", "--n_steps", "3", "--device", "cpu"]
+    still = grid_main(folder(tmp_path), "", [*argv, "--solver", "euler"])
+    moving = Image.open(grid_main(folder(tmp_path), "", [*argv, "--solver", "euler", "--gif"]))
+    assert moving.n_frames == 4 and moving.info["loop"] == 0 and moving.filename.endswith("euler_nfe3.gif")
+    durations = [moving.seek(k) or moving.info["duration"] for k in range(4)]
+    assert durations[:3] == [530] * 3 and durations[3] == 2500
+    shown, wanted = (np.asarray(picture.convert("L"), int) for picture in (moving, Image.open(still)))
+    assert shown.shape == wanted.shape and np.abs(shown - wanted).max() <= 1
+    for flags in (["--gif", "--interpolate"], ["--gif", "--out", "a.png"], ["--gif", "--invert", "a.png"]):
+        with pytest.raises(ValueError, match=f"{flags[1]}|gif"):
+            grid_main(folder(tmp_path), "", [*argv, *flags])
 
 
 def test_raw_and_averaged_weights_of_a_run_folder(tmp_path):

@@ -14,7 +14,21 @@ import torch
 from PIL import Image
 
 from common import images as images_module
-from common.images import HEADER, NpzWriter, PngFolder, decode, fit, from_uint8, grid, open_writer, save_png, to_uint8
+from common.images import (
+    HEADER,
+    NpzWriter,
+    PngFolder,
+    class_rows,
+    decode,
+    fit,
+    from_uint8,
+    grid,
+    open_writer,
+    save_gif,
+    save_png,
+    to_uint8,
+)
+from common.runtime import generator
 
 FINGERPRINT = {"weights": "abc", "seed": 0, "solver": "euler", "shape_of_times": (1, 2)}
 
@@ -109,6 +123,33 @@ def test_grid_enlarges_pixels_and_names_its_columns():
     header = named[:HEADER].amax(dim=(0, 2))
     assert header[2:19].any() and header[19:36].any() and named[:HEADER].float().std(dim=2).max() == 0  # grey letters
     assert header[[2, 18, -1]].tolist() == [0, 0, 0]  # a letter stands over the middle of its column
+
+
+def test_classes_that_take_turns_have_a_row_each():
+    x = torch.stack([image(k) for k in range(5)])
+    out = class_rows(x, 2)
+    assert out.shape == (2 * 6 + 2, 3 * 7 + 2, 3)
+    for k in range(6):
+        top, left = 2 + k % 2 * 6, 2 + k // 2 * 7
+        cell = out[top : top + 4, left : left + 5]
+        assert torch.equal(cell, x[k].permute(1, 2, 0)) if k < 5 else not cell.any()
+    plain, named = class_rows(x, 2, scale=3), class_rows(x, 2, scale=3, beside=["a", "an airship"])
+    assert torch.equal(named[:, -plain.shape[1] :], plain)
+    left = named[:, : -plain.shape[1]].amax(dim=(1, 2))
+    assert left[2:14].any() and left[16:28].any()  # a letter stands before the middle of its row
+
+
+def test_a_moving_picture_keeps_its_end_and_stays_small(tmp_path):
+    noise = torch.randint(0, 256, (40, 120, 120, 3), dtype=torch.uint8, generator=generator(0))
+    frames = [*noise, torch.full((120, 120, 3), 77, dtype=torch.uint8)]
+    size = save_gif(tmp_path / "a.gif", frames, 350_000)
+    with Image.open(tmp_path / "a.gif") as moving:
+        assert moving.n_frames == 24 and moving.info["loop"] == 0
+        moving.seek(23)
+        assert (np.asarray(moving.convert("RGB")) == 77).all() and moving.info["duration"] == 2500
+    assert size == (tmp_path / "a.gif").stat().st_size <= 350_000 < save_gif(tmp_path / "b.gif", frames)
+    save_gif(tmp_path / "grey.gif", [frames[0][..., :1], frames[1][..., :1]])
+    assert Image.open(tmp_path / "grey.gif").n_frames == 2
 
 
 def test_grid_keeps_pixels_in_place():

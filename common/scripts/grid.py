@@ -13,12 +13,15 @@ from common.scripts.folder import Folder
 from common.scripts.invert import invert
 from common.scripts.sampling import make_sampler, with_bar
 
-NAMED = 16  # classes, at most, that get a column each and its name
+NAMED = 16  # classes, at most, that get a row each and its name
 SMALL = 64  # images of this side or less are shown at twice their size
 
 
 def grid_main(folder: Folder, description: str, argv: list[str] | None = None) -> Path:
-    """A picture of images from the shipped or given weights, and what it took: a grid, arcs or an inversion."""
+    """A picture of images from the shipped or given weights, and what it took: a grid, arcs or an inversion.
+
+    Of conditional weights that know few classes each has a row of the grid, with its name before it.
+    """
     config, extra = cli.parse_with_extra(GridConfig, description=description, argv=argv)
     if config.invert:
         return invert(folder, config, extra)
@@ -27,23 +30,33 @@ def grid_main(folder: Folder, description: str, argv: list[str] | None = None) -
     import torch
 
     from common import generate
-    from common.images import grid, save_png
+    from common.images import class_rows, grid, save_gif, save_png
 
     sampler, info = make_sampler(folder, config, extra)
-    start, name, columns = time.perf_counter(), "", None
-    names: Sequence[str] = ()
+    start, name, columns, rowed = time.perf_counter(), "", None, 0
     if config.interpolate:
         name, columns, rows = "_arcs", config.columns, math.ceil(config.n_samples / config.columns)
         made = generate.interpolate(sampler, rows, columns, config.batch_size, config.label)
     else:
         classes = generate.real_classes(sampler.net)
-        if config.label is None and 1 < classes <= NAMED:  # a column each, since they take turns
-            columns, names = classes, class_names(folder, info, classes)
-        made = generate.sample_many(sampler, range(config.n_samples), config.batch_size, config.label)
+        rowed = classes if config.label is None and 1 < classes <= NAMED else 0  # a row each, since they take turns
+        made = generate.sample_many(sampler, range(config.n_samples), config.batch_size, config.label, config.gif)
     batches = list(with_bar(made, config.n_samples))  # type: ignore[type-var]
     images, nfe = torch.cat([part for *_, part, _ in batches]), batches[-1][-1]
-    out = Path(config.out) if config.out else folder.samples(config, f"{sampler.solver}_nfe{nfe:g}{name}.png")
-    save_png(out, grid(images, columns, scale=2 if images.shape[-1] <= SMALL else 1, names=names))
+    names = class_names(folder, info, rowed)[: config.n_samples] if rowed else ()
+    scale = 2 if images.shape[-1] <= SMALL else 1
+
+    def picture(images: Any) -> Any:
+        return (
+            class_rows(images, len(names), scale=scale, beside=names) if names else grid(images, columns, scale=scale)
+        )
+
+    kind = "gif" if config.gif else "png"
+    out = Path(config.out) if config.out else folder.samples(config, f"{sampler.solver}_nfe{nfe:g}{name}.{kind}")
+    if config.gif:  # (B, n + 1, C, H, W)
+        save_gif(out, [picture(state) for state in images.unbind(1)])
+    else:
+        save_png(out, picture(images))
     print(
         f"{len(images)} images, {info['method']['name']} weights of step {info.get('step', '?')}, "
         f"{sampler.solver}, {config.n_steps} steps, grid {sampler.grid}, NFE {nfe:g}, seed {config.seed}, "

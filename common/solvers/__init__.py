@@ -263,7 +263,13 @@ def follow_map(flow_map: Callable[..., Tensor], x: Tensor, times: Times, traject
 
 
 def consistency(
-    denoiser: Velocity, x: Tensor, times: Times, spread: Rate, noise: Noise, earliest: float = 0.0
+    denoiser: Velocity,
+    x: Tensor,
+    times: Times,
+    spread: Rate,
+    noise: Noise,
+    earliest: float = 0.0,
+    trajectory: bool = False,
 ) -> Tensor:
     """The end of the path through x, again noised to each later time but the last: x_t = t D + spread(t) noise.
 
@@ -276,13 +282,19 @@ def consistency(
         spread: standard deviation of the noise of a time.
         noise: as in euler_maruyama.
         earliest: time at which earlier ones are taken: D is not trained before it.
+        trajectory: Return x and all D, shape (n + 1, B, ...).
 
     Source: Song et al. 2023 (2303.01469), algorithm 1.
     """
-    x, end = _state(x), torch.zeros_like(_state(x))
-    for i, t in enumerate(max(node, earliest) for node in nodes_of(times)[:-1]):
-        end = _at(denoiser)(t * end + spread(t) * (noise(i, x).to(x.dtype) if i else x), t)
-    return end
+    x = _state(x)
+
+    def ends() -> Iterator[Tensor]:
+        end = torch.zeros_like(x)
+        for i, t in enumerate(max(node, earliest) for node in nodes_of(times)[:-1]):
+            end = _at(denoiser)(t * end + spread(t) * (noise(i, x).to(x.dtype) if i else x), t)
+            yield end
+
+    return _collect(x, ends(), trajectory)
 
 
 def idff_sampler(
