@@ -288,7 +288,7 @@ class Sampler:
     def _solve(
         self, net: CountedNetwork, x0: Tensor, y: Tensor | None, indices: Sequence[int], trajectory: bool
     ) -> Tensor:
-        all_of = {"trajectory": trajectory}
+        all_of: dict[str, Any] = {"trajectory": trajectory}
         if self.fitted is not None:
             velocity = self.velocity(net, y, self.fitted.times[-2])
             return solvers.integrate(velocity, x0, self.fitted.times, self.fitted, **all_of)

@@ -256,7 +256,9 @@ def save_gif(path: str | Path, frames: Sequence[Tensor], most_bytes: int = MOST_
     times = [max(40, MOVING // max(1, count - 1))] * (count - 1) + [HELD]
     for fewer in range(0, 16, 3):
         halvings = [min(4, round(fewer * (1 - k / count))) for k in range(count - 1)]
-        parts = [picture.quantize(256 >> h, dither=Image.Dither.NONE) for picture, h in zip(pictures, halvings)] + [last]
+        parts = [picture.quantize(256 >> h, dither=Image.Dither.NONE) for picture, h in zip(pictures, halvings)] + [
+            last
+        ]
         buffer = io.BytesIO()
         parts[0].save(buffer, "GIF", save_all=True, append_images=parts[1:], duration=times, loop=0, disposal=1)
         if buffer.tell() <= most_bytes:
