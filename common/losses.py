@@ -219,31 +219,32 @@ def taught(end: Network, path: Any, x0: Tensor, x1: Tensor, t: Tensor) -> tuple[
 def trajectories(end: Network, path: Any, x0: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
     """A teacher's flow from noise x0, (n, ...): states x_t and times t of each, (steps n, ...), and their ends.
 
-    From the highest of LEVELS on, s / (1 + s) falls to 0 as a square: of several grids the one of least error by
-    DPM-Solver++(2M), here on x_t / t, whose slope by the level s is (x_t / t - D) / s. The last step ends on D. Cost: a
-    call of the teacher for each of the states.
+    Solved by UniPC of order 2 on the straight line of the same levels: z = (x1 + s x0) / (1 + s) has the velocity
+    (D - z) / (1 - u) at u = 1 / (1 + s), whose equal steps begin at the highest of LEVELS, as samplers do. Cost: a call
+    of the teacher for each of the states.
 
     Args:
         end: D(x, t) of the teacher.
         path: the ``BridgePath`` that the levels are of.
-
-    Source: Lu et al. 2022 (2211.01095), algorithm 2.
     """
     import torch
 
-    shares = [LEVELS[1] / (1 + LEVELS[1]) * (1 - i / steps) ** 2 for i in range(steps)]
-    levels = [share / (1 - share) for share in shares]
-    x, states, times, data, before = levels[0] * x0, [], [], x0, 0.0
-    for s, r in zip(levels, [*levels[1:], 0.0]):
-        time, last = path.time_of(x0.new_full((len(x0),), s)), data
-        states.append(expand(time, x) * x)
-        times.append(time)
-        with torch.no_grad():
-            data = end(states[-1], time)
-        step = math.log(s / r) if r else math.inf
-        ahead = data + (data - last) * (step / (2 * before)) if before and r else data
-        x, before = r / s * x + (1 - r / s) * ahead, step
-    return torch.cat(states), torch.cat(times), x.repeat(steps, *[1] * (x.ndim - 1))
+    from common.solvers import integrate
+
+    first = 1 / (1 + LEVELS[1])
+    nodes = torch.linspace(first, 1, steps + 1, dtype=torch.float64)
+
+    def point(z: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        time = path.time_of(1 / u - 1)
+        return expand(time / u, z) * z, time
+
+    def slope(z: Tensor, u: Tensor) -> Tensor:
+        return (end(*point(z, u)) - z) / expand(1 - u, z)
+
+    with torch.no_grad():
+        z = integrate(slope, (1 - first) * x0, nodes.tolist(), "unipc2", trajectory=True)
+    x, times = point(z[:-1].flatten(0, 1), nodes[:-1].to(x0).repeat_interleave(len(x0)))
+    return x, times, z[-1].repeat(steps, *[1] * (x.ndim - 1))
 
 
 def end_error(
