@@ -32,6 +32,7 @@ CPU_NETWORK: dict[str, Any] = {
     "dropout": 0.0,
 }
 FLAGS = {"flow_w": "flow_weight"}  # more spellings, of IDFF's scripts
+FEW = 4  # steps, at most, for which weights tuned for few of them are taken
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Folder:
         data: the usual ``--data``; empty where the images have to be fetched by hand, to one of ``places``.
         weights: the weights that are shipped, or that their authors offer, relative to ``here``; nothing else is
             written to their folder.
+        few: shipped weights that were tuned for 1 to ``FEW`` steps, which a plain call for so few takes; empty: none.
         weights_name: name of a run's final weights; ``{METHOD}`` is replaced.
         landing: the usual ``--landing``: below 1 for weights whose velocity near the data is mostly error.
         load_data: loads the data when ``data`` needs more than ``common.data.loading.load_images``.
@@ -59,6 +61,7 @@ class Folder:
     data: str
     weights: str
     weights_name: str
+    few: str = ""
     landing: float = 1.0
     load_data: Callable[..., Any] | None = None
     places: tuple[str, ...] = ()
@@ -85,7 +88,8 @@ class Folder:
             return self.here / "results" / f"smoke-{config.method}"
         out = Path(config.out or self.here / (self.run or f"runs/{self.run_name(config)}"))
         if self.ships(out) and not (out / "run.lock").exists():
-            name = Path(self.weights).name
+            names = (Path(name).name for name in (self.weights, self.few))
+            name = next((name for name in names if name and (out / name).exists()), out.name)
             raise ValueError(f"{out} holds {name}, which no run here has made: give another folder by --out")
         return out
 
@@ -94,22 +98,25 @@ class Folder:
         weight = f"{config.flow_weight}-" if "flow_weight" in method_of(config.method).constants else ""
         return f"{config.method.upper()}-{weight}{config.sigma}"
 
-    def find_weights(self, given: str) -> Path:
+    def find_weights(self, given: str, few: bool = False) -> Path:
         """The weights of ``--weights``; without it the final ones of the newest run, else the shipped ones: says which.
 
         What it returns need not exist. Those of a hub, hf:USER/NAME, are fetched.
+
+        Args:
+            few: take the shipped ones for few steps, which there are.
         """
         if given.startswith("hf:"):
             from common.checkpoint import find
 
             return find(given)
         runs = self.here.glob(f"{self.run or 'runs/*'}/{self.weights_name.format(METHOD='*')}")
-        return Path(given) if given else newest(runs, self.here / self.weights)
+        return Path(given) if given else newest(runs, self.here / (self.few if few else self.weights))
 
     def ships(self, path: Path) -> bool:
-        """Whether a path is that of the shipped weights, or their folder."""
-        weights = (self.here / self.weights).resolve()
-        return weights.exists() and path.resolve() in (weights, weights.parent)
+        """Whether a path is that of shipped weights, or their folder."""
+        shipped = [(self.here / name).resolve() for name in (self.weights, self.few) if name]
+        return any(file.exists() and path.resolve() in (file, file.parent) for file in shipped)
 
     def samples(self, config: Any, name: str) -> Path:
         """Where samples go without a flag that says so: samples/NAME, those of ``--smoke`` beside it."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from common.cli.configs import SampleConfig, TrainConfig
 from common.methods import method_of
-from common.scripts.folder import Folder, smoke_preset
+from common.scripts.folder import FEW, Folder, smoke_preset
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,8 @@ def make_sampler(
     device = pick_device(config.device)
     if device.type == "cpu":
         keep_freed_memory()
-    path = folder.find_weights(config.weights)
+    few = bool(folder.few) and takes_few(config)
+    path = folder.find_weights(config.weights, few)
     if config.smoke and not config.weights and not path.exists():
         net, info = _untrained(smoke_preset(next(iter(folder.presets.values()))))
     elif not path.exists() and not config.weights:
@@ -74,7 +75,7 @@ def make_sampler(
         cfg=config.cfg,
         seed=config.seed,
         precision=config.mixed_precision,
-        landing=config.landing or (1.0 if config.weights else folder.landing),
+        landing=config.landing or (1.0 if config.weights or few else folder.landing),
         interval=(config.cfg_interval[0], config.cfg_interval[-1]),
     )
     if config.guide:
@@ -92,6 +93,12 @@ def make_sampler(
     sampler.check()
     sampler.check_interval()
     return sampler, info | {"path": str(path)}
+
+
+def takes_few(config: SampleConfig) -> bool:
+    """Whether a call asks for few steps and nothing that weights tuned for them cannot do, or do otherwise."""
+    usual = (config.solver, config.grid, config.cfg, config.guide, config.landing) == ("auto", "auto", 1, "", None)
+    return usual and config.n_steps <= FEW
 
 
 def read_guide(config: SampleConfig, net: Any, info: dict[str, Any], path: Path) -> Guide:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import tiny
-from common import checkpoint
+from common import checkpoint, cli
+from common.cli.configs import GridConfig
 from common.scripts import sampling, train
 from common.scripts.gen import gen_main
 from common.scripts.grid import grid_main
@@ -55,6 +56,31 @@ def test_a_run_has_its_own_folder_and_is_what_is_sampled_from(place, capsys, mon
     grid_main(place, "", [*DRAW, "--weights", str(place.here / "results" / "shipped.pt"), "--grid", "adaptive"])
     gen_main(place, "", [*DRAW, "--grid", "adaptive", "--weights", str(place.here / "results" / "shipped.pt")])
     assert contents(place.here / "results") == shipped
+
+
+def test_a_plain_call_for_few_steps_takes_the_weights_that_were_tuned_for_them(place, capsys):
+    tuned = replace(place, few="results/few/tuned.pt", landing=0.8)
+    tiny.weights(place.here / tuned.few, replace(tiny.TINY, method="ect"))
+
+    def taken(words: str, folder=tuned) -> tuple[str, str, float, float]:
+        config, _ = cli.parse_with_extra(GridConfig, argv=words.split())
+        sampler, info = sampling.make_sampler(folder, config)
+        return Path(info["path"]).name, sampler.solver, sampler.landing, sampler.n_steps
+
+    few, usual = ("tuned.pt", "consistency", 1.0), ("shipped.pt", sampling.SOLVER, 0.8)
+    for steps in (1, 2, 3, 4):
+        assert taken(f"--n_steps {steps}") == (*few, steps)
+        assert taken(f"--n_steps {steps}", place) == ("shipped.pt", sampling.SOLVER, 1.0, steps)
+    assert taken("--n_steps 5") == (*usual, 5)
+    assert taken("--n_steps 4 --solver euler") == ("shipped.pt", "euler", 0.8, 4)
+    assert taken("--n_steps 4 --landing 0.7")[::2] == ("shipped.pt", 0.7)
+    assert taken("--n_steps 4 --grid cosine")[0] == "shipped.pt"
+    assert taken(f"--n_steps 2 --weights {place.here / tuned.few}") == (*few, 2)
+    assert "tuned.pt, as shipped: no run here has ended" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="few holds tuned.pt, which no run here has made"):
+        train_main(tuned, "", ["-e", str(place.here / "results" / "few")])
+    train_main(tuned, "", [])  # the newest run comes before what is shipped, whatever the steps
+    assert taken("--n_steps 1")[0] == "RF_weights_step_final.pt"
 
 
 def test_training_into_the_folder_of_shipped_weights_is_refused(place):
