@@ -46,8 +46,8 @@ def dihedral(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> np.n
 
 
 def backbone(positions: np.ndarray, quads: np.ndarray) -> np.ndarray:
-    """(residues, 2) angles phi and psi of positions (atoms, 3) and atom indices quads (residues, 2, 4)."""
-    a, b, c, d = np.moveaxis(positions[quads], -2, 0)
+    """(..., residues, 2) angles phi and psi of positions (..., atoms, 3) and atom indices quads (residues, 2, 4)."""
+    a, b, c, d = np.moveaxis(positions[..., quads, :], -2, 0)
     return wrap(dihedral(a, b, c, d))
 
 
@@ -90,12 +90,13 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         ) from None
 
 
-def load_trajectory(path: Path, unit: Unit = "auto") -> Trajectory:
+def load_trajectory(path: Path, unit: Unit = "auto", frame: float | None = None) -> Trajectory:
     """Read and check one file.
 
     Args:
         path: The npz.
         unit: Of the angles in the file; auto: radians, or an error when they cannot be.
+        frame: picoseconds between frames, for a file without times; of others it has to be what they say.
 
     Raises:
         FileNotFoundError: no such file.
@@ -110,8 +111,23 @@ def load_trajectory(path: Path, unit: Unit = "auto") -> Trajectory:
     if angles.ndim != 3 or angles.shape[2] != 2 or len(angles) < 2 or not angles.size or angles.dtype.kind != "f":
         raise ValueError(f"{path}: angles is {angles.dtype} {angles.shape}, not float (frames, residues, 2)")
     recipe = recipe_of(path, arrays)
-    lag = step_of(path, arrays["times"], len(angles), recipe) if "times" in arrays else 1.0
+    lag = lag_of(path, arrays.get("times"), len(angles), recipe, frame)
     return Trajectory(in_radians(angles, unit, str(path)), lag, recipe, path.stem)
+
+
+def lag_of(path: Path, times: np.ndarray | None, frames: int, recipe: Mapping[str, Any], frame: float | None) -> float:
+    """Picoseconds between two frames, by the times or, without any, as the user says: ``--frame``.
+
+    Raises:
+        ValueError: neither says, both do and differ, or what :func:`step_of` raises.
+    """
+    if times is None and frame is None:
+        raise ValueError(f"{path} does not say how long a frame is: give --frame PICOSECONDS")
+    if times is None:
+        return float(frame or 0)
+    if frame is not None:
+        step_of(path, times, frames, {"frame": frame}, "--frame")
+    return step_of(path, times, frames, recipe)
 
 
 def recipe_of(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -133,7 +149,7 @@ def recipe_of(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return recipe
 
 
-def step_of(path: Path, times: np.ndarray, frames: int, recipe: Mapping[str, Any]) -> float:
+def step_of(path: Path, times: np.ndarray, frames: int, recipe: Mapping[str, Any], whose: str = "its recipe") -> float:
     """Picoseconds between two frames: the recipe's, where the times are those within what their type resolves.
 
     Programs count time in float32, also MDAnalysis' readers: after a microsecond its numbers are 0.06 ps apart.
@@ -153,7 +169,7 @@ def step_of(path: Path, times: np.ndarray, frames: int, recipe: Mapping[str, Any
     stated = recipe.get("frame")
     if isinstance(stated, float | int) and not isinstance(stated, bool):
         if abs(mean - stated) > 0.01 * mean + 2 * resolved / (frames - 1):
-            raise ValueError(f"{path}: the times grow by {mean:g} ps, its recipe says {stated:g}: correct one of them")
+            raise ValueError(f"{path}: the times grow by {mean:g} ps, {whose} says {stated:g}: correct one of them")
         return float(stated)
     short = float(f"{mean:.4g}")
     return short if abs(short - mean) <= 2 * resolved / (frames - 1) + 1e-6 * mean else mean
@@ -181,17 +197,12 @@ def in_radians(angles: np.ndarray, unit: Unit, where: str) -> np.ndarray:
     return wrap(np.deg2rad(angles) if stated == "degrees" else angles).astype(np.float32)
 
 
-def load_all(folder: Path, pattern: str = "*.npz", unit: Unit = "auto") -> list[Trajectory]:
-    """All trajectories of a folder, by name. Lengths may differ; residues and lag may not.
+def alike(trajectories: list[Trajectory]) -> list[Trajectory]:
+    """The trajectories, if they are of one molecule and one lag; lengths may differ.
 
     Raises:
-        FileNotFoundError: none there.
-        ValueError: as :func:`load_trajectory`, or trajectories of different molecules or lags.
+        ValueError: they are not.
     """
-    paths = sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
-    if not paths:
-        raise FileNotFoundError(f"no {pattern} in {folder}: make trajectories with python make_md_data.py")
-    trajectories = [load_trajectory(path, unit) for path in paths]
     first = trajectories[0]
     for other in trajectories[1:]:
         if other.angles.shape[1:] != first.angles.shape[1:]:

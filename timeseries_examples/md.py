@@ -30,7 +30,11 @@ class Options:
 
     # ---- data
     data: str = ""
-    """Folder of trajectories (npz); empty: trajectories/ here"""
+    """Folder of trajectories, or one file: npz, xtc, trr, dcd, h5, nc, or MDGen's npy; empty: trajectories/ here"""
+    topology: str = ""
+    """The molecule of xtc, trr, dcd and nc files (pdb, gro, prmtop, psf); empty: the one beside them"""
+    frame: Annotated[Positive | None, NoneFor(0)] = None
+    """Picoseconds from frame to frame, for files that do not say: dcd, npy"""
     unit: Literal["auto", "radians", "degrees"] = "auto"
     """Of the angles in the files; auto: radians, and an error if they cannot be"""
     lag: Count = 1
@@ -180,11 +184,10 @@ def parts(options: Options) -> tuple[list[np.ndarray], list[np.ndarray], float]:
         FileNotFoundError: no trajectories.
         ValueError: damaged or unfitting files, or too few frames.
     """
-    from timeseries_examples.dihedrals import load_all
+    from timeseries_examples.formats import load_all
 
-    trajectories = load_all(Path(options.data), unit=options.unit)
-    if options.smoke:
-        trajectories = [replace(t, angles=t.angles[:400]) for t in trajectories]
+    most = 400 if options.smoke else None
+    trajectories = load_all(Path(options.data), options.unit, options.topology, options.frame, most)
     whole = [t.angles[:: options.lag] for t in trajectories]
     window = options.past + options.leads[-1]
     train_set, held_out = by_trajectory(whole, options) if options.split == "trajectories" else by_block(whole, options)

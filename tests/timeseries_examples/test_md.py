@@ -223,7 +223,10 @@ def test_other_ways(tmp_path, flags, capsys):
 @pytest.mark.parametrize(
     "flags, line",
     [
-        (("--data", "nowhere"), "no *.npz in nowhere: make trajectories with python make_md_data.py"),
+        (
+            ("--data", "nowhere"),
+            "no trajectories in nowhere, of .npz, .xtc, .trr, .h5, .nc, .dcd, .npy: make some with python make_md_data",
+        ),
         (("--unit", "degrees"), "these are radians, not degrees: give --unit radians"),
         (("--past", 0), "--past 0"),
         (("--weights", "none.pt"), "no weights at none.pt"),
@@ -240,4 +243,4 @@ def test_mistakes_get_one_line(tmp_path, flags, line):
 
 def test_a_mistake_ends_the_script_with_code_2(tmp_path):
     printed = run("--smoke", "--data", tmp_path / "nowhere", code=2)
-    assert printed.startswith("error: no *.npz in ") and printed.count("\n") == 1
+    assert printed.startswith("error: no trajectories in ") and printed.count("\n") == 1

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import started
-from timeseries_examples import dihedrals, md_data
+from timeseries_examples import dihedrals, formats, md_data
 from tiny import ROOT
 
 FOLDER = ROOT / "timeseries_examples"
@@ -185,21 +185,21 @@ def test_a_damaged_state_is_named(tmp_path, wrong):
 
 def test_trajectories_of_a_folder_may_differ_in_length_only(tmp_path):
     with pytest.raises(FileNotFoundError, match="make_md_data.py"):
-        dihedrals.load_all(tmp_path)
+        formats.load_all(tmp_path)
     saved(tmp_path / "a.npz", some_angles(50))
     saved(tmp_path / "b.npz", some_angles(70))
-    assert [len(t.angles) for t in dihedrals.load_all(tmp_path)] == [50, 70]
+    assert [len(t.angles) for t in formats.load_all(tmp_path)] == [50, 70]
     saved(tmp_path / "c.npz", some_angles(50, residues=4))
     with pytest.raises(ValueError, match="c has 4 residues, a 3: one folder, one molecule"):
-        dihedrals.load_all(tmp_path)
+        formats.load_all(tmp_path)
     saved(tmp_path / "c.npz", some_angles(50), times=np.arange(50) * 1.0)
     with pytest.raises(ValueError, match="c has a frame each 1 ps, a each 0.5 ps"):
-        dihedrals.load_all(tmp_path)
+        formats.load_all(tmp_path)
 
 
 def test_shipped_trajectories():
     """Independent ones of 3 ns, from a helix and a strand in turn, at a lag of half a picosecond, below 5 MB."""
-    found = dihedrals.load_all(FOLDER / "trajectories")
+    found = formats.load_all(FOLDER / "trajectories")
     assert len(found) >= 3 and all(t.angles.shape == (6000, 10, 2) and t.lag == pytest.approx(0.5) for t in found)
     assert {t.recipe["start"] for t in found} == {"helix", "extended"}
     assert len({t.angles[-1].tobytes() for t in found}) == len(found)
@@ -296,7 +296,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch):
 @needs_openmm
 def test_smoke_then_again_then_another_recipe(tmp_path):
     assert "10 frames" in run("--smoke", "--out", tmp_path)
-    found = dihedrals.load_all(tmp_path)
+    found = formats.load_all(tmp_path)
     assert [t.recipe["start"] for t in found] == ["helix", "extended"] and json.dumps(found[0].recipe)
     assert not np.array_equal(found[0].angles, found[1].angles)
     assert run("--smoke", "--out", tmp_path).count("is there already") == 2
