@@ -13,7 +13,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from common import checkpoint
 from common.cli.configs import TrainConfig
 from common.data.loading import ImageData, StreamingImages
 from common.runtime import Processes
@@ -50,7 +49,7 @@ def end_epoch(report: Report, held_out: HeldOut | None) -> None:
     loss = report.epoch_loss(number)
     report.write({"step": trainer.step, "epoch": number, "epoch_loss": loss, "val_loss": validation})
     state = epoch_state(trainer, number, loss, validation)
-    checkpoint.save(report.out / f"epoch_{number}.pth", state)
+    report.keep(f"epoch_{number}.pth", state, KEPT)
     for older in report.out.glob("epoch_*.pth"):
         digits = older.stem.removeprefix("epoch_")
         if digits.isdecimal() and int(digits) <= number - KEPT:
@@ -58,7 +57,7 @@ def end_epoch(report: Report, held_out: HeldOut | None) -> None:
     score = loss if validation is None else validation
     if score < trainer.best:
         trainer.best = score
-        checkpoint.save(report.out / BEST, state)
+        report.keep(BEST, state)
     report.say_epoch(number, f"loss {loss:.4f}" + (f", held out {validation:.4f}" if validation else ""))
 
 

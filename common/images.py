@@ -222,6 +222,13 @@ def save_png(path: str | Path, image: Tensor | np.ndarray, sync: bool = True) ->
         image: Its pixels, (H,W,1 or 3) uint8; see :func:`grid`.
         sync: Wait until the disk has it (milliseconds).
     """
+    data = png(image)
+    with atomic_write(path, sync=sync) as temporary:
+        temporary.write_bytes(data)
+
+
+def png(image: Tensor | np.ndarray) -> bytes:
+    """The bytes of a PNG file of pixels, (H,W,1 or 3) uint8."""
     from PIL import Image
 
     pixels = np.ascontiguousarray(image.cpu().numpy() if isinstance(image, Tensor) else image)
@@ -229,8 +236,7 @@ def save_png(path: str | Path, image: Tensor | np.ndarray, sync: bool = True) ->
         raise ValueError(f"save_png takes uint8 (H,W,1 or 3), not {pixels.dtype} {pixels.shape}")
     buffer = io.BytesIO()
     Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(buffer, "PNG")
-    with atomic_write(path, sync=sync) as temporary:
-        temporary.write_bytes(buffer.getvalue())
+    return buffer.getvalue()
 
 
 def save_gif(path: str | Path, frames: Sequence[Tensor], most_bytes: int = MOST_BYTES) -> int:

@@ -52,7 +52,7 @@ def run(config: Any, images: Any, out: Path, weights_name: str, processes: Any) 
 
     final = train(config, images, out, weights_name, processes)
     bare = HERE / "flow_matching_mnist.pth"
-    if processes.is_main and not (config.smoke and bare.exists()):
+    if processes.is_main and not config.plan and not (config.smoke and bare.exists()):
         leave_bare(final, bare)
     return final
 

@@ -137,6 +137,8 @@ class Options:
     """auto, cpu, cuda, cuda:1, mps"""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Precision of the network's arithmetic"""
+    plan: bool = False
+    """Run 20 steps of the training, write nothing, and say what it would take: time, memory, disk, flags that help"""
     smoke: bool = False
     """Seconds on a CPU: few frames and steps of the synthetic field; writes to results/smoke"""
 

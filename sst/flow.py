@@ -368,7 +368,7 @@ def method_of(options: Options) -> Method:
 def train_config(options: Options) -> TrainConfig:
     """The options in the words of the common training loop."""
     shared = "sigma flow_weight total_steps minutes batch_size lr weight_decay warmup grad_clip ema_decay"
-    shared += " val_step save_step log_step logger seed device mixed_precision resume"
+    shared += " val_step save_step log_step logger seed device mixed_precision resume plan"
     return TrainConfig(
         **{key: getattr(options, key) for key in shared.split()},
         method="cfm" if options.method == "crps" else options.method,  # whose loss is FieldTrainer's own

@@ -43,7 +43,7 @@ def run(options: Options) -> dict[str, Any]:
     with here.main_first():
         data = world(options)
     final = weights_of(options, out) if options.mode == "evaluate" else train(options, data, out, here)
-    if options.mode == "train" or not here.is_main:
+    if options.mode == "train" or options.plan or not here.is_main:
         return {}
     return evaluate(options, data, final, out, here.device)
 

@@ -209,6 +209,9 @@ class TrainConfig:
     """Steps between rows of metrics.jsonl"""
     logger: Literal["none", "tensorboard", "wandb"] = "none"
     """A logger beside metrics.jsonl"""
+    plan: bool = False
+    """Run 20 steps on the data, write nothing, and say what the run would take: hours, memory, disk, and which flags
+    would help"""
     smoke: bool = False
     """Seconds on a CPU: a tiny network, few steps, made-up data; writes to results/smoke-METHOD"""
 

@@ -379,10 +379,10 @@ def check_labels(labels: Tensor | None, num_classes: int) -> None:
 
 def fits_in_memory(n: int, c: int, h: int, w: int) -> bool:
     """Whether n uint8 images (C,H,W) take at most half of the memory that is free."""
-    return n * c * h * w <= _free_memory() // 2
+    return n * c * h * w <= free_memory() // 2
 
 
-def _free_memory() -> int:
+def free_memory() -> int:
     """Bytes of memory that are free, within a container's limit; without end where the system does not say."""
     try:
         import psutil

@@ -36,6 +36,7 @@ from common.runtime import Processes, atomic_write, hardware, run_lock
 from common.runtime.ending import end_lone_launcher, ending_with_others
 from common.training import snapshots
 from common.training.batches import Ahead, CoupledBatches
+from common.training.plan import tell
 from common.training.report import Event, HeldOut, Report, due, usual_events
 from common.training.trainer import Trainer, in_words
 
@@ -149,7 +150,7 @@ def run(
         final: final() -> the final weights, and what their card says besides :func:`card_facts`.
 
     Returns:
-        The file of the final weights.
+        The file of the final weights; after --plan it is not there.
 
     Raises:
         ValueError: a folder that holds another run or is written to by one, or a loss that was not finite 20 steps in
@@ -157,6 +158,9 @@ def run(
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
     """
     here, file = trainer.processes, out / weights_name
+    if trainer.config.plan:
+        tell(trainer, source, file, options, events)
+        return file
     with run_lock(out) if here.is_main else contextlib.nullcontext():
         begin(trainer, out, options)
         parameters, size = sum(p.numel() for p in trainer.net.parameters()), trainer.config.batch_size

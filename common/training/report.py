@@ -161,7 +161,11 @@ class Report:
         self.write({"step": self.trainer.step, "val_loss": value})
         if value < self.trainer.best:
             self.trainer.best = value
-            checkpoint.save(self.out / "checkpoint_best.pt", self.trainer.weights())
+            self.keep("checkpoint_best.pt", self.trainer.weights())
+
+    def keep(self, name: str, state: dict[str, Any], copies: int = 1) -> None:
+        """Write a checkpoint of the run folder; ``copies`` of the kind are kept, which the caller sees to."""
+        checkpoint.save(self.out / name, state)
 
     def sample(self) -> None:
         """A grid of images from fixed noise."""
@@ -172,7 +176,7 @@ class Report:
 
     def save(self) -> None:
         """The whole state, replacing the last one only when it is written."""
-        checkpoint.save(self.out / "checkpoint_last.pt", self.trainer.state())
+        self.keep("checkpoint_last.pt", self.trainer.state())
 
     def snapshot(self) -> None:
         """The power-function averages, where there are any and it is time."""

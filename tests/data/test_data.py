@@ -253,7 +253,7 @@ def test_zip_bomb_and_damaged_member(tmp_path, monkeypatch, capsys):
 
 def test_more_than_memory_holds(tmp_path, monkeypatch):
     assert fits_in_memory(100, 3, 32, 32) and not fits_in_memory(10**9, 3, 1024, 1024)
-    monkeypatch.setattr(data_module, "_free_memory", lambda: 1000)
+    monkeypatch.setattr(data_module, "free_memory", lambda: 1000)
     with pytest.raises(ValueError, match="do not fit in memory; give --resident stream"):
         load(write_folder(tmp_path, class_files()))
 
