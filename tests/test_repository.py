@@ -46,7 +46,7 @@ LATE |= {
 }
 # What --help needs, below common/: rooms and files that import no torch.
 TORCH_FREE = re.compile(
-    r"__init__\.py|runtime/.*|(cli|scripts)/.*|records/(__init__|compare|page|rows)\.py|data/__init__\.py|.*/__main__\.py"
+    r"__init__\.py|(runtime|doctor|cli|scripts)/.*|records/(__init__|compare|page|rows)\.py|data/__init__\.py|.*/__main__\.py"
     r"|prepare/(__init__|command)\.py|evaluate/(__init__|comparison|likelihood)\.py"
 )
 DATASETS = re.compile(r"mnist|cifar|celeb|lsun|lorenz", re.IGNORECASE)
