@@ -1,9 +1,9 @@
 """Scripts in processes of their own that do not wait for torch.
 
 Started cold, a script spends seconds on importing other people's packages, and a tenth of that on what is tested. Here
-one process, the server, imports those packages and nothing of this repository; a script then runs in a fork of it, as
-its main module, with its own arguments, environment, folder, exit code and output. What only a cold start shows, such
-as what an import brings in, is not for this.
+one process, the server, imports those packages and compiles the library, but imports nothing of this repository; a
+script then runs in a fork of it, as its main module, with its own arguments, environment, folder, exit code and output.
+What only a cold start shows, such as what an import brings in, is not for this.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Sequence
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType
 
 # What costs a tenth of a second or more; torch imports the second when the first optimizer is made.
 PACKAGES = ("torch", "torch._dynamo", "scipy.optimize", "scipy.stats", "PIL.Image", "tyro", "matplotlib.figure", "yaml")
@@ -76,6 +78,7 @@ def _serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the tests end this process
     for name in PACKAGES:
         importlib.import_module(name)
+    _compile_once()
     for line in sys.stdin:
         packages, *asked = json.loads(line)
         for name in packages:
@@ -87,6 +90,21 @@ def _serve() -> None:
             os._exit(_become(*asked))
         code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
         print(code, flush=True)
+
+
+def _compile_once() -> None:
+    """Compile the library's files for all scripts, by their contents: no cache of bytecode is read or written."""
+    files = (Path(__file__).resolve().parent.parent / "common").rglob("*.py")
+    codes = {
+        (file.read_bytes(), str(file)): compile(file.read_bytes(), str(file), "exec", dont_inherit=True)
+        for file in files
+    }
+    to_code = SourceFileLoader.source_to_code
+
+    def known(self: SourceFileLoader, data: bytes, path: str, **how: int) -> CodeType:
+        return codes.get((bytes(data), path)) or to_code(self, data, path, **how)
+
+    SourceFileLoader.source_to_code = known  # type: ignore[method-assign]
 
 
 def _become(command: Sequence[str], cwd: str, environment: dict[str, str], streams: Sequence[str]) -> int:

@@ -342,10 +342,16 @@ def module_of(folders: list[Path], name: str, *flags: str) -> str | Entry:
 
 HELP = """
 import contextlib, functools, inspect, io, json, os, runpy, sys, traceback
-inspect.findsource = functools.cache(inspect.findsource)  # tyro asks for a class's for each of its fields
-root, path, loaded = os.getcwd(), sys.path[1:], set(sys.modules)
+import tyro
+inspect.findsource, cli = functools.cache(inspect.findsource), tyro.cli
+root, path, loaded, drawn = os.getcwd(), sys.path[1:], set(sys.modules), set()
 for where, name, flags in json.load(sys.stdin):
     os.chdir(where)
+    # what is drawn, once all flags are read, depends on the script and on where its options start
+    starts = [flags[k : k + 2] for k, word in enumerate(flags) if word.split("=")[0] in ("--preset", "-c", "--config")]
+    picture = json.dumps([where, name, starts])
+    tyro.cli = cli if picture not in drawn else lambda *_, **__: None
+    drawn.add(picture)
     module = name.startswith("-m ") and name[3:]
     sys.path[:] = [where if module else os.path.dirname(os.path.abspath(name)), *path]
     sys.argv, code, errors = [name, *flags, "--help"], "it went on without help", io.StringIO()

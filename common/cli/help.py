@@ -18,7 +18,7 @@ from common.cli.values import field_types, kind_of
 CONFIG_HELP = "Options from a .yaml, .json or .py file (which is run), or a run folder; flags come on top of it"
 PRESET_HELP = "Where the options start; the defaults below are those of the preset given"
 WIDEST = 110  # columns of prose
-BARE: dict[str, Any] = {"frozen": True, "repr": False, "eq": False}  # methods take time to make
+BARE: dict[str, Any] = {"frozen": True, "repr": False, "eq": False, "namespace": {"__doc__": "-"}}  # the rest is slow
 LONGEST = 60  # characters of names that stand beside a flag; more are told in its text
 
 
@@ -44,8 +44,9 @@ def print_help(cls: type, names: Names, base: Any, description: str) -> NoReturn
     boxes = []
     for section, options in sections.items():
         fields = [(f"option{k}", hint, value) for k, (hint, value) in enumerate(options)]
-        box = dataclasses.make_dataclass("Box", fields, namespace={"__doc__": section.about or None}, **BARE)
-        boxes.append((f"box{len(boxes)}", Annotated[box, tyro.conf.arg(name=section.title)], box()))
+        box = dataclasses.make_dataclass("Box", fields, **BARE)
+        about = tyro.conf.arg(name=section.title, help=section.about)  # else tyro looks for a text in the source
+        boxes.append((f"box{len(boxes)}", Annotated[box, about], box()))
     whole = dataclasses.make_dataclass("Options", boxes, **BARE)
     print(laid_out(description or inspect.getdoc(cls) or "", shutil.get_terminal_size().columns))
     tyro.cli(whole, args=["--help"], description="", use_underscores=True, config=(tyro.conf.OmitArgPrefixes,))
