@@ -270,37 +270,39 @@ class Sampler:
 
     @torch.no_grad()
     def from_noise(
-        self, x0: Tensor, indices: Sequence[int], labels: Tensor | None = None, trajectory: bool = False
+        self, x0: Tensor, indices: Sequence[int], labels: Tensor | None = None, trajectory: solvers.Trajectory = False
     ) -> Samples:
         """The images that given noises, (B, C, H, W), become; ``indices`` name what else a stochastic solver draws.
 
         Args:
-            trajectory: all states from the noise on, (B, n + 1, C, H, W), instead of the images, which are the last.
+            trajectory: all states from the noise on, (B, n + 1, C, H, W), instead of the images, which are the last;
+                or a function that gets each, (B, C, H, W), as the solver makes it, but the noise and not clamped.
         """
         self.check()
         device = next(self.net.parameters()).device
         x0 = (self.start * x0).to(device).contiguous(memory_format=torch.channels_last)
         y = None if labels is None else labels.to(device)
         counted = self.counted()
-        x = self._solve(counted, x0, y, indices, trajectory).clamp(-1, 1)
-        return Samples(x.transpose(0, 1) if trajectory else x, counted.per_sample(len(x0)))
+        states = [x0]
+        x = self._solve(counted, x0, y, indices, states.append if trajectory is True else trajectory)
+        x = torch.stack(states, 1) if trajectory is True else x
+        return Samples(x.clamp(-1, 1), counted.per_sample(len(x0)))
 
     def _solve(
-        self, net: CountedNetwork, x0: Tensor, y: Tensor | None, indices: Sequence[int], trajectory: bool
+        self, net: CountedNetwork, x0: Tensor, y: Tensor | None, indices: Sequence[int], seen: solvers.Trajectory
     ) -> Tensor:
-        all_of: dict[str, Any] = {"trajectory": trajectory}
+        """The images, not clamped; a function ``seen`` gets the state after each step."""
+        all_of: dict[str, Any] = {"trajectory": seen}
         if self.fitted is not None:
             velocity = self.velocity(net, y, self.fitted.times[-2])
             return solvers.integrate(velocity, x0, self.fitted.times, self.fitted, **all_of)
-        times = self.times()
-        if self.solver == "dopri5" and trajectory:  # its steps are its own; the states between are interpolated
-            times = torch.cat([times[1] * torch.linspace(0, 1, self.n_steps + 1), times[2:]])
+        times = self.state_times() if seen else self.times()
         if self.solver == "idff":  # the paper samples with twice the spread that it trains with
             return solvers.idff_sampler(data_heads(self.output(net, y)), x0, times, 2 * self.sigma, **all_of)
         if self.solver == "flowmap":
             return solvers.follow_map(self.output(net, y), x0, times, **all_of)
         if self.solver == "consistency":
-            return self._jump(net, x0, y, indices, trajectory)
+            return self._jump(net, x0, y, indices, seen)
 
         def walk(times: Tensor) -> Tensor:
             """The SDE or the ODE over times, as far as no step lands."""
@@ -314,13 +316,11 @@ class Sampler:
         if self.landing == 1 and not head_lands and self.solver != "euler_maruyama":
             return walk(times)
         # The last step is Euler's, and lands on the predicted data
-        states = walk(times[:-1]) if len(times) > 2 else (x0[None] if trajectory else x0)
-        x = states[-1] if trajectory else states
-        end = solvers.integrate(self.velocity(net, y, float(times[-2])), x, times[-2:])
-        return torch.cat([states, end[None]]) if trajectory else end
+        x = walk(times[:-1]) if len(times) > 2 else x0
+        return solvers.integrate(self.velocity(net, y, float(times[-2])), x, times[-2:], **all_of)
 
     def _jump(
-        self, net: CountedNetwork, x0: Tensor, y: Tensor | None, indices: Sequence[int], trajectory: bool
+        self, net: CountedNetwork, x0: Tensor, y: Tensor | None, indices: Sequence[int], seen: solvers.Trajectory
     ) -> Tensor:
         """Steps of a consistency-tuned network."""
         method = METHODS[self.method]
@@ -328,7 +328,7 @@ class Sampler:
         assert method.denoiser is not None  # or check() has refused
         earliest = float(path.time_of(torch.tensor(LEVELS[1])))  # where its training begins
         denoiser, noise = method.denoiser(self.output(net, y)), self._path_noise(indices)
-        return solvers.consistency(denoiser, x0, self.times(), path.remaining, noise, earliest, trajectory)
+        return solvers.consistency(denoiser, x0, self.times(), path.remaining, noise, earliest, seen)
 
     def _path_noise(self, indices: Sequence[int]) -> solvers.Noise:
         """The noise of a stochastic solver's steps, each image's from a stream of its own."""
@@ -344,6 +344,15 @@ class Sampler:
         if self.landing == 1 or self.n_steps == 1:
             return solvers.time_grid(self.n_steps, self.grid)
         return torch.cat([self.landing * solvers.time_grid(self.n_steps - 1, self.grid), torch.ones(1)])
+
+    def state_times(self) -> Tensor:
+        """The times of a trajectory's states; of dopri5, whose steps are its own, they are interpolated."""
+        if self.fitted is not None:
+            return torch.tensor(self.fitted.times)
+        times = self.times()
+        if self.solver != "dopri5":
+            return times
+        return torch.cat([times[1] * torch.linspace(0, 1, self.n_steps + 1), times[2:]])
 
 
 def labels_for(indices: Sequence[int], num_classes: int, label: int | None = None) -> Tensor | None:

@@ -86,7 +86,7 @@ def test_the_next_noise_is_made_while_a_gpu_works(monkeypatch):
         done.append(f"noise {part[0]}")
         return torch.zeros(len(part), *shape)
 
-    def work(self, x0, part, labels):
+    def work(self, x0, part, labels, trajectory):
         done.append(f"work {part[0]}")
         return x0, 1
 
@@ -248,7 +248,7 @@ def moments(made: Sampler, monkeypatch, n: int) -> tuple[float, float]:
     """
     rows, real = n + 2, solvers.euler_maruyama
 
-    def impulses(drift, diffusion, x, times, noise):
+    def impulses(drift, diffusion, x, times, noise, trajectory):
         return real(drift, diffusion, x, times, lambda i, x: torch.eye(rows)[:, i + 2].view(-1, 1, 1, 1))
 
     monkeypatch.setattr(solvers, "euler_maruyama", impulses)
@@ -471,6 +471,19 @@ def test_a_trajectory_runs_from_the_noise_to_the_very_image(solver, landing, fra
     assert states.shape == (2, frames, *SHAPE) and counted == nfe
     assert states[:, 0].equal(noise_for([0, 1], SHAPE, 0).clamp(-1, 1)) and states[:, -1].equal(images)
     assert (states[:, 1:] - states[:, :-1]).abs().amax((0, 2, 3, 4)).min() > 0  # every one is another
+    seen = []
+    again = made.from_noise(noise_for([0, 1], SHAPE, 0), [0, 1], labels_for([0, 1], 3), seen.append)
+    assert again.images.equal(images) and torch.stack(seen, 1).clamp(-1, 1).equal(states[:, 1:])
+    assert len(made.state_times()) == frames
+
+
+def test_states_are_handed_over_as_the_solver_makes_them():
+    calls = []
+    made = replace(sampler(solver="heun"), net=(net := network(CONDITIONAL)))
+    net.register_forward_hook(lambda *_: calls.append(1))
+    counts = []
+    made.from_noise(noise_for([0], SHAPE, 0), [0], labels_for([0], 3), lambda x: counts.append(len(calls)))
+    assert counts == [2, 4, 5]  # heun, whose last step is Euler's
 
 
 @pytest.mark.parametrize(("method", "solver"), [("idff", "idff"), ("idff", "euler"), ("ect", "consistency")])

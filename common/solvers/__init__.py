@@ -30,6 +30,7 @@ Heads = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Noise = Callable[[int, Tensor], Tensor]
 Rate = Callable[[float], float]
 Solver = Callable[[Slope, Tensor, list[float]], Iterator[Tensor]]
+Trajectory = bool | Callable[[Tensor], object]
 
 TORCHDYN = ("euler", "midpoint", "dopri5", "tsit5")
 
@@ -79,7 +80,7 @@ def integrate(
     x: Tensor,
     times: Times,
     method: str | Solver = "euler",
-    trajectory: bool = False,
+    trajectory: Trajectory = False,
     final_euler: bool = False,
     rtol: float = 1e-5,
     atol: float = 1e-5,
@@ -94,7 +95,8 @@ def integrate(
         x: State at times[0], shape (B, ...). float16 and bfloat16 are raised to float32.
         times: Nodes, ascending or descending; see time_grid.
         method: One of SOLVERS, "dopri5" or "torchdyn"; or a function like those of SOLVERS, as a fitted sampler is.
-        trajectory: Return the states at all times, shape (n + 1, B, ...), instead of the last one.
+        trajectory: Return the states at all times, shape (n + 1, B, ...), instead of the last one; or a function that
+            gets each but the first as it is made (those of dopri5 and torchdyn at the end).
         final_euler: midpoint, heun and rk4 take an Euler step into t = 1, where their later evaluations are worst
             (EDM's rule; Karras et al. 2206.00364, algorithm 1). Saves 1 (rk4: 3) evaluations.
         rtol, atol: Tolerances of dopri5; the other methods ignore them.
@@ -102,10 +104,10 @@ def integrate(
     Raises:
         ValueError: unknown method, times not monotone, or no batch dimension.
     """
-    if method == "dopri5":
-        return dopri5(velocity, x, times, rtol, atol, trajectory)
-    if method == "torchdyn":
-        return torchdyn_solve(velocity, x, times, trajectory=trajectory)
+    if method in ("dopri5", "torchdyn"):
+        how, all_of = (rtol, atol) if method == "dopri5" else (), bool(trajectory)
+        states = (dopri5 if method == "dopri5" else torchdyn_solve)(velocity, x, times, *how, trajectory=all_of)
+        return _collect(x, iter(states[1:]), trajectory) if callable(trajectory) else states
     solver = method if callable(method) else SOLVERS.get(method)
     if solver is None:
         raise ValueError(f"unknown solver {method!r}: use one of {', '.join([*SOLVERS, 'dopri5', 'torchdyn'])}")
@@ -137,8 +139,12 @@ def _at(velocity: Velocity) -> Slope:
     return lambda x, t: velocity(x, x.new_full((x.shape[0],), t)).to(x.dtype)
 
 
-def _collect(x: Tensor, states: Iterator[Tensor], trajectory: bool) -> Tensor:
-    """The last state, or all of them with the first, stacked."""
+def _collect(x: Tensor, states: Iterator[Tensor], trajectory: Trajectory) -> Tensor:
+    """The last state, or all of them with the first, stacked; a function gets them one by one."""
+    if callable(trajectory):
+        for x in states:
+            trajectory(x)
+        return x
     return torch.stack([x, *states]) if trajectory else deque(states, maxlen=1).pop()
 
 
@@ -215,7 +221,7 @@ def torchdyn_solve(
 
 # --------------------------------------------------------------------------------------------------------- stochastic
 def euler_maruyama(
-    drift: Velocity, diffusion: float | Rate, x: Tensor, times: Times, noise: Noise, trajectory: bool = False
+    drift: Velocity, diffusion: float | Rate, x: Tensor, times: Times, noise: Noise, trajectory: Trajectory = False
 ) -> Tensor:
     """Solves dx = drift dt + diffusion dW by x' = x + drift dt + diffusion(t) sqrt(|dt|) noise: order 1, 1 call a step.
 
@@ -239,7 +245,7 @@ def _maruyama(f: Slope, g: Rate, x: Tensor, nodes: list[float], noise: Noise | N
         yield x
 
 
-def follow_map(flow_map: Callable[..., Tensor], x: Tensor, times: Times, trajectory: bool = False) -> Tensor:
+def follow_map(flow_map: Callable[..., Tensor], x: Tensor, times: Times, trajectory: Trajectory = False) -> Tensor:
     """Jumps of a flow map from node to node: x' = x + (s - t) F(x, t, s), one network call each, exact if F is.
 
     Args:
@@ -269,7 +275,7 @@ def consistency(
     spread: Rate,
     noise: Noise,
     earliest: float = 0.0,
-    trajectory: bool = False,
+    trajectory: Trajectory = False,
 ) -> Tensor:
     """The end of the path through x, again noised to each later time but the last: x_t = t D + spread(t) noise.
 
@@ -298,7 +304,7 @@ def consistency(
 
 
 def idff_sampler(
-    heads: Heads, x: Tensor, times: Times, sigma: float, noise: Noise | None = None, trajectory: bool = False
+    heads: Heads, x: Tensor, times: Times, sigma: float, noise: Noise | None = None, trajectory: Trajectory = False
 ) -> Tensor:
     """IDFF's own sampler, as published: Euler steps of a damped drift with a score term. One network call a step.
 
