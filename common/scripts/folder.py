@@ -110,8 +110,13 @@ class Folder:
             from common.checkpoint import find
 
             return find(given)
+        shipped = self.here / (self.few if few else self.weights)
+        return Path(given) if given else newest(self.own_weights(), shipped)
+
+    def own_weights(self) -> list[Path]:
+        """The final weights of the runs here, the newest first."""
         runs = self.here.glob(f"{self.run or 'runs/*'}/{self.weights_name.format(METHOD='*')}")
-        return Path(given) if given else newest(runs, self.here / (self.few if few else self.weights))
+        return newest_first(runs)
 
     def ships(self, path: Path) -> bool:
         """Whether a path is that of shipped weights, or their folder."""
@@ -125,12 +130,18 @@ class Folder:
 
 def newest(runs: Iterable[Path], shipped: Path) -> Path:
     """The newest of the weights that runs have left, else the shipped ones; one line says which."""
-    own = [path for path in runs if ".previous" not in path.suffixes]
-    path = max(own, key=lambda path: path.stat().st_mtime, default=shipped)
+    own = newest_first(runs)
+    path = own[0] if own else shipped
     if path.exists():
         whose = "of the newest run here" + f"; --weights {shipped} are the shipped ones" * shipped.exists()
         print(f"weights: {path}, {whose if own else 'as shipped: no run here has ended'}")
     return path
+
+
+def newest_first(runs: Iterable[Path]) -> list[Path]:
+    """Weights that runs have left, without those that a later run has set aside."""
+    own = [path for path in runs if ".previous" not in path.suffixes]
+    return sorted(own, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
 def size_of(config: TrainConfig) -> tuple[Any, ...]:

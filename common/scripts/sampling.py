@@ -38,16 +38,23 @@ def make_sampler(
     Raises:
         FileNotFoundError: there are no weights; the line says how to train them.
     """
+    net, info = read_network(folder, config, extra)
+    return sampler_of(net, info, folder, config), info
+
+
+def read_network(
+    folder: Folder, config: SampleConfig, extra: Mapping[str, Any] | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """The network of the weights that a command line asks for, on its device, and what their file says about it."""
     import torch
 
-    from common import checkpoint, generate
+    from common import checkpoint
     from common.runtime import keep_freed_memory, pick_device
 
     device = pick_device(config.device)
     if device.type == "cpu":
         keep_freed_memory()
-    few = bool(folder.few) and takes_few(config)
-    path = folder.find_weights(config.weights, few)
+    path = folder.find_weights(config.weights, takes_few(folder, config))
     if config.smoke and not config.weights and not path.exists():
         net, info = _untrained(smoke_preset(next(iter(folder.presets.values()))))
     elif not path.exists() and not config.weights:
@@ -58,7 +65,20 @@ def make_sampler(
         for line in info.get("report", ()):
             print(line)
     net: Any = net.to(device, memory_format=torch.channels_last)  # type: ignore[no-redef, call-overload]
-    method = info["method"]
+    return net, info | {"path": str(path)}
+
+
+def sampler_of(net: Any, info: Mapping[str, Any], folder: Folder, config: SampleConfig) -> Sampler:
+    """The sampler that a command line asks for, of what :func:`read_network` gave.
+
+    Raises:
+        ValueError: these weights cannot do what is asked for.
+    """
+    import torch
+
+    from common import generate
+
+    path, method = Path(info["path"]), info["method"]
     channels = net.out_channels // method_of(method["name"]).heads
     size = _side(info)
     if not size:
@@ -75,7 +95,7 @@ def make_sampler(
         cfg=config.cfg,
         seed=config.seed,
         precision=config.mixed_precision,
-        landing=config.landing or (1.0 if config.weights or few else folder.landing),
+        landing=config.landing or (1.0 if config.weights or takes_few(folder, config) else folder.landing),
         interval=(config.cfg_interval[0], config.cfg_interval[-1]),
     )
     if config.guide:
@@ -92,16 +112,16 @@ def make_sampler(
     sampler = resolved(sampler, config, fitted_weights(path, config.ema), not folder.ships(path))
     sampler.check()
     sampler.check_interval()
-    return sampler, info | {"path": str(path)}
+    return sampler
 
 
-def takes_few(config: SampleConfig) -> bool:
-    """Whether a call asks for few steps and nothing that weights tuned for them cannot do, or do otherwise."""
+def takes_few(folder: Folder, config: SampleConfig) -> bool:
+    """Whether there are weights for few steps, and a call asks for few steps and nothing that weights tuned for them cannot do, or do otherwise."""
     usual = (config.solver, config.grid, config.cfg, config.guide, config.landing) == ("auto", "auto", 1, "", None)
-    return usual and config.n_steps <= FEW
+    return bool(folder.few) and usual and config.n_steps <= FEW
 
 
-def read_guide(config: SampleConfig, net: Any, info: dict[str, Any], path: Path) -> Guide:
+def read_guide(config: SampleConfig, net: Any, info: Mapping[str, Any], path: Path) -> Guide:
     """The weights of ``--guide``; they must do what the network ``net`` of ``path`` does, of which ``info`` tells.
 
     Raises:
@@ -133,7 +153,7 @@ def same_weights(a: Any, b: Any) -> bool:
     return alike and all(theirs[key].to(ours[key].device).half().equal(ours[key].half()) for key in ours)
 
 
-def _task_of(net: Any, info: dict[str, Any]) -> dict[str, Any]:
+def _task_of(net: Any, info: Mapping[str, Any]) -> dict[str, Any]:
     """What two networks should have in common, if one is to guide the other: all but their inner sizes."""
     from common.generate import real_classes
 
@@ -143,7 +163,7 @@ def _task_of(net: Any, info: dict[str, Any]) -> dict[str, Any]:
     return task | {"channels": net.out_channels // method.heads, "num_classes": real_classes(net)}
 
 
-def _side(info: dict[str, Any]) -> int | None:
+def _side(info: Mapping[str, Any]) -> int | None:
     """Of the images, where a weights file says it."""
     return info["network"].get("image_size") or info.get("config", {}).get("image_size")
 
