@@ -27,7 +27,9 @@ def invert(folder: Folder, config: GridConfig, extra: dict[str, Any]) -> Path:
 
     config = for_inversion(config)
     sampler, _ = make_sampler(folder, config, extra)
-    image, noise, again, nfe, error, ratio = there_and_back(sampler, read_image(config.invert), config.invert, config.label)
+    image, noise, again, nfe, error, ratio = there_and_back(
+        sampler, read_image(config.invert), config.invert, config.label
+    )
     how = f"{sampler.solver}, {config.n_steps} steps, grid {sampler.grid}"
     print(f"{config.invert}: {how}, NFE {nfe:g} both ways")
     print(f"noise: mean {noise.mean():.3f}, spread {noise.std():.3f}; of a normal one they are 0 and 1")
