@@ -116,7 +116,7 @@ def sampler_of(net: Any, info: Mapping[str, Any], folder: Folder, config: Sample
 
 
 def takes_few(folder: Folder, config: SampleConfig) -> bool:
-    """Whether there are weights for few steps, and a call asks for few steps and nothing that weights tuned for them cannot do, or do otherwise."""
+    """Whether there are weights for few steps, and a call asks for so few and for nothing that they cannot do alike."""
     usual = (config.solver, config.grid, config.cfg, config.guide, config.landing) == ("auto", "auto", 1, "", None)
     return bool(folder.few) and usual and config.n_steps <= FEW
 
