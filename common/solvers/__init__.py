@@ -105,8 +105,8 @@ def integrate(
         ValueError: unknown method, times not monotone, or no batch dimension.
     """
     if method in ("dopri5", "torchdyn"):
-        how, all_of = (rtol, atol) if method == "dopri5" else (), bool(trajectory)
-        states = (dopri5 if method == "dopri5" else torchdyn_solve)(velocity, x, times, *how, trajectory=all_of)
+        how: dict = {"rtol": rtol, "atol": atol} if method == "dopri5" else {}
+        states = (dopri5 if how else torchdyn_solve)(velocity, x, times, trajectory=bool(trajectory), **how)
         return _collect(x, iter(states[1:]), trajectory) if callable(trajectory) else states
     solver = method if callable(method) else SOLVERS.get(method)
     if solver is None:
