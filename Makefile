@@ -14,7 +14,7 @@ demo: $(DEMO) ## 64 generated CIFAR-10 images from the shipped weights; installs
 	cd cifar10 && ../$(PY) simple_gen_test.py
 
 test: $(READY) ## the test suite; installs everything
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY) ## formatting, lint, types
 	$(PY) -m ruff format --check .

@@ -5,6 +5,7 @@ The folders of tests mirror those of common/ and of the root; the helpers (tiny,
 
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
@@ -28,3 +29,15 @@ class Repo(ModuleType):
 
 
 sys.modules["_repo"] = Repo("_repo")
+
+
+# A file goes to one of two processes: the longest first, and at the end small ones, so that both end together.
+LONGEST = ("test_scripts", "test_two_processes", "test_interruptions", "test_repository", "test_stages", "test_sst")
+LONGEST += ("test_race", "test_notebook", "test_lorenz", "test_few_steps")
+
+
+def pytest_collection_modifyitems(items: list) -> None:
+    """Files in the order of LONGEST, then by their number of tests; inside a file as they stand there."""
+    count = Counter(item.path for item in items)
+    rank = {name: k for k, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (rank.get(item.path.stem, len(rank)), -count[item.path], item.path))

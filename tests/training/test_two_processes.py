@@ -23,6 +23,7 @@ from common.training.trainer import Trainer
 from seqrf import all_stages, flags, stages
 from sst import config as sst_config
 from sst import sst_pipeline
+from started import start
 from tiny import ALONE, NAME, ROOT, difference, folder, last, options, run, weights
 
 COMMON = {"num_classes": 3, "total_steps": 3, "dropout": 0.0, "val_step": 3, "sample_step": 3}
@@ -41,8 +42,15 @@ SEQRF += [
 GEN = ["--weights", "", "--n_samples", "9", "--n_steps", "2", "--batch_size", "2", "--device", "cpu"]
 SHARED = f"RUNS, TIMED, GEN, SEQRF = {RUNS!r}, {TIMED!r}, {GEN!r}, {SEQRF!r}"
 
-# Launched once for everything, since starting processes takes longer than what they do.
+# Once for everything, and in forks that a launcher would have started: starting takes longer than what they do.
 CHILD = """
+import os, socket
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+second = os.fork()
+rank = "0" if second else "1"
+os.environ.update(place, RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
 import itertools
 import sys
 from pathlib import Path
@@ -94,7 +102,10 @@ def main():
     stages.execute(run)
     all_stages.whole(stages.smoke(run), here)
 
-run_main(main)
+try:
+    run_main(main)
+finally:
+    assert not second or os.waitpid(second, 0)[1] == 0
 """
 
 STOPPED = """
@@ -115,15 +126,22 @@ run_main(lambda: tiny.run(tiny.Path(sys.argv[1]), here, **RUNS["plain"] | dict(t
 """
 
 
+PATHS = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+
+
+def written(tmp_path: Path, code: str) -> Path:
+    """The script of a process."""
+    script = tmp_path / "child.py"
+    script.write_text(f"import sys\nsys.path += {PATHS.split(os.pathsep)!r}\n{SHARED}\n{code}")
+    return script
+
+
 def launch(tmp_path: Path, code: str) -> subprocess.Popen[str]:
     """Two processes by torch's launcher, in a process group of their own as in a terminal."""
-    script = tmp_path / "child.py"
-    script.write_text(f"from sst.config import Options\n{SHARED}\nSST = {SST!r}\n{code}")
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), str(tmp_path)]
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     return subprocess.Popen(
-        [sys.executable, *command],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
+        [sys.executable, *command, str(written(tmp_path, code)), str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -136,11 +154,11 @@ def together(tmp_path_factory) -> Path:
     """What two processes leave."""
     out = tmp_path_factory.mktemp("two")
     weights(out / "weights.pt", options(num_classes=3))
-    process = launch(out, CHILD)
-    stdout, stderr = process.communicate(timeout=500)
-    assert process.returncode == 0, stderr[-4000:]
-    assert "rank 0 of 2" in stdout and "rank 1 of 2" in stdout
-    (out / "stdout").write_text(stdout)
+    code = CHILD.replace("import itertools\n", f"from sst.config import Options\nSST = {SST!r}\nimport itertools\n", 1)
+    done = start(written(out, code), out, cwd=out)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "rank 0 of 2" in done.stdout and "rank 1 of 2" in done.stdout
+    (out / "stdout").write_text(done.stdout)
     return out
 
 
