@@ -485,6 +485,9 @@ class MeasureConfig(SampleConfig):
     """JSON file for the result; empty: print it only"""
     card: bool = False
     """Add the result to the JSON card beside the weights"""
+    nearest: str = ""
+    """Picture to write: the samples nearest to training images, each with its three nearest, and the distances of all
+    beside those of held-out images. Are training images made again?"""
 
     # ---- sweep of guidance
     sweep_cfg: tuple[NotNegative, ...] = ()
@@ -509,6 +512,8 @@ class MeasureConfig(SampleConfig):
             raise ValueError("--sweep_cfg goes through scales and intervals itself: leave --cfg and --cfg_interval out")
         if all(cfg == 1 for cfg in self.sweep_cfg):
             raise ValueError("--sweep_cfg 1 alone is no guidance: give more scales, e.g. --sweep_cfg 1 1.5 2")
+        if self.nearest:
+            raise ValueError("--nearest is for one measurement: leave it out of a sweep")
         if self.card:
             raise ValueError(
                 "--card is for one measurement: leave it out of a sweep, and measure what you choose by --cfg"

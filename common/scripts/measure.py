@@ -4,15 +4,16 @@ features (EfficientNet-Lite0) and by Inception, which makes FID."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import cli
 from common.cli.configs import MeasureConfig
 from common.cli.values import shown
+from common.runtime import silent
 from common.scripts.folder import Folder, load_data
 from common.scripts.sampling import make_sampler, with_bar
 from common.scripts.sweep import first_point, sweep
@@ -46,7 +47,7 @@ def measure_main(
         config = replace(config, n_samples=min(config.n_samples, SMOKE_SAMPLES))
     from common import checkpoint
     from common.data.loading import mark_of
-    from common.evaluate.classifier import make_recogniser, real_images
+    from common.evaluate.classifier import classify, make_recogniser, real_images
     from common.records.cards import add_measurement
     from common.records.page import refresh
     from common.runtime import write_json
@@ -55,8 +56,8 @@ def measure_main(
     preset = next(iter(folder.presets.values()))
     sampler, info = make_sampler(folder, first_point(config), extra)  # missing weights, too
 
-    load = partial(load_data, folder, config, preset.image_size, preset.in_channels)
-    train, test = real_images(lambda split: load(split=split), (has_test or bool(config.data)) and not config.smoke)
+    load = cache(lambda split: load_data(folder, config, preset.image_size, preset.in_channels, split=split))
+    train, test = real_images(load, (has_test or bool(config.data)) and not config.smoke)
     recogniser = None
     if train.labels is not None:
         keep = None if config.smoke else folder.here / "results" / "classifier.pt"
@@ -67,11 +68,13 @@ def measure_main(
         text = "has no labels: a classifier needs class folders, or labels in the .npz; or give --features effnet-lite0"
         raise ValueError(f"{train.source} {text}")
     known = None if config.smoke else folder.here / "data" / "statistics"
+    by = (lambda x: classify(recogniser.net, x)[0]) if recogniser else partial(rows_of, networks[0])
     figures = partial(figures_of, config, info, train, recogniser, networks, known)
     if config.sweep_cfg:
         judged = {"real_images": mark_of(train, len(train)), "features": [network.weights for network in networks]}
         judged["classifier_accuracy"] = recogniser.accuracy if recogniser else None
         return sweep(folder, config, sampler, info, judged, figures)
+    images: list[Tensor] = []
     result = {
         "weights": info["path"],
         "step": info.get("step"),
@@ -83,8 +86,10 @@ def measure_main(
         **sampler.guidance(),
         "seed": config.seed,
         "generated": config.n_samples,
-        **figures(sampler),
+        **figures(sampler, keep=images.append),
     }
+    if config.nearest:
+        result["nearest"] = memorised(config.nearest, images[0], learnt_and_held_out(info, load, train, test), by)
     print(json.dumps(result, indent=2))
     if config.out:
         write_json(config.out, result)
@@ -104,8 +109,10 @@ def figures_of(
     networks: Sequence[FeatureNetwork],
     known: Path | None,
     sampler: Sampler,
+    keep: Callable[[Tensor], object] = silent,
 ) -> dict[str, Any]:
-    """The figures of a sampler's images, the evaluations that one took (their mean) and the commit."""
+    """The figures of a sampler's images, the evaluations that one took (their mean) and the commit; ``keep`` gets the
+    images, uint8."""
     import torch
 
     from common import generate
@@ -115,6 +122,7 @@ def figures_of(
     batches = generate.sample_many(sampler, range(config.n_samples), config.batch_size, config.label)
     parts = [(to_uint8(part), nfe * len(part)) for _, part, nfe in with_bar(batches, config.n_samples, "samples")]
     images, nfe = torch.cat([part for part, _ in parts]), sum(nfe for _, nfe in parts) / config.n_samples
+    keep(images)
     result = {"nfe": int(nfe) if nfe.is_integer() else nfe, "commit": commit()}
     if recogniser is not None:
         asked = generate.real_classes(sampler.net)
@@ -123,6 +131,37 @@ def figures_of(
     for network in networks:
         result |= by_features(network, images, train.images, known)
     return result
+
+
+def learnt_and_held_out(
+    info: dict[str, Any], load: Callable[[str], ImageData], train: ImageData, test: ImageData
+) -> tuple[Tensor, Tensor]:
+    """The images that weights have learnt from, and others: by the split of their run, where their file says it."""
+    from common.data.loading import split_train_val
+
+    config = info.get("config", {})
+    if config.get("val_fraction"):
+        images = load("train").images
+        learnt, held = split_train_val(len(images), config["val_fraction"], config.get("seed", 0))
+        return images[learnt], images[held]
+    print(f"note: the weights do not say what their run has held out: taken are {len(test)} images of {test.source}")
+    return train.images, test.images
+
+
+def memorised(
+    picture: str, images: Tensor, parts: tuple[Tensor, Tensor], features: Callable[[Tensor], Tensor]
+) -> dict[str, Any]:
+    """Figures of the samples' nearest training images, and their picture."""
+    from common.evaluate import nearest
+
+    training, held_out = parts
+    figures, found, real = nearest.compare(*map(features, (images, training, held_out)))
+    nearest.draw(Path(picture), images, training, found, real)
+    print(
+        f"{figures['nearer_than_1_percent']:.1%} of the samples are nearer to a training image than 99% of "
+        f"{len(held_out)} held-out images are; copies: {figures['copies']}; picture: {picture}"
+    )
+    return figures
 
 
 def feature_networks(config: MeasureConfig) -> list[FeatureNetwork]:
@@ -149,6 +188,13 @@ def feature_networks(config: MeasureConfig) -> list[FeatureNetwork]:
         case path:
             weights = features.find_inception(path)
     return networks if weights is None else [*networks, features.inception_network(weights, device)]
+
+
+def rows_of(network: FeatureNetwork, images: Tensor) -> Tensor:
+    """A network's features of uint8 images, (N, F)."""
+    import torch
+
+    return torch.cat([network.run(part.expand(-1, 3, -1, -1))[0].cpu() for part in images.split(100)])
 
 
 def by_features(network: FeatureNetwork, images: Tensor, real: Tensor, known: Path | None) -> dict[str, Any]:
