@@ -1,6 +1,6 @@
 """The page's server: 127.0.0.1 only, one computation at a time, every mistake one line.
 
-An answer to POST is JSON lines, sent as they are ready; the last one of a computation that failed is ``{"error": ...}``.
+An answer to POST is JSON lines, sent as they are ready; ``{"error": ...}`` is the last one of what failed.
 """
 
 from __future__ import annotations
