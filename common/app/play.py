@@ -73,7 +73,7 @@ def wish_of(values: Any) -> Wish:
     places = values.get("places")
     if isinstance(places, list) and len(places) > 16:
         raise ValueError(f"{len(places)} places between two noises: give 16 at most")
-    wish = replace(Wish(), **values | ({"places": tuple(places)} if isinstance(places, list) else {}))
+    wish = replace(Wish(), **{**values, **({"places": tuple(places)} if isinstance(places, list) else {})})
     cli.validate(wish)
     return wish
 
@@ -184,7 +184,7 @@ class Player:
         """
         sampler, classes = self._sampler(wish)
         ends = [generate.noise_for([0], sampler.shape, seed) for seed in (wish.seed, wish.other)]
-        x0 = generate.slerp(*ends, torch.tensor(wish.places, dtype=torch.float64))[:, 0]
+        x0 = generate.slerp(ends[0], ends[1], torch.tensor(wish.places, dtype=torch.float64))[:, 0]
         label, start = generate.labels_for([0], len(classes), wish.label), time.perf_counter()
         labels = None if label is None else label.expand(len(x0))
         images, nfe = sampler.from_noise(x0, [0] * len(x0), labels)
