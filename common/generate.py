@@ -248,7 +248,7 @@ class Sampler:
         """Raises ValueError where the interval guides no step: all would be as without guidance."""
         if self.interval == WHOLE or self.solver in BETWEEN:
             return
-        starts = (torch.tensor(self.fitted.times) if self.fitted else self.times())[:-1]
+        starts = self.times()[:-1]
         if not within(starts, self.interval).any():
             start, stop = self.interval
             raise ValueError(
@@ -283,28 +283,36 @@ class Sampler:
         x0 = (self.start * x0).to(device).contiguous(memory_format=torch.channels_last)
         y = None if labels is None else labels.to(device)
         counted = self.counted()
+        times = (self.state_times() if trajectory else self.times()).tolist()
         states = [x0]
-        x = self._solve(counted, x0, y, indices, states.append if trajectory is True else trajectory)
+        x = self.solve(counted, x0, y, indices, times, states.append if trajectory is True else trajectory)
         x = torch.stack(states, 1) if trajectory is True else x
         return Samples(x.clamp(-1, 1), counted.per_sample(len(x0)))
 
-    def _solve(
-        self, net: CountedNetwork, x0: Tensor, y: Tensor | None, indices: Sequence[int], seen: solvers.Trajectory
+    def solve(
+        self,
+        net: CountedNetwork,
+        x0: Tensor,
+        y: Tensor | None,
+        indices: Sequence[int],
+        times: list[float],
+        seen: solvers.Trajectory = False,
     ) -> Tensor:
-        """The images, not clamped; a function ``seen`` gets the state after each step."""
+        """The images, not clamped, of :attr:`start` times a noise; a function ``seen`` gets the state after each step.
+
+        ``times`` are those of :meth:`times`, or of :meth:`state_times`.
+        """
         all_of: dict[str, Any] = {"trajectory": seen}
         if self.fitted is not None:
-            velocity = self.velocity(net, y, self.fitted.times[-2])
-            return solvers.integrate(velocity, x0, self.fitted.times, self.fitted, **all_of)
-        times = self.state_times() if seen else self.times()
+            return solvers.integrate(self.velocity(net, y, times[-2]), x0, times, self.fitted, **all_of)
         if self.solver == "idff":  # the paper samples with twice the spread that it trains with
             return solvers.idff_sampler(data_heads(self.output(net, y)), x0, times, 2 * self.sigma, **all_of)
         if self.solver == "flowmap":
             return solvers.follow_map(self.output(net, y), x0, times, **all_of)
         if self.solver == "consistency":
-            return self._jump(net, x0, y, indices, seen)
+            return self._jump(net, x0, y, indices, times, seen)
 
-        def walk(times: Tensor) -> Tensor:
+        def walk(times: list[float]) -> Tensor:
             """The SDE or the ODE over times, as far as no step lands."""
             if self.solver == "euler_maruyama":
                 sde = METHODS[self.method].sde(self.output(net, y), METHODS[self.method].path(self.sigma))
@@ -317,10 +325,16 @@ class Sampler:
             return walk(times)
         # The last step is Euler's, and lands on the predicted data
         x = walk(times[:-1]) if len(times) > 2 else x0
-        return solvers.integrate(self.velocity(net, y, float(times[-2])), x, times[-2:], **all_of)
+        return solvers.integrate(self.velocity(net, y, times[-2]), x, times[-2:], **all_of)
 
     def _jump(
-        self, net: CountedNetwork, x0: Tensor, y: Tensor | None, indices: Sequence[int], seen: solvers.Trajectory
+        self,
+        net: CountedNetwork,
+        x0: Tensor,
+        y: Tensor | None,
+        indices: Sequence[int],
+        times: list[float],
+        seen: solvers.Trajectory,
     ) -> Tensor:
         """Steps of a consistency-tuned network."""
         method = METHODS[self.method]
@@ -328,7 +342,7 @@ class Sampler:
         assert method.denoiser is not None  # or check() has refused
         earliest = float(path.time_of(torch.tensor(LEVELS[1])))  # where its training begins
         denoiser, noise = method.denoiser(self.output(net, y)), self._path_noise(indices)
-        return solvers.consistency(denoiser, x0, self.times(), path.remaining, noise, earliest, seen)
+        return solvers.consistency(denoiser, x0, times, path.remaining, noise, earliest, seen)
 
     def _path_noise(self, indices: Sequence[int]) -> solvers.Noise:
         """The noise of a stochastic solver's steps, each image's from a stream of its own."""
@@ -337,6 +351,8 @@ class Sampler:
 
     def times(self) -> Tensor:
         """The nodes; on the CPU, since solvers read them as numbers and must not wait for a GPU to get them."""
+        if self.fitted is not None:
+            return torch.tensor(self.fitted.times, dtype=torch.float64)
         if self.solver == "dopri5":  # chooses its own steps
             return torch.tensor([0.0, 1.0] if self.landing == 1 else [0.0, self.landing, 1.0])
         if self.nodes is not None:
@@ -347,8 +363,6 @@ class Sampler:
 
     def state_times(self) -> Tensor:
         """The times of a trajectory's states; of dopri5, whose steps are its own, they are interpolated."""
-        if self.fitted is not None:
-            return torch.tensor(self.fitted.times)
         times = self.times()
         if self.solver != "dopri5":
             return times

@@ -248,7 +248,7 @@ class ImageNetwork(nn.Module):
         if y is None:
             if not self.null_class:
                 raise ValueError("this network is class-conditional and knows no 'no label': give y")
-            y = torch.full((len(x),), self.num_classes - 1, device=x.device, dtype=torch.long)
+            y = torch.full((x.shape[0],), self.num_classes - 1, device=x.device, dtype=torch.long)
         return emb + labels(y)
 
     def run(self, stage: Callable[..., Tensor], h: Tensor, emb: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from common.scripts.invert import invert
 from common.scripts.sampling import make_sampler, with_bar
 
 NAMED = 16  # classes, at most, that get a row each and its name
+LONG = 10.0  # seconds after which a faster way is told
 SMALL = 64  # images of this side or less are shown at twice their size
 
 
@@ -31,6 +32,7 @@ def grid_main(folder: Folder, description: str, argv: list[str] | None = None) -
 
     from common import generate
     from common.images import class_rows, grid, save_gif, save_png
+    from common.solvers import SOLVERS
 
     sampler, info = make_sampler(folder, config, extra)
     start, name, columns, rowed = time.perf_counter(), "", None, 0
@@ -60,9 +62,12 @@ def grid_main(folder: Folder, description: str, argv: list[str] | None = None) -
     print(
         f"{len(images)} images, {info['method']['name']} weights of step {info.get('step', '?')}, "
         f"{sampler.solver}, {config.n_steps} steps, grid {sampler.grid}, NFE {nfe:g}, seed {config.seed}, "
-        f"{time.perf_counter() - start:.1f} s"
+        f"{(seconds := time.perf_counter() - start):.1f} s"
     )
     print(f"picture: {out}")
+    on_cpu = next(sampler.net.parameters()).device.type == "cpu"
+    if on_cpu and seconds > LONG and sampler.solver in (*SOLVERS, "fitted") and not config.gif:
+        print(f"faster on a CPU, by onnxruntime: python -m common.export {info['path']} FILE.onnx (docs/howto.md)")
     return out
 
 

@@ -136,7 +136,12 @@ def _state(x: Tensor) -> Tensor:
 
 def _at(velocity: Velocity) -> Slope:
     """The velocity as a function of (x, number), in the dtype of x."""
-    return lambda x, t: velocity(x, x.new_full((x.shape[0],), t)).to(x.dtype)
+    return lambda x, t: velocity(x, _times(x, t)).to(x.dtype)
+
+
+def _times(x: Tensor, t: float) -> Tensor:
+    """A time for each row, (B,); in a graph that is exported one for all of them, (1,), whose value stays known."""
+    return torch.tensor([t], dtype=x.dtype) if torch.compiler.is_exporting() else x.new_full((x.shape[0],), t)
 
 
 def _collect(x: Tensor, states: Iterator[Tensor], trajectory: Trajectory) -> Tensor:
@@ -261,8 +266,7 @@ def follow_map(flow_map: Callable[..., Tensor], x: Tensor, times: Times, traject
 
     def jumps(x: Tensor) -> Iterator[Tensor]:
         for t, s in pairwise(nodes):
-            at = [x.new_full((x.shape[0],), time) for time in (t, s)]
-            x = x + (s - t) * flow_map(x, *at).to(x.dtype)
+            x = x + (s - t) * flow_map(x, _times(x, t), _times(x, s)).to(x.dtype)
             yield x
 
     return _collect(x, jumps(x), trajectory)
@@ -338,7 +342,7 @@ def idff_sampler(
         )
 
     def drift(x: Tensor, t: float) -> Tensor:
-        x1_hat, st = heads(x, x.new_full((x.shape[0],), t))
+        x1_hat, st = heads(x, _times(x, t))
         spread = sigma * math.sqrt(t * (1 - t))
         return math.sqrt(1 - spread**2) / (1 - t) * (x1_hat.to(x.dtype) - x) + spread * st.to(x.dtype)
 

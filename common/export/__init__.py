@@ -1,0 +1,1 @@
+"""``python -m common.export``: a whole sampler as one graph, for programs without this library; see ``command``."""
