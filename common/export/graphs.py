@@ -96,8 +96,8 @@ def write(sampler: Sampler, out: Path, kind: str, facts: Mapping[str, Any], int8
     Raises:
         ValueError: the graph's images are not the sampler's.
     """
-    noise, *labels = example(sampler, 3)  # another batch than the traced one
-    images, nfe = sampler.from_noise(noise, range(len(noise)), *labels)
+    inputs = example(sampler, 3)  # another batch than the traced one
+    images, nfe = sampler.from_noise(inputs[0], range(len(inputs[0])), inputs[1] if len(inputs) > 1 else None)
     facts = {**facts, "nfe": nfe}
     with atomic_write(out) as path:
         if kind == "onnx":
@@ -110,7 +110,7 @@ def write(sampler: Sampler, out: Path, kind: str, facts: Mapping[str, Any], int8
         else:
             with open(path, "wb") as file, quiet():
                 torch.export.save(program(sampler), file, extra_files={"facts.json": json.dumps(facts)})
-        miss = float((read(path, kind)(noise, *labels) - images).abs().max())
+        miss = float((read(path, kind)(*inputs) - images).abs().max())
         if not int8 and not miss <= TOLERANCE:
             raise ValueError(f"{out}: the graph's images differ from the sampler's by {miss:.1g}; nothing was written")
     return Written(nfe, miss)
