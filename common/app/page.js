@@ -43,7 +43,9 @@ async function ask(what, body, line) {
   }
 }
 
-const cost = (said) => `NFE ${+said.nfe.toFixed(2)} for each image, ${said.seconds.toFixed(2)} s, ${said.solver} on a ${said.grid} grid`;
+const cost = ({ nfe, seconds, solver, grid }) =>
+  `${+nfe.toFixed(2)} network evaluations (NFE) for each image, ${seconds.toFixed(2)} s, solver ${solver}` +
+  (grid === solver ? "" : `, ${grid} grid`);
 
 function figure(source, text, kind = "") {
   const made = document.createElement("figure"), image = new Image(), caption = document.createElement("figcaption");
@@ -88,12 +90,12 @@ async function sample() {
       frames.push(said.images);
       times.push(said.t);
       show(said.step);
-      $("progress").value = said.step / said.of;
-      $("step").disabled = said.step === 0;
+      follow();
+      [$("progress").hidden, $("progress").value, $("step").disabled] = [false, said.step / said.of, false];
       tell(`step ${said.step} of ${said.of}`);
     } else tell(cost(said));
   });
-  if (frames.length) follow();
+  $("progress").hidden = true;
 }
 
 async function ends() {
@@ -131,8 +133,8 @@ async function invert() {
     const captions = ["your picture, as the network takes it", "its noise (a third of it)", "made of the noise again"];
     $("invert_out").replaceChildren(...said.images.map((source, k) => figure(source, captions[k], "big")));
     const { error, ratio, mean, spread } = said.facts;
-    tell(`error after both ways: ${error.toFixed(3)} of 255 grey levels (RMS), PSNR ${ratio.toFixed(1)} dB; the noise has mean ` +
-      `${mean.toFixed(3)} and spread ${spread.toFixed(3)} (normal: 0 and 1); ${cost(said)}`);
+    tell(`Error after both ways: ${error.toFixed(3)} of 255 grey levels (RMS), PSNR ${ratio.toFixed(1)} dB. The noise has ` +
+      `mean ${mean.toFixed(2)} and spread ${spread.toFixed(2)} (normal: 0 and 1). ${cost(said)}`);
   });
 }
 
@@ -144,7 +146,6 @@ function open(name) {
     $(each).hidden = $(`${each}_out`).hidden = each !== name;
     $(`tab_${each}`).setAttribute("aria-selected", each === name);
   }
-  $("progress").style.visibility = name === "sample" ? "visible" : "hidden";
   tell("");
   if (name === "between") ends();
 }

@@ -121,6 +121,7 @@ class Player:
 
     def __init__(self, entries: dict[str, Entry], device: str = "auto") -> None:
         self.entries, self.device = entries, device
+        self.evaluating: Callable[[], object] = lambda: None  # called before each evaluation, which it may end
         self._last: tuple[str, Any] = ("", None)
 
     def _config(self, wish: Wish) -> Wish:
@@ -133,7 +134,9 @@ class Player:
     def _network(self, name: str, config: Wish) -> tuple[Any, dict[str, Any], Folder]:
         folder = self.entries[name].folder
         if self._last[0] != name:
-            self._last = (name, read_network(folder, config))
+            net, info = read_network(folder, config)
+            net.register_forward_pre_hook(lambda *_: self.evaluating())
+            self._last = (name, (net, info))
         return (*self._last[1], folder)
 
     def _sampler(self, wish: Wish, inverting: bool = False) -> tuple[generate.Sampler, Sequence[str]]:

@@ -38,11 +38,17 @@ class Gone(Exception):
 
 
 class OneAtATime:
-    """Runs computations in one thread, one after the other; that of who has hung up ends at its next line."""
+    """Runs computations in one thread, one after the other; that of who has hung up ends."""
 
     def __init__(self, patience: float = PATIENCE) -> None:
         self.patience = patience
-        self._worker, self._free, self._end = ThreadPoolExecutor(1), threading.Lock(), threading.Event()
+        self._worker, self._free = ThreadPoolExecutor(1), threading.Lock()
+        self._end, self._gone = threading.Event(), threading.Event()
+
+    def check(self) -> None:
+        """Raises Gone inside a computation that nobody waits for."""
+        if self._gone.is_set() or self._end.is_set():
+            raise Gone
 
     def lines(self, work: Callable[[Say], object]) -> Iterator[dict[str, Any]]:
         """The lines that a computation says, as it says them; one line of error where it fails or has no turn."""
@@ -50,11 +56,10 @@ class OneAtATime:
             yield {"error": BUSY}
             return
         said: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        gone = threading.Event()
+        gone = self._gone = threading.Event()
 
         def say(line: dict[str, Any]) -> None:
-            if gone.is_set() or self._end.is_set():
-                raise Gone
+            self.check()
             said.put(line)
 
         def job() -> None:
@@ -75,7 +80,7 @@ class OneAtATime:
             gone.set()
 
     def close(self) -> None:
-        """End what is running at its next line."""
+        """End what is running."""
         self._end.set()
         self._worker.shutdown(cancel_futures=True)
 
@@ -96,6 +101,7 @@ def application(player: Player, turns: OneAtATime) -> Flask:
     from common.app.play import MOST_BYTES, wish_of
 
     app = Flask("common.app", static_folder=None)
+    player.evaluating = turns.check
     app.config.update(MAX_CONTENT_LENGTH=MOST_BYTES + 10_000, TRUSTED_HOSTS=[HOST, "localhost"])
 
     @app.before_request
@@ -129,14 +135,12 @@ def application(player: Player, turns: OneAtATime) -> Flask:
 
     @app.post("/<any(about, sample, between, invert):what>")
     def answer(what: str) -> Response:
-        upload = request.files.get("picture")
-        data = upload.read() if upload else b""
-        words = request.form.get("wish", "") if what == "invert" else request.get_data(as_text=True)
+        data, words = (), request.get_data(as_text=True) if what != "invert" else request.form.get("wish", "")
+        if what == "invert":
+            data = (request.files["picture"].read() if "picture" in request.files else b"",)
 
         def work(say: Say) -> None:
-            wish = wish_of(json.loads(words))
-            more = (data,) if what == "invert" else ()
-            getattr(player, what)(wish, *more, say)
+            getattr(player, what)(wish_of(json.loads(words)), *data, say)
 
         lines = turns.lines(work)
         first = next(lines)

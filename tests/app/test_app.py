@@ -173,6 +173,20 @@ def test_pictures_are_bounded_before_they_are_decoded(player):
         lines(player.invert, {"weights": "plain", "solver": "unipc2"}, photo())
 
 
+def test_what_nobody_waits_for_ends_at_its_next_evaluation(player, monkeypatch):
+    calls = []
+
+    def evaluating():
+        calls.append(1)
+        if len(calls) == 3:
+            raise serve.Gone
+
+    monkeypatch.setattr(player, "evaluating", evaluating)
+    with pytest.raises(serve.Gone):
+        lines(player.invert, {"weights": "plain", "n_steps": 8}, photo())
+    assert len(calls) == 3
+
+
 # ---- over HTTP
 
 
@@ -216,7 +230,9 @@ def test_the_server_answers_streams_and_refuses(player):
         )
         assert headers["Content-Security-Policy"].startswith("default-src 'none'; script-src 'self'")
         assert json.loads(ask(port, "GET", "/weights")[2])["weights"] == ["tiny", "plain"]
-        status, _, text = ask(port, "POST", "/sample", json.dumps(WISH))
+        status, _, text = ask(
+            port, "POST", "/sample", json.dumps(WISH), Content_Type="application/x-www-form-urlencoded"
+        )
         assert status == 200 and [json.loads(line).get("step") for line in text.splitlines()] == [0, 1, 2, 3, 4, None]
         body, kind = form(photo(), {"weights": "plain", "n_steps": 4})
         status, _, text = ask(port, "POST", "/invert", body, Content_Type=kind)
@@ -335,7 +351,7 @@ def test_the_page_in_chromium_plays_and_asks_nobody_else(player, tmp_path):
             raise AssertionError(f"{text!r} never came, but {shown!r}")
 
         browser.get(f"http://127.0.0.1:{port}/")
-        until("NFE 10 for each image")
+        until("10 network evaluations (NFE) for each image")
         assert script(
             "return [document.querySelectorAll('#grid img').length, document.querySelectorAll('#strip img').length]"
         ) == [16, 11]
@@ -360,7 +376,7 @@ def test_the_page_in_chromium_plays_and_asks_nobody_else(player, tmp_path):
         assert until("choose a picture first") and script("return document.getElementById('status').className") == "bad"
         browser.find_element("id", "file").send_keys(str(tmp_path / "photo.png"))
         script("run_invert.click()")
-        until("error after both ways")
+        until("Error after both ways")
         events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
         asked = [
             event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"
