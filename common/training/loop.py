@@ -195,6 +195,9 @@ def begin(trainer: Trainer, out: Path, options: Any) -> None:
         trainer: fresh; ``trainer.config.resume`` says whether a run that is there may go on.
         out: the run folder; that of --smoke is emptied first.
         options: the run's options, for config.yaml, which also says what was changed when it was resumed.
+
+    Raises:
+        ValueError: a run that may not go on, or a folder in which the processes see different runs.
     """
     last = out / "checkpoint_last.pt"
     if options.smoke and not getattr(options, "out", "chosen") and trainer.config.resume == "no":
@@ -209,6 +212,11 @@ def begin(trainer: Trainer, out: Path, options: Any) -> None:
         trainer.restore(checkpoint.load(last, map_location=trainer.device), last)
     elif trainer.config.init:
         trainer.start_from(trainer.config.init)
+    if (first := int(trainer.processes.of_first(trainer.step))) != trainer.step:
+        raise ValueError(
+            f"{out} is at step {first} for the first process and at step {trainer.step} for process "
+            f"{trainer.processes.rank}: all machines need the same folder, give a shared one with {trainer.elsewhere}"
+        )
     if trainer.processes.is_main:
         JsonLines(out / "metrics.jsonl").truncate_after(trainer.step)
         snapshots.remove_after(out, trainer.step)
