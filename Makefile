@@ -4,8 +4,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 DEMO := $(VENV)/.demo
 READY := $(VENV)/.ready
+DOCS := $(VENV)/.docs
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint docs clean
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST)
@@ -21,6 +22,9 @@ lint: $(READY) ## formatting, lint, types
 	$(PY) -m ruff check .
 	$(PY) -m pyright --pythonpath $(PY)
 
+docs: $(DOCS) ## the documentation site, build/site/index.html; fails at a broken link
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
+
 clean: ## remove .venv
 	rm -rf $(VENV)
 
@@ -28,6 +32,9 @@ $(DEMO): requirements-demo.txt
 	$(install)
 
 $(READY): requirements.txt
+	$(install)
+
+$(DOCS): requirements-docs.txt
 	$(install)
 
 # into .venv what the first prerequisite names, by uv where it is there

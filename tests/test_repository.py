@@ -559,3 +559,13 @@ def test_what_the_documents_commands_write_is_ignored_by_git():
     ]
     asked = subprocess.run(["git", "check-ignore", *written], cwd=ROOT, capture_output=True, text=True, check=False)
     assert asked.stdout.split() == written
+
+
+def test_the_sites_pages_are_the_documents():
+    """``make docs`` checks their links, and is not run here; what is not in its navigation would not be found."""
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = re.findall(r"^ +- [^:\n]+: (\S+\.md)$", text.partition("\nnav:\n")[2], flags=re.MULTILINE)
+    documents = [path.relative_to(ROOT) for path in DOCUMENTS]
+    ours = sorted(path.as_posix() for path in documents if path.parts[0] != "build")
+    assert sorted(pages) == ours and len(pages) > 20
+    assert "http" not in re.sub("python -m http.server", "", text), "the site is built without network"
