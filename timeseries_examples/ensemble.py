@@ -12,6 +12,7 @@ from torch import Tensor
 from common.data.series import frames_at, roll_out, windows
 from common.runtime import generator
 from timeseries_examples.dihedrals import to_angles, to_features
+from timeseries_examples.kinetics import kinetics
 from timeseries_examples.measures import (
     autocorrelation,
     circular_errors,
@@ -39,7 +40,12 @@ def as_angles(states: Tensor, space: str) -> np.ndarray:
 
 
 def evaluate(
-    model: Propagator, train_set: Sequence[np.ndarray], held_out: Sequence[np.ndarray], lag: float, options: Any
+    model: Propagator,
+    train_set: Sequence[np.ndarray],
+    held_out: Sequence[np.ndarray],
+    lag: float,
+    options: Any,
+    learnt: Sequence[np.ndarray] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The numbers, and what the pictures need.
 
@@ -48,8 +54,9 @@ def evaluate(
         train_set, held_out: Stretches of angles, (T, residues, 2).
         lag: Picoseconds of a step.
         options: With leads, forecasts, members, rollouts, length and seed.
+        learnt: what the model and its rivals learn from, if that is more than the training part.
     """
-    leads, pictures = forecasts(model, train_set, held_out, lag, options)
+    leads, pictures = forecasts(model, learnt or train_set, held_out, lag, options)
     made = long_runs(model, held_out, options)
     result = {
         "method": model.recipe.method,
@@ -66,6 +73,7 @@ def evaluate(
             "held out": slow(held_out, lag),
             "training": slow(train_set, lag),
         },
+        "kinetics": kinetics(list(made), [*train_set, *held_out], lag),
         "rollout_steps": int(made.shape[0] * made.shape[1]),
     }
     return result, {"made": made, "real": list(held_out), **pictures}

@@ -37,8 +37,8 @@ class Options:
     """Picoseconds from frame to frame, for files that do not say: dcd, npy"""
     unit: Literal["auto", "radians", "degrees"] = "auto"
     """Of the angles in the files; auto: radians, and an error if they cannot be"""
-    lag: Count = 1
-    """Frames of the data in one step of the model"""
+    lag: Count = 20
+    """Frames of the data in one step of the model, here 10 ps; shorter steps see few crossings and forget too soon"""
     split: Literal["trajectories", "blocks"] = "trajectories"
     """What is held out: whole trajectories, or every so many blocks of time of all of them"""
     held_out: Count = 1
@@ -134,13 +134,13 @@ def run(options: Options) -> None:
     model, seconds = None, 0.0
     if options.weights:
         model, options = load_as_trained(options, (*SPLIT, *FLOW), "dihedrals")
-    train_set, held_out, lag = parts(options)
+    learnt, train_set, held_out, lag = parts(options)
     if model is None:
-        model, seconds = trained(options, train_set)
+        model, seconds = trained(options, learnt)
     else:
-        check_data(Path(options.weights), [as_states(x, options.space) for x in train_set])
+        check_data(Path(options.weights), [as_states(x, options.space) for x in learnt])
     out = Path(options.out)
-    result, pictures = evaluate(model, train_set, held_out, lag, options)
+    result, pictures = evaluate(model, train_set, held_out, lag, options, learnt)
     write_json(out / "md.json", {"training_seconds": round(seconds, 1), **result})
     figures.ramachandran(pictures["real"], pictures["made"], out / "md_ramachandran.png")
     figures.traces(pictures, lag, out / "md_traces.png")
@@ -177,8 +177,11 @@ def trained(options: Options, train_set: list[np.ndarray]) -> tuple[Propagator, 
 # ---- data
 
 
-def parts(options: Options) -> tuple[list[np.ndarray], list[np.ndarray], float]:
-    """Training and held-out stretches of angles (T, residues, 2), and picoseconds of one step.
+def parts(options: Options) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray], float]:
+    """Stretches of angles (T, residues, 2): to learn from, the training part, the held-out part; and ps of one step.
+
+    All are of every ``lag``-th frame. What is learnt from begins at each of the first ``lag`` frames, so that no pair
+    of frames a step apart is left out; the other two begin at the first, as trajectories do.
 
     Raises:
         FileNotFoundError: no trajectories.
@@ -188,9 +191,11 @@ def parts(options: Options) -> tuple[list[np.ndarray], list[np.ndarray], float]:
 
     most = 400 if options.smoke else None
     trajectories = load_all(Path(options.data), options.unit, options.topology, options.frame, most)
-    whole = [t.angles[:: options.lag] for t in trajectories]
+    whole, lag = [t.angles for t in trajectories], options.lag
     window = options.past + options.leads[-1]
-    train_set, held_out = by_trajectory(whole, options) if options.split == "trajectories" else by_block(whole, options)
+    full, rest = by_trajectory(whole, options) if options.split == "trajectories" else by_block(whole, options)
+    learnt = [x[k::lag] for x in full for k in range(lag)]
+    train_set, held_out = ([x[::lag] for x in part] for part in (full, rest))
     for name, stretches in (("training", train_set), ("held-out", held_out)):
         longest, shortest = max(map(len, stretches)), min(map(len, stretches))
         if longest < window:
@@ -203,8 +208,8 @@ def parts(options: Options) -> tuple[list[np.ndarray], list[np.ndarray], float]:
                 f"{options.data}: a {name} stretch has {shortest} frames, but correlation times and --past "
                 f"{options.past} need {FEWEST + options.past}: give longer trajectories or a smaller --lag"
             )
-    describe(trajectories, train_set, held_out, options)
-    return train_set, held_out, trajectories[0].lag * options.lag
+    describe(trajectories, learnt, held_out, options)
+    return learnt, train_set, held_out, trajectories[0].lag * lag
 
 
 def by_trajectory(whole: list[np.ndarray], options: Options) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -231,12 +236,12 @@ def by_block(whole: list[np.ndarray], options: Options) -> tuple[list[np.ndarray
     return train_set, held_out
 
 
-def describe(trajectories: list[Trajectory], train_set: list, held_out: list, options: Options) -> None:
+def describe(trajectories: list[Trajectory], learnt: list, held_out: list, options: Options) -> None:
     """Say what there is."""
     frames, first = ", ".join(str(len(t.angles)) for t in trajectories), trajectories[0]
     print(
         f"{len(trajectories)} trajectories of {first.angles.shape[1]} residues, {frames} frames of {first.lag:g} ps; "
-        f"{sum(map(len, train_set))} steps to train on, {sum(map(len, held_out))} held out (--split {options.split})"
+        f"{sum(map(len, learnt))} steps to train on, {sum(map(len, held_out))} held out (--split {options.split})"
     )
 
 
@@ -259,4 +264,18 @@ def show(result: dict[str, Any]) -> None:
         print(f"Ramachandran JS distance, {name.replace('_', ' ')}: {value:.4f}")
     for name, row in result["slow"].items():
         print(f"{name}: " + ", ".join(f"{key} {value:.3g}" for key, value in row.items()))
+    show_kinetics(result["kinetics"])
     print(f"NFE per step {result['nfe']}; {result['rollout_steps']} steps rolled out, all finite")
+
+
+def show_kinetics(found: dict[str, Any] | None) -> None:
+    """The scores of single trajectories, the model's beside real ones of their length, or why there are none."""
+    if found is None:
+        print(
+            "no slow modes: they need deeptime (pip install deeptime) and trajectories of 0.4 ns or more, also --length"
+        )
+        return
+    print(f"{'one trajectory to all real ones':<32}model   another real one")
+    for name, value in found["model"].items():
+        words = [f"{x:<8.3g}" if x is not None else "longer  " for x in (value, found["floor"][name])]
+        print(f"{name.replace('_', ' '):<32}{words[0]}{words[1]}")

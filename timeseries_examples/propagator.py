@@ -364,7 +364,7 @@ def mark_of(series: Sequence[Tensor]) -> str:
     digest = hashlib.sha256()
     for x in series:
         digest.update(x.contiguous().numpy().tobytes())
-    return f"{len(series)} trajectories {digest.hexdigest()[:16]}"
+    return f"{len(series)} stretches {digest.hexdigest()[:16]}"
 
 
 def check_data(path: Path, series: Sequence[Tensor]) -> None:

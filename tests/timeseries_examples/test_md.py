@@ -10,7 +10,7 @@ import torch
 
 from common.cli import parse, validate
 from started import start
-from timeseries_examples import dihedrals, ensemble, md, measures
+from timeseries_examples import dihedrals, ensemble, formats, md, measures
 from timeseries_examples import propagator as flows
 from tiny import ROOT
 
@@ -57,7 +57,7 @@ def test_weights_are_not_tested_on_what_they_may_have_seen(trained, tmp_path):
     longer = folder_of(tmp_path / "longer", (300, 300, 300, 300))
     weights = ("--smoke", "--weights", trained[1] / "CFM_MD_v1.pt", "--out", tmp_path / "again")
     line = run(*weights, "--data", longer, code=2)
-    assert "was trained on 2 trajectories" in line and "these are 3 trajectories" in line
+    assert "was trained on 40 stretches" in line and "these are 60 stretches" in line
 
 
 # ---- measures of angles
@@ -151,23 +151,35 @@ def test_model_keeps_two_basins_that_are_far_apart():
 
 
 def options(path, **changes):
-    given = md.Options(data=str(path), **changes)
+    given = md.Options(data=str(path), **({"lag": 1} | changes))
     validate(given)
     return md.completed(given)
 
 
 def test_splits(tmp_path, capsys):
     folder = folder_of(tmp_path, (300, 200, 250))
-    train_set, held_out, lag = md.parts(options(folder, held_out=1))
+    learnt, train_set, held_out, lag = md.parts(options(folder, held_out=1))
     assert [len(x) for x in train_set] == [300, 200] and [len(x) for x in held_out] == [250]
-    assert lag == pytest.approx(0.5) and "450 steps" not in capsys.readouterr().out
-    train_set, held_out, lag = md.parts(options(folder, held_out=2, split="blocks", lag=2, leads=(1, 2)))
+    assert lag == pytest.approx(0.5) and "500 steps to train on" in capsys.readouterr().out
+    assert all(map(np.array_equal, learnt, train_set))
+    learnt, train_set, held_out, lag = md.parts(options(folder, held_out=2, split="blocks", lag=2, leads=(1, 2)))
     assert len(held_out) == 6 and len(train_set) == 24 and lag == pytest.approx(1.0)
-    assert sum(map(len, train_set)) + sum(map(len, held_out)) == 150 + 100 + 125
+    assert sum(map(len, train_set)) + sum(map(len, held_out)) == 10 * (15 + 10 + 13)
+    assert sum(map(len, learnt)) == 8 * (30 + 20 + 25)  # no frame is left out
+    assert all(map(np.array_equal, learnt[::2], train_set))
+
+
+def test_a_step_of_several_frames_is_learnt_from_all_pairs_of_frames_that_far_apart(tmp_path):
+    lengths, lag = (50, 47), 5
+    folder = folder_of(tmp_path, (*lengths, 60))
+    learnt, *_ = md.parts(options(folder, lag=lag, leads=(1, 2)))
+    whole = [t.angles for t in formats.load_all(folder)[:2]]
+    pairs = {(a.tobytes(), b.tobytes()) for x in learnt for a, b in zip(x[:-1], x[1:])}
+    assert pairs == {(x[i].tobytes(), x[i + lag].tobytes()) for x in whole for i in range(len(x) - lag)}
 
 
 def test_no_window_reaches_over_a_gap(tmp_path):
-    train_set, _, _ = md.parts(options(folder_of(tmp_path), held_out=2, split="blocks", leads=(1, 2)))
+    _, train_set, _, _ = md.parts(options(folder_of(tmp_path), held_out=2, split="blocks", leads=(1, 2)))
     series = [ensemble.as_states(x, "angle") for x in train_set]
     p = flows.build(flows.Space.of("angle", series), flows.Recipe(past=2), 8, 1, seed=0)
     given, following, k = flows.examples(p, series)
