@@ -64,7 +64,9 @@ class Reference:
         self.tics = [self.tica.transform(x) for x in features]
         points = np.concatenate(self.tics)
         points = points[:: max(1, len(points) // MOST)]
-        self.clusters = KMeans(min(CLUSTERS, len(points) // 10), fixed_seed=13, n_jobs=1, max_iter=200).fit_fetch(points)
+        self.clusters = KMeans(min(CLUSTERS, len(points) // 10), fixed_seed=13, n_jobs=1, max_iter=200).fit_fetch(
+            points
+        )
         self.member, self.states = self._states()
         self.occupied = self._occupied(self.tics)
 
