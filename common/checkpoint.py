@@ -8,6 +8,7 @@ also be safetensors, without pickle at all: ``ema_model`` are the tensors, all e
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import pickle
@@ -122,6 +123,7 @@ def find(path: str | PathLike[str], flag: str = "--weights") -> Path:
 
     Raises:
         FileNotFoundError: there is none.
+        ValueError: the folder is one of diffusers.
     """
     path = Path(path)
     if str(path).startswith(HUB):
@@ -129,6 +131,7 @@ def find(path: str | PathLike[str], flag: str = "--weights") -> Path:
     if path.is_file():
         return path
     if path.is_dir():
+        _check_not_diffusers(path, flag)
         for pattern in ("*_final.pt", "*.pth", "*.safetensors", "checkpoint_best.pt", "checkpoint_last.pt"):
             files = [file for file in path.glob(pattern) if ".previous" not in file.suffixes]
             if files:
@@ -140,6 +143,24 @@ def find(path: str | PathLike[str], flag: str = "--weights") -> Path:
     raise FileNotFoundError(
         f"no weights at {path}{contents}: train them first, or give {flag} with a checkpoint file or a run folder"
     )
+
+
+def _check_not_diffusers(folder: Path, flag: str) -> None:
+    """Refuse (ValueError) a folder that diffusers wrote: a pipeline with its networks in folders, or one network.
+
+    Its UNet2DModel could be rebuilt from the tensors; but what it predicts is the noise at a numbered step of the
+    diffusion that the pipeline's scheduler describes, so that no method here makes a velocity of it.
+    """
+    for name in ("model_index.json", "config.json"):
+        kind = None
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            kind = json.loads((folder / name).read_text(encoding="utf-8")).get("_class_name")
+        if kind:
+            raise ValueError(
+                f"{flag} {folder} is a {kind} of diffusers ({name}): it predicts the noise of a diffusion's numbered "
+                "steps, not a flow's velocity, and cannot be used here: sample it with diffusers, or give weights of "
+                "this project, torchcfm, IDFF or flow-matching-pytorch"
+            )
 
 
 def _fetched(name: str, flag: str) -> Path:

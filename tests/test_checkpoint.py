@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import os
 import pickle
@@ -385,3 +386,29 @@ def test_a_network_is_built_without_drawing_its_weights():
     with torch.device("meta"), checkpoint.NothingDrawn():
         net = build_network(network_description(CONFIG))
     assert torch.equal(before, torch.get_rng_state()) and all(p.is_meta for p in net.parameters())
+
+
+def test_a_folder_of_diffusers_is_refused_in_a_line_that_says_what_it_is(tmp_path):
+    from safetensors.torch import save_file
+
+    unet = tmp_path / "unet"  # as UNet2DModel.save_pretrained and DDPMPipeline.save_pretrained write them
+    unet.mkdir()
+    save_file({"conv_in.weight": torch.zeros(8, 3, 3, 3)}, unet / "diffusion_pytorch_model.safetensors")
+    config = {"_class_name": "UNet2DModel", "_diffusers_version": "0.30.0", "sample_size": 32}
+    (unet / "config.json").write_text(json.dumps(config))
+    index = {
+        "_class_name": "DDPMPipeline",
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "unet": ["diffusers", "UNet2DModel"],
+    }
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    for folder, kind in ((tmp_path, "DDPMPipeline"), (unet, "UNet2DModel")):
+        with pytest.raises(
+            ValueError, match=f"--weights {folder} is a {kind} of diffusers .* predicts the noise"
+        ) as refused:
+            checkpoint.load_network(folder)
+        assert "\n" not in str(refused.value)
+    with pytest.raises(ValueError, match=r"conv_in\.weight.* are not those of a network known here"):
+        checkpoint.load_network(unet / "diffusion_pytorch_model.safetensors")
+    (unet / "config.json").write_text(json.dumps({"channels": 8}))  # a hub's folder has one, too
+    assert checkpoint.find(unet).name == "diffusion_pytorch_model.safetensors"
