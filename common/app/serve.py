@@ -10,11 +10,13 @@ import json
 import os
 import queue
 import re
+import select
 import socket
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 HERE = Path(__file__).resolve().parent
-PATIENCE = 15.0  # seconds that a question waits for the one before it
+PATIENCE = 30.0  # seconds that a question waits for the one before it
 POLICY = "default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; img-src data: blob:; connect-src 'self'"
 BUSY = "busy: another computation is running; try again when it has ended"
 
@@ -44,19 +46,24 @@ class OneAtATime:
         self.patience = patience
         self._worker, self._free = ThreadPoolExecutor(1), threading.Lock()
         self._end, self._gone = threading.Event(), threading.Event()
+        self._away: Callable[[], bool] = self._end.is_set
 
     def check(self) -> None:
         """Raises Gone inside a computation that nobody waits for."""
-        if self._gone.is_set() or self._end.is_set():
+        if self._gone.is_set() or self._end.is_set() or self._away():
             raise Gone
 
-    def lines(self, work: Callable[[Say], object]) -> Iterator[dict[str, Any]]:
-        """The lines that a computation says, as it says them; one line of error where it fails or has no turn."""
+    def lines(self, work: Callable[[Say], object], away: Callable[[], bool]) -> Iterator[dict[str, Any]]:
+        """The lines that a computation says, as it says them; one line of error where it fails or has no turn.
+
+        ``away`` says whether who asked has hung up.
+        """
         if not self._free.acquire(timeout=self.patience):
             yield {"error": BUSY}
             return
         said: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        gone = self._gone = threading.Event()
+        gone, self._away = threading.Event(), away
+        self._gone = gone
 
         def say(line: dict[str, Any]) -> None:
             self.check()
@@ -83,6 +90,11 @@ class OneAtATime:
         """End what is running."""
         self._end.set()
         self._worker.shutdown(cancel_futures=True)
+
+
+def hung_up(connection: socket.socket) -> bool:
+    """Whether the other end has closed a connection on which it has nothing more to say."""
+    return bool(select.select([connection], [], [], 0)[0]) and not connection.recv(1, socket.MSG_PEEK)
 
 
 def told(error: Exception) -> str:
@@ -142,8 +154,8 @@ def application(player: Player, turns: OneAtATime) -> Flask:
         def work(say: Say) -> None:
             getattr(player, what)(wish_of(json.loads(words)), *data, say)
 
-        lines = turns.lines(work)
-        first = next(lines)
+        lines = turns.lines(work, partial(hung_up, request.environ["werkzeug.socket"]))
+        first = next(lines, {"error": BUSY})  # nothing: it was ended before its first line
         status = 200 if "error" not in first else 503 if first["error"] == BUSY else 400
         body = (json.dumps(line) + "\n" for line in chain([first], lines))
         return Response(body, status, mimetype="application/x-ndjson")

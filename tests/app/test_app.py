@@ -258,14 +258,15 @@ def test_the_server_answers_streams_and_refuses(player):
 
 
 class Slow(play.Player):
-    """Says a line every few milliseconds until nobody listens."""
+    """Evaluates every few milliseconds until nobody listens."""
 
     ended = 0
 
     def sample(self, wish, say):
         try:
-            while True:
-                say({"step": 0})
+            say({"step": 0})
+            while True:  # without a word, as between two steps
+                self.evaluating()
                 time.sleep(0.005)
         finally:
             self.ended += 1
