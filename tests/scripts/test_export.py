@@ -13,7 +13,7 @@ from common.export import command, graphs
 from common.generate import Sampler, labels_for, noise_for, real_classes
 from common.scripts.sampling import make_sampler
 from common.solvers import fitted, time_grid
-from tiny import folder, options, weights
+from tiny import folder, options, run, weights
 
 CONDITIONAL = options(num_classes=3, label_dropout=0.5)
 HEADS = options(method="idff", sigma=0.3)
@@ -95,9 +95,12 @@ HOW = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("config", "how", "words"), HOW, ids=str)
+@pytest.mark.parametrize(
+    ("config", "how", "words"), HOW, ids=[" ".join((how["solver"], *words)) for _, how, words in HOW]
+)
 def test_graphs_of_a_u_net_by_the_command(tmp_path, config, how, words):
-    file = weights(tmp_path / "a_final.pt", config)
+    two_times = config.method == "flowmap"
+    file = run(tmp_path / "run", method="flowmap") if two_times else weights(tmp_path / "a_final.pt", config)
     fitted.keep_fitted(file, fitted.adams_sampler(time_grid(4).tolist(), 2), 1.0, {})
     out = tmp_path / ("graph.pt2" if "torch" in words else "graph.onnx")
     command.main([str(file), str(out), *words, *(word for key in how for word in (f"--{key}", str(how[key])))])
