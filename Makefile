@@ -6,13 +6,16 @@ DEMO := $(VENV)/.demo
 READY := $(VENV)/.ready
 DOCS := $(VENV)/.docs
 
-.PHONY: help demo test lint docs clean
+.PHONY: help demo app test lint docs clean
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST)
 
 demo: $(DEMO) ## 64 generated CIFAR-10 images from the shipped weights; installs what sampling needs
 	cd cifar10 && ../$(PY) simple_gen_test.py
+
+app: $(DEMO) ## a page to play with the weights, on this machine alone; installs what sampling needs
+	$(PY) -m common.app
 
 test: $(READY) ## the test suite; installs everything
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -66,6 +66,7 @@ FOLDER = Folder(
     presets={"default": DEFAULT, "seed": SEED},
     data="torchvision:MNIST",
     weights="results/RF-0.0/flow_matching_mnist.pth",
+    few="results/ECT-0.0/flow_matching_mnist.pth",
     weights_name="flow_matching_mnist.pth",
     load_data=load_data,
 )

@@ -69,10 +69,8 @@ class Options:
 
     def check_together(self) -> None:
         """Raises ValueError where options do not fit together, or packages are missing."""
-        if not (self.weights and self.out):
-            raise ValueError("give weights and a file to write: python -m common.export WEIGHTS FILE.onnx")
         ending = ENDINGS[self.format]
-        if Path(self.out).suffix != ending:
+        if self.out and Path(self.out).suffix != ending:
             raise ValueError(f"{self.out}: the file of --format {self.format} ends in {ending}")
         if self.int8 and self.format != "onnx":
             raise ValueError("--int8 is for --format onnx")
@@ -95,8 +93,10 @@ def export(options: Options) -> Path:
 
     Raises:
         FileNotFoundError: there are no weights.
-        ValueError: a sampler that is no fixed graph, names that are not as many as the classes, a missing package.
+        ValueError: nothing is named, a sampler that is no fixed graph, names that are not as many as the classes, a missing package.
     """
+    if not (options.weights and options.out):
+        raise ValueError("give weights and a file to write: python -m common.export WEIGHTS FILE.onnx")
     from common import checkpoint
     from common.export import graphs
     from common.generate import real_classes
