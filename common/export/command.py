@@ -93,7 +93,8 @@ def export(options: Options) -> Path:
 
     Raises:
         FileNotFoundError: there are no weights.
-        ValueError: nothing is named, a sampler that is no fixed graph, names that are not as many as the classes, a missing package.
+        ValueError: nothing is named, a sampler that is no fixed graph, names that are not as many as the classes, a
+            missing package.
     """
     if not (options.weights and options.out):
         raise ValueError("give weights and a file to write: python -m common.export WEIGHTS FILE.onnx")
