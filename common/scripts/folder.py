@@ -32,6 +32,7 @@ CPU_NETWORK: dict[str, Any] = {
     "dropout": 0.0,
 }
 FLAGS = {"flow_w": "flow_weight"}  # more spellings, of IDFF's scripts
+SMOKE_IMAGES = 64  # that are made up, at most
 FEW = 4  # steps, at most, for which weights tuned for few of them are taken
 
 
@@ -210,7 +211,8 @@ def load_data(folder: Folder, config: Any, image_size: int, channels: int, strea
     if config.smoke:
         if config.data:
             print(f"--smoke: made-up images; --data {config.data} is not read")
-        return synthetic_images(64, image_size, channels, getattr(config, "num_classes", 0) or 10, seed=0)
+        count = min(options.get("limit") or SMOKE_IMAGES, SMOKE_IMAGES)
+        return synthetic_images(count, image_size, channels, getattr(config, "num_classes", 0) or 10, seed=0)
     options |= {"root": _data_root(folder, config), "num_workers": getattr(config, "num_workers", 2)}
     if stream:
         images = loading.StreamingImages(data_spec(folder, config), image_size, channels, **options)
