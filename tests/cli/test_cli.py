@@ -559,7 +559,7 @@ def test_help_of_long_lists_and_of_none(capsys):
     with pytest.raises(SystemExit):
         gen("--help")
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "--solver NAME Numerical method;" in text and "One of auto, fitted, euler, midpoint, heun, rk4, ab2," in text
+    assert "--solver NAME Numerical method;" in text and "One of auto, fitted, euler, midpoint, heun, rk4," in text
     assert "--label INT Class to draw; none (or -1): all classes in turn (default: none)" in text
 
 
