@@ -224,7 +224,7 @@ def test_data_and_weights_of_folders(tmp_path):
     )
     weights(tmp_path / "results" / "shipped.pt")
     assert one(checks.weights_of("faces", place))[0] == "ok"
-    assert checks.data_folders(ROOT).keys() >= {"cifar10", "mnist", "lsun_church"}
+    assert checks.folders_of(ROOT).keys() >= {"cifar10", "mnist", "lsun_church"}
 
 
 def test_programs_and_disk(tmp_path, monkeypatch):

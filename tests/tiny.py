@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from common.networks import build_network, network_description
 from common.runtime import Processes, generator
 from common.scripts.folder import Folder
 from common.training.loop import train
+from common.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "weights_step_final.pt"
@@ -97,6 +99,17 @@ def network(config: TrainConfig = TINY, seed: int = 0) -> torch.nn.Module:
         for parameter in net.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.1)
     return net
+
+
+def slow_updates(seconds: float) -> None:
+    """Every step of this process's trainers takes so much longer: time for a test to stop it."""
+    update = Trainer.update
+
+    def slow(self: Trainer, batch: Any) -> Any:
+        time.sleep(seconds)
+        return update(self, batch)
+
+    Trainer.update = slow  # type: ignore[method-assign]
 
 
 def weights(path: Path, config: TrainConfig = TINY, seed: int = 0) -> Path:

@@ -62,8 +62,8 @@ class Reference:
         features = [to_features(x).astype(np.float64) for x in parts]
         self.tica = TICA(lagtime=lag, dim=2).fit_from_timeseries(features).fetch_model()
         self.tics = [self.tica.transform(x) for x in features]
-        points = np.concatenate(self.tics)
-        points = points[:: max(1, len(points) // MOST)]
+        self.whole, self.ours = np.concatenate(parts), np.concatenate(self.tics)
+        points = self.ours[:: max(1, len(self.ours) // MOST)]
         self.clusters = KMeans(min(CLUSTERS, len(points) // 10), fixed_seed=13, n_jobs=1, max_iter=200).fit_fetch(
             points
         )
@@ -94,8 +94,8 @@ class Reference:
 
     def scores(self, x: np.ndarray) -> dict[str, float]:
         """Jensen-Shannon distances of one trajectory (T, residues, 2) to these; means over residues."""
-        whole, tics = np.concatenate(self.parts), self.tica.transform(to_features(x).astype(np.float64))
-        ours, low, high = np.concatenate(self.tics), *_range(tics, *self.tics)
+        whole, ours, tics = self.whole, self.ours, self.tica.transform(to_features(x).astype(np.float64))
+        low, high = _range(tics, ours)
         circle = (-np.pi, np.pi)
         residues = range(x.shape[1])
         found = {
@@ -128,8 +128,7 @@ class Reference:
 
 def distance(x: np.ndarray, y: np.ndarray, low: Any, high: Any, bins: int) -> float:
     """Jensen-Shannon distance of histograms of points (N, D) and (M, D) in a box, ``bins`` a side."""
-    ends = (np.broadcast_to(end, x.shape[1:]) for end in (low, high))
-    start, end = ends
+    start, end = (np.broadcast_to(side, x.shape[1:]) for side in (low, high))
     return _js(*(cells(points, start, end, bins).ravel() for points in (x, y)))
 
 

@@ -6,9 +6,7 @@ Each of :class:`Player`'s answers is a few JSON-like lines, handed to ``say`` on
 from __future__ import annotations
 
 import base64
-import importlib
 import io
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +21,7 @@ from common import cli, generate
 from common.cli.configs import SampleConfig, SolverName
 from common.cli.ranges import AtLeast, AtMost, Seed
 from common.images import png, to_uint8
-from common.scripts.folder import Folder
+from common.scripts.folder import Folder, data_folders
 from common.scripts.grid import class_names
 from common.scripts.invert import for_inversion, there_and_back
 from common.scripts.sampling import read_network, sampler_of
@@ -89,7 +87,7 @@ def find_weights(given: Sequence[str] = (), root: Path = ROOT) -> dict[str, Entr
     own = {name: Path(checkpoint.find(Path(name).expanduser() if name[:3] != "hf:" else name)) for name in given}
     found = {name: Entry(str(path), Folder(path.parent, {}, "", path.name, "")) for name, path in own.items()}
     shipped = {}
-    for folder in folders(root):
+    for folder in data_folders(root).values():
         runs = {path: Entry(str(path), folder, folder.landing) for path in folder.own_weights()}
         found |= {str(path.parent.relative_to(root)): entry for path, entry in runs.items()}
         for name, what, landing in ((folder.weights, "shipped", folder.landing), (folder.few, "for few steps", 1.0)):
@@ -99,15 +97,6 @@ def find_weights(given: Sequence[str] = (), root: Path = ROOT) -> dict[str, Entr
     if not found:
         raise FileNotFoundError(f"there are no weights in the folders of {root}: give some by --weights PATH")
     return found
-
-
-def folders(root: Path) -> list[Folder]:
-    """What the data folders of a repository say of themselves in their config.py."""
-    if str(root) not in sys.path:
-        sys.path.append(str(root))
-    names = [file.parent.name for file in sorted(root.glob("*/config.py")) if (file.parent / "_repo.py").exists()]
-    found = (getattr(importlib.import_module(f"{name}.config"), "FOLDER", None) for name in names)
-    return [folder for folder in found if isinstance(folder, Folder)]
 
 
 def pictures(x: Tensor) -> list[str]:

@@ -29,7 +29,7 @@ def look(root: Path) -> Iterator[Finding]:
     """All findings of a checkout, the fundamental ones first."""
     yield "ok", f"Python {sys.version.split()[0]}", ""
     yield from packages(root)
-    folders = data_folders(root)
+    folders = folders_of(root)
     sets = {name: [f.data.split(":")[1], str(f.here / "data")] for name, f in folders.items() if ":" in f.data}
     probe = ask_torch(root, sets)
     yield from pair(probe)
@@ -232,18 +232,13 @@ def room(root: Path) -> Iterator[Finding]:
     yield ("note", f"{memory:.1f} GB of memory", small) if memory < 4 else ("ok", f"{memory:.1f} GB of memory", "")
 
 
-def data_folders(root: Path) -> dict[str, Any]:
+def folders_of(root: Path) -> dict[str, Any]:
     """The folders of image data by name; empty where their options cannot be read, for want of packages."""
-    found = {}
-    for file in sorted(root.glob("*/_repo.py")):
-        if (file.parent / "config.py").exists():
-            try:
-                module = importlib.import_module(f"{file.parent.name}.config")
-            except ImportError:
-                continue
-            if hasattr(module, "FOLDER"):
-                found[file.parent.name] = module.FOLDER
-    return found
+    try:
+        from common.scripts.folder import data_folders
+    except ImportError:
+        return {}
+    return data_folders(root)
 
 
 def data_of(name: str, folder: Any, sets: dict[str, str]) -> Iterator[Finding]:

@@ -6,6 +6,9 @@ beside this one, the same everywhere. Torch is imported inside the functions, so
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -127,6 +130,18 @@ class Folder:
     def samples(self, config: Any, name: str) -> Path:
         """Where samples go without a flag that says so: samples/NAME, those of ``--smoke`` beside it."""
         return self.here / "samples" / (f"smoke-{name}" if config.smoke else name)
+
+
+def data_folders(root: Path) -> dict[str, Folder]:
+    """The data folders of a repository by name, as their config.py has them; but for those that miss a package."""
+    if str(root) not in sys.path:
+        sys.path.append(str(root))
+    found = {}
+    for file in sorted(root.glob("*/config.py")):
+        if (file.parent / "_repo.py").exists():
+            with contextlib.suppress(ImportError):
+                found[file.parent.name] = getattr(importlib.import_module(f"{file.parent.name}.config"), "FOLDER", None)
+    return {name: folder for name, folder in found.items() if isinstance(folder, Folder)}
 
 
 def newest(runs: Iterable[Path], shipped: Path) -> Path:

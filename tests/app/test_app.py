@@ -111,19 +111,19 @@ def test_weights_are_those_given_those_of_runs_and_the_shipped_ones(tmp_path, mo
     place = folder(tmp_path / "made_up")
     run = weights(place.here / "runs" / "RF-0.0" / "RF_weights_step_final.pt", TINY)
     weights(place.here / place.weights, TINY)
-    monkeypatch.setattr(play, "folders", lambda root: [place])
+    monkeypatch.setattr(play, "data_folders", lambda root: {"made_up": place})
     given = str(weights(tmp_path / "mine.pt", TINY))
     found = play.find_weights([given], tmp_path)
     assert list(found) == [given, str(run.parent.relative_to(tmp_path)), "made_up, shipped"]
     with pytest.raises(FileNotFoundError, match="nowhere.pt"):
         play.find_weights([str(tmp_path / "nowhere.pt")], tmp_path)
-    monkeypatch.setattr(play, "folders", lambda root: [])
+    monkeypatch.setattr(play, "data_folders", lambda root: {})
     with pytest.raises(FileNotFoundError, match="there are no weights .* --weights PATH"):
         play.find_weights([], tmp_path)
 
 
 def test_the_folders_of_the_repository_are_found():
-    found = play.folders(play.ROOT)
+    found = play.data_folders(play.ROOT).values()
     assert len(found) >= 6 and all(isinstance(each, Folder) for each in found)
 
 

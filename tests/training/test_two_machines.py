@@ -22,19 +22,12 @@ from tiny import ALONE, ROOT, last, options, states_differ
 
 RUN = {"method": "rf", "num_classes": 3, "dropout": 0.0, "total_steps": 10**6, "save_step": 5, "resume": "auto"}
 SCRIPT = f"""
-import sys, time
+import sys
 sys.path += {[str(ROOT), str(ROOT / "tests")]!r}
 import tiny
 from common.runtime import processes, run_main
-from common.training.trainer import Trainer
 
-update = Trainer.update
-
-def slow_update(self, batch):
-    time.sleep(0.05)
-    return update(self, batch)
-
-Trainer.update = slow_update
+tiny.slow_updates(0.05)
 here = processes("cpu")
 run_main(lambda: tiny.run(tiny.Path(sys.argv[1]), here, **{RUN!r} | dict(total_steps=int(sys.argv[2]))))
 """

@@ -109,18 +109,11 @@ finally:
 """
 
 STOPPED = """
-import sys, time
+import sys
 import tiny
-from common.training.trainer import Trainer
 from common.runtime import processes, run_main
 
-update = Trainer.update
-
-def slow_update(self, batch):
-    time.sleep(0.05)
-    return update(self, batch)
-
-Trainer.update = slow_update
+tiny.slow_updates(0.05)
 here = processes("cpu")
 run_main(lambda: tiny.run(tiny.Path(sys.argv[1]), here, **RUNS["plain"] | dict(total_steps=10**6, save_step=10**6)))
 """
