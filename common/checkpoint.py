@@ -355,7 +355,7 @@ def start_from(
     said["num_classes"] = description.get("num_classes", 0) - bool(description.get("null_class"))
     source, info = load_network(path, unsaid=said if sigma is None else said | {"sigma": sigma})
     theirs, options = info["network"], ("dropout", "checkpointing")  # of a run, not of its weights
-    if description.get("two_times") and not theirs.get("two_times"):
+    if description.get("two_times") and not theirs.get("two_times") and theirs["name"] == description["name"]:
         source, theirs = with_second_time(source, theirs)
     if different := differences(theirs, description, {**description, **theirs}, free=options):
         if (name := info["method"]["name"]) != method:

@@ -17,7 +17,7 @@ from common.networks.generator_unet import GeneratorUNet
 from common.scripts.grid import grid_main
 from common.unet import ConditionalUNet, UNet
 from nets import images, randomised, same
-from tiny import folder
+from tiny import folder, run
 
 
 def torchcfm_net(**options) -> tuple[UNetModelWrapper, dict]:
@@ -271,6 +271,8 @@ def test_the_generators_checkpoints_are_read_with_time_turned(tmp_path):
     assert same(again, net.state_dict()) and info["network"]["image_size"] == 64
     with pytest.raises(ValueError, match="num_channel: 32 given, 8 in the file"):
         checkpoint.load_network(tmp_path / "bare.pt", extra={"num_channel": 32})
+    with pytest.raises(ValueError, match="^--init .*rf_best.pth is of another network .name: GeneratorUNet there, UNet"):
+        run(tmp_path / "run", method="flowmap", init=str(path))  # it cannot be given a second time
 
 
 def test_the_generators_checkpoints_are_sampled_from_any_folder(tmp_path, capsys):
