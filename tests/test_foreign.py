@@ -271,7 +271,9 @@ def test_the_generators_checkpoints_are_read_with_time_turned(tmp_path):
     assert same(again, net.state_dict()) and info["network"]["image_size"] == 64
     with pytest.raises(ValueError, match="num_channel: 32 given, 8 in the file"):
         checkpoint.load_network(tmp_path / "bare.pt", extra={"num_channel": 32})
-    with pytest.raises(ValueError, match="^--init .*rf_best.pth is of another network .name: GeneratorUNet there, UNet"):
+    with pytest.raises(
+        ValueError, match="^--init .*rf_best.pth is of another network .name: GeneratorUNet there, UNet"
+    ):
         run(tmp_path / "run", method="flowmap", init=str(path))  # it cannot be given a second time
 
 
