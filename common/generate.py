@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from common import solvers
 from common.losses import LEVELS
 from common.methods import METHODS, Drift, Output, Velocity, data_heads, sde_of_velocity
-from common.runtime import autocast, generator
+from common.runtime import autocast, generator, number_of
 from common.solvers.fitted import FittedSampler
 
 WHOLE = (0.0, 1.0)  # all times
@@ -257,7 +257,7 @@ class Sampler:
         if not within(starts, self.interval).any():
             start, stop = self.interval
             raise ValueError(
-                f"--cfg_interval {start:g} {stop:g} guides none of the {len(starts)} steps, which start at "
+                f"--cfg_interval {start:g} {stop:g} guides none of the {number_of(len(starts), 'step')}, starting at "
                 f"{', '.join(f'{t:.3g}' for t in starts.tolist()[:10])}: give another one, or more --n_steps"
             )
 

@@ -280,9 +280,9 @@ def test_the_generators_checkpoints_are_read_with_time_turned(tmp_path):
 def test_the_generators_checkpoints_are_sampled_from_any_folder(tmp_path, capsys):
     file = generator_file(tmp_path / "rf_best.pth")
     (tmp_path / "run.yaml").write_text("image_size: 16\ntotal_steps: 3\n")
-    flags = ["--weights", str(file), "-c", str(tmp_path / "run.yaml"), "--n_samples", "2", "--n_steps", "2"]
+    flags = ["--weights", str(file), "-c", str(tmp_path / "run.yaml"), "--n_samples", "2", "--n_steps", "1"]
     grid_main(folder(tmp_path), "", [*flags, "--device", "cpu", "--out", str(tmp_path / "grid.png")])
-    assert "rf weights of step 7" in capsys.readouterr().out
+    assert "2 images, rf weights of step 7, unipc2, 1 step, grid" in capsys.readouterr().out
     assert Image.open(tmp_path / "grid.png").size == (2 * 34 + 2, 34 + 2)
 
 

@@ -433,7 +433,7 @@ def test_wrong_lines_of_documents_are_seen(tmp_path, line, match):
 def test_wrong_flags_of_documents_are_seen():
     lines = {
         "python cifar10/measure.py --n_sample 3": "unknown flag --n_sample",
-        "python -m common.prepare mnist.zip": "--preset mnist.zip: choose one of",
+        "python -m common.prepare mnist.zip": "preset mnist.zip: choose one of",
     }
     for (code, errors), match in zip(
         help_of([checked(ROOT / "a.md", line)[1][0] for line in lines]).values(), lines.values()

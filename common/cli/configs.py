@@ -10,7 +10,7 @@ import importlib.util
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from common.cli.ranges import (
     Above,
@@ -367,12 +367,14 @@ def check_interval(interval: Sequence[float], given: str) -> None:
 class SampleConfig(WeightsConfig):
     """Options of sampling: a grid (simple_gen_test) or many images (gen)."""
 
+    usual_steps: ClassVar[int] = 10
     n_samples: Count = 64
     """Number of images"""
     solver: SolverName = "auto"
     """Numerical method; auto: the sampler fitted to these weights and n_steps if there is one, else a good plain one"""
-    n_steps: Count = 10
-    """Intervals of the time grid; the NFE is counted and printed"""
+    n_steps: Count | None = None
+    """Intervals of the time grid; none: 10, or 4 of weights that were tuned for few (ect). The NFE is counted and
+    printed"""
     grid: GridName = "auto"
     """Time grid; adaptive: made for these weights by dynamic programming and kept beside them"""
     rtol: Positive = 1e-5
@@ -466,8 +468,10 @@ class MeasureConfig(SampleConfig):
 
     n_samples: Count = 5000
     """Generated images"""
-    n_steps: Count = 20
-    """Intervals of the time grid; the NFE is counted and printed"""
+    usual_steps: ClassVar[int] = 20
+    n_steps: Count | None = None
+    """Intervals of the time grid; none: 20, or 4 of weights that were tuned for few (ect). The NFE is counted and
+    printed"""
     data: str = ""
     """Real images: torchvision:NAME, a folder, zip, tar, LMDB or .npy/.npz; empty: the folder's own data set"""
     data_root: str = ""

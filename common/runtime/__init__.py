@@ -73,6 +73,11 @@ def silent(*_: object) -> None:
     """Say nothing: for functions that take one to tell the user something."""
 
 
+def number_of(count: float, noun: str) -> str:
+    """A number and what it counts: "1 step", "10 steps"."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 # ---- device and seeds
 
 

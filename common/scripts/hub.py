@@ -19,8 +19,8 @@ from typing import Any, Literal
 from common import cli
 from common.cli.configs import SampleConfig
 from common.cli.ranges import Device, Whole
-from common.runtime import atomic_folder, run_main
-from common.scripts.folder import Folder
+from common.runtime import atomic_folder, number_of, run_main
+from common.scripts.folder import Folder, data_folders
 
 WEIGHTS, PICTURE = "model.safetensors", "samples.png"
 FACTS = ("data", "training_images", "parameters", "steps", "images_seen", "hours", "hardware", "precision", "seed")
@@ -39,7 +39,7 @@ class Options:
     out: str = ""
     """Folder to write, new or empty; may stand without this flag"""
     n_samples: Whole = 16
-    """Images of the card's picture, by the usual sampler of ten steps; 0: no picture"""
+    """Images of the card's picture, by the usual sampler; 0: no picture"""
     device: Device = "auto"
     """auto, cpu, cuda, cuda:1, mps"""
 
@@ -77,7 +77,7 @@ def export(options: Options) -> Path:
         write_card(file, facts)
         write_json(folder / "config.json", described)
         picture = draw(file, options) if options.n_samples else ""
-        text = model_card(out.resolve().name, state, facts, picture)
+        text = model_card(out.resolve().name, state, facts, picture, folder_of(source))
         (folder / "README.md").write_text(text, encoding="utf-8")
     size = (out / WEIGHTS).stat().st_size / 1e6
     print(f"hub folder: {out}, {size:.1f} MB of weights; --weights {out} loads it")
@@ -91,15 +91,22 @@ def draw(file: Path, options: Options) -> str:
     from common.scripts.sampling import make_sampler
 
     folder = Folder(here=file.parent, presets={}, data="", weights=file.name, weights_name="")
-    sampler, _ = make_sampler(folder, SampleConfig(weights=str(file), device=options.device, n_steps=10))
+    sampler, _ = make_sampler(folder, SampleConfig(weights=str(file), device=options.device))
     count = range(options.n_samples)
     images, nfe = sampler.sample(count, labels_for(count, real_classes(sampler.net)))
     save_png(file.with_name(PICTURE), grid(images, n_columns=8))
-    return f"{len(images)} images, {sampler.solver}, {nfe} evaluations each, seed {sampler.seed}, no guidance"
+    each = number_of(nfe, "evaluation")
+    return f"{number_of(len(images), 'image')}, {sampler.solver}, {each} each, seed {sampler.seed}, no guidance"
 
 
-def model_card(name: str, state: Mapping[str, Any], card: Mapping[str, Any], picture: str) -> str:
-    """The README.md of a hub's folder."""
+def folder_of(source: Path) -> str:
+    """The name of the data folder that weights lie in; a word in its place where they lie elsewhere."""
+    folders = data_folders(Path(__file__).resolve().parents[2])
+    return next((name for name, each in folders.items() if each.here in source.resolve().parents), "FOLDER")
+
+
+def model_card(name: str, state: Mapping[str, Any], card: Mapping[str, Any], picture: str, folder: str) -> str:
+    """The README.md of a hub's folder; ``folder`` is the data folder whose scripts sample from such weights."""
     method, network = state["method"], state["network"]
     constants = ", ".join(f"{key} {value}" for key, value in method.items() if key != "name")
     size = network.get("image_size") or state["config"].get("image_size")
@@ -110,7 +117,8 @@ def model_card(name: str, state: Mapping[str, Any], card: Mapping[str, Any], pic
     lines += [f"Weights of a flow, method `{method['name']}` ({constants}), {size}x{size} images, {kind}.", ""]
     lines += [f"![{picture}]({PICTURE})", "", f"{picture}.", ""] if picture else []
     lines += ["Sample with the scripts of the repository that made it:", "", "```"]
-    lines += ["python simple_gen_test.py --weights THIS_FOLDER", "```", "", "## Training", "", "| | |", "|---|---|"]
+    lines += [f"python {folder}/simple_gen_test.py --weights path/to/{name}    # or hf:USER/{name}", "```", ""]
+    lines += ["## Training", "", "| | |", "|---|---|"]
     lines += [f"| {key.replace('_', ' ')} | {card[key]} |" for key in FACTS if card.get(key) is not None]
     lines += ["", str(card["note"])] if card.get("note") else []
     rows = card.get("measured") or []

@@ -21,6 +21,7 @@ from common.records.cards import write_card
 from common.scripts.grid import grid_main
 from common.scripts.hub import main
 from common.solvers import fitted, time_grid
+from mnist.config import FOLDER as MNIST
 from tiny import ROOT, difference, folder, network, options, run, weights
 
 CONDITIONAL = options(num_classes=3)
@@ -134,6 +135,18 @@ def test_what_cannot_travel_is_refused_and_nothing_is_written(exported, tmp_path
         with pytest.raises((ValueError, FileNotFoundError), match=match):
             main(["export", *words])
     assert not (tmp_path / "new").exists()
+
+
+def test_a_mistyped_command_is_named_as_it_was_typed():
+    with pytest.raises(ValueError, match="^command imp: choose one of export"):
+        main(["imp"])
+
+
+def test_the_card_of_weights_for_few_steps_draws_as_many_and_names_their_folder(tmp_path):
+    out = main(["export", str(MNIST.here / MNIST.few), str(tmp_path / "digits"), "--n_samples", "1", *CPU])
+    text = (out / "README.md").read_text()
+    assert "1 image, consistency, 4 evaluations each" in text
+    assert "python mnist/simple_gen_test.py --weights path/to/digits " in text
 
 
 def test_a_folder_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
