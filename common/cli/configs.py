@@ -82,8 +82,11 @@ class TrainConfig:
     """ect, ect_idff, flowmap, meanflow: learn from steps of the frozen weights of --init, with this guidance scale (1:
     none), which is learnt with them; none: from the data"""
     teacher_steps: Count | None = None
-    """ect, ect_idff: learn where the teacher's trajectories of this many steps from noise end, at all their points, as
-    a first stage (CMT, 16 steps); then go on from its weights by --init, without a teacher. None: consistency"""
+    """ect, ect_idff: learn where the teacher's trajectories of this many steps from noise end, at all their points
+    (CMT, 12 to 16 steps). None: consistency"""
+    teacher_noises: Count = 8192
+    """Of --teacher_steps: how many trajectories are made before the first step; they are kept in trajectories/ of the
+    run folder, and the time that they take is not of --minutes"""
     times: TimesName = "uniform"
     """Distribution of the training times t (0 noise, 1 data), stratified over a batch. logit-normal: logit t is normal;
     mixed: a share of that, the rest uniform; edm: t = 1 / (1 + s) with ln s normal; u-shaped: both ends more often"""

@@ -197,6 +197,7 @@ def tell(
         trainer.start_from(c.init)
     here.say(f"plan: up to {STEPS} steps after {WARM_UP} of warm-up, on this data and network; nothing is written")
     try:
+        before, kept = source.prepare(None)
         found = measure(trainer, source)
         other = _other_precision(trainer, source)
     finally:
@@ -216,7 +217,9 @@ def tell(
         between = 60 * c.minutes - steps * found.seconds
     shown = min(6, files.get(PICTURES, 0) // max(1, picture)) * picture * 4 // 3  # base64
     files |= {final.name: bytes_of(trainer.weights(torch.float16)), "metrics.jsonl": ROW * (steps // c.log_step + 1)}
+    files |= {"trajectories/": kept} if kept else {}
     files["page, card, options"] = OTHERS + shown + len(to_yaml(options))
+    between += before
     plan = Plan(steps, steps * found.seconds + between, found.memory, files, [])
     plan.flags.extend(_flags(trainer, c.grad_accum, found, plan.seconds, other))
     if here.is_main:
