@@ -70,6 +70,7 @@ class Trainer:
     """
 
     again, elsewhere, size = "--resume auto", "--out", "--batch_size"  # flags, for the lines that say what to do
+    length, parts = "--minutes", "--grad_accum"  # likewise; empty: there is no such flag
     log_name = ""  # of the run for wandb and TensorBoard; empty: that of its folder
     # options that a resumed run must share: they choose what is seen, and what is learnt from it
     fixed: tuple[str, ...] = ("seed", "val_fraction", "teacher_cfg", "teacher_steps")

@@ -26,7 +26,7 @@ from common.runtime import file_hash
 from common.scripts.folder import FLAGS, smoke_preset
 from common.scripts.train import train_main
 from common.solvers import fitted
-from tiny import ROOT, network, options
+from tiny import ROOT, network, options, weights
 
 # name: (train script, its weights, suffix of gen_*.py, side, where the scripts are started)
 FOLDERS = {
@@ -143,6 +143,24 @@ def test_mnist_test_draws_ten_digits(trained, tmp_path):
     printed = start("mnist/mnist_test.py", "--smoke", *flags, cwd=ROOT)
     assert "ten digits, 8 network evaluations each" in printed
     assert Image.open(tmp_path / "digits.png").size == (10 * 58 + 2, 60 + HEADER)
+
+
+@pytest.mark.parametrize(("method", "kind"), [("ect", "pt"), ("idff", "pt"), ("rf", "safetensors")])
+def test_mnist_test_takes_a_velocity_alone_from_either_file(tmp_path, monkeypatch, method, kind):
+    from mnist import mnist_test
+
+    file = weights(tmp_path / "a.pt", options(method=method, sigma=0.2 if method == "idff" else 0.0))
+    checkpoint.save_tensors(tmp_path / "a.safetensors", checkpoint.load(file))
+    words = ["--smoke", "--weights", str(tmp_path / f"a.{kind}"), "--out", str(tmp_path / "digits.png")]
+    monkeypatch.setattr(sys, "argv", ["mnist_test.py", *words])
+    if method == "rf":
+        mnist_test.main()
+        assert (tmp_path / "digits.png").exists()
+    else:
+        with pytest.raises(
+            ValueError, match=f"a.pt does not hold a velocity but {method} weights: python mnist/simple"
+        ):
+            mnist_test.main()
 
 
 def test_the_flow_image_generators_lines_run_after_its_preset(tmp_path, monkeypatch, capsys):
