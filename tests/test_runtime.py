@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+import started
 from common import runtime
 from common.runtime import checked, reading, run_main
 from common.runtime.ending import ENDED
@@ -223,36 +223,46 @@ def test_generator_is_a_function_of_its_keys():
 # ---- processes
 
 
-def test_alone_without_accelerate():
+def forked(tmp_path: Path, code: str) -> list[str]:
+    """The lines that a script with such a code prints, from the tests' server: what importing takes is not tested."""
+    script = tmp_path / "script.py"
+    script.write_text(f"import os, sys\nsys.path.append({str(ROOT)!r})\n{code}")
+    done = started.start(script, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_alone_without_accelerate(tmp_path):
     code = """
-import sys
 from common.runtime import processes
 us = processes("cpu")
 us.wait()
 print(us.rank, us.world, us.device, us.is_main, "accelerate" in sys.modules)
 """
-    assert finish(start(code))[1] == "0 1 cpu True False\n"
+    assert forked(tmp_path, code) == ["0 1 cpu True False"]
 
 
-def test_two_processes_meet():
+def test_two_processes_meet(tmp_path):
     code = """
+import socket
+with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    port = str(probe.getsockname()[1])
+second = os.fork()
+rank = "0" if second else "1"
+os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
 import torch
 from common.runtime import processes
 us = processes("cpu")
 us.wait()
 total = torch.tensor([us.rank + 1.0])
 torch.distributed.all_reduce(total)
-print(us.rank, us.world, us.device == torch.device("cpu"), us.is_main, total.item())
+print(us.rank, us.world, us.device == torch.device("cpu"), us.is_main, total.item(), flush=True)
 torch.distributed.destroy_process_group()
+assert not second or os.waitpid(second, 0)[1] == 0
 """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    both = [start(code, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in (0, 1)]
-    results = [finish(process) for process in both]
-    assert results[0][1] == "0 2 True True 3.0\n", results[0][2]
-    assert results[1][1] == "1 2 True False 3.0\n", results[1][2]
+    assert sorted(forked(tmp_path, code)) == ["0 2 True True 3.0", "1 2 True False 3.0"]
 
 
 def test_several_processes_refuse_one_numbered_gpu(monkeypatch):

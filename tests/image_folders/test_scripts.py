@@ -169,7 +169,8 @@ def test_the_flow_image_generators_lines_run_after_its_preset(tmp_path, monkeypa
     from mnist import mnist_train
 
     monkeypatch.setattr(mnist_train, "HERE", tmp_path)
-    argv = ["--preset", "seed", "--smoke", "--batch_size", "2", "--total_steps", "2", "--device", "cpu", "--out"]
+    argv = ["--preset", "seed", "--smoke", "--batch_size", "2", "--total_steps", "2", "--device", "cpu"]
+    argv += ["--sample_step", "0", "--out"]
     final = train_main(mnist_train.FOLDER, "", [*argv, str(tmp_path / "run")], run=mnist_train.run)
     bare = tmp_path / "flow_matching_mnist.pth"
     assert f"the weights alone, for ConditionalUNet(): {bare}" in capsys.readouterr().out
