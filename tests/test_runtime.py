@@ -592,3 +592,34 @@ def test_the_end_of_another_process_is_said_once_by_whoever_sees_it_first():
     """The thread that waits for it and the next message between the processes, which fails, may come together."""
     code, _, err = finish(start(LOST, WORLD_SIZE="2"))
     assert (code, err.split("\n")) == (2, ["", f"error: {ENDED}", ""])
+
+
+SILENT = """
+import threading, time
+from common.runtime import ending
+
+class Store(dict):
+    clone, set = (lambda self: self), dict.__setitem__
+    multi_get = lambda self, keys: [self.get(key) for key in keys]
+
+ending.SILENCE, ending.BEAT = 0.4, 0.02
+store = Store({"alive/2": ending.LEFT})
+ending.end_if_others_fall_silent(store, 0, 3)
+for beat in range(16):
+    store["alive/1"] = beat
+    time.sleep(0.05)
+print(type(store["alive/0"]).__name__, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_process_that_falls_silent_ends_the_others_and_one_that_has_left_does_not():
+    code, out, err = finish(start(SILENT))
+    assert (code, out) == (2, "str\n")  # it lived for twice as long as the others may be silent, and gave its own signs
+    assert (
+        err.startswith("\nerror: process 1 of this run has given no sign of life for 0.4 s: ") and err.count("\n") == 2
+    )
+    left = (
+        SILENT.split("for beat")[0].replace("0, 3)", "0, 1)") + "import atexit; atexit._run_exitfuncs(); print(store)"
+    )
+    assert "'alive/0': b'left'" in finish(start(left))[1]
