@@ -286,7 +286,7 @@ def cell(value: float | None, best: float) -> str:
 
 
 def figure(options: Options) -> None:
-    """Sixteen members of flow-noise, the regression and the truth, from one state of each of three systems."""
+    """Sixteen members of flow-noise, the echo-state network and the truth, from one state of each of three systems."""
     import numpy as np
 
     from timeseries_examples.attractors import Truth, stretches
@@ -304,10 +304,10 @@ def figure(options: Options) -> None:
         many = np.repeat(known, 16, 0)
         lines = {
             model: roll_of(model, system, truth, options)[0](many if model == "flow-noise" else known, frames)
-            for model in ("regression", "flow-noise")
+            for model in ("esn", "flow-noise")
         }
         times = system.frame * system.exponent * np.arange(1, frames + 1)
-        drawn.append((name, times, right[0, :frames, 0], lines["regression"][0, :, 0], lines["flow-noise"][:, :, 0]))
+        drawn.append((name, times, right[0, :frames, 0], lines["esn"][0, :, 0], lines["flow-noise"][:, :, 0]))
         print(f"{name} done", flush=True)
     path = Path(__file__).resolve().parent.parent / "timeseries_examples" / "samples" / "chaos_ensembles.png"
     ensembles(drawn, path)

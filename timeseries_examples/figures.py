@@ -85,13 +85,13 @@ def statistics(
 
 
 def ensembles(drawn: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray, np.ndarray]], path: Path) -> None:
-    """Forecasts from one state: (name, Lyapunov times (T,), truth (T,), regression (T,), members (B, T)) of systems."""
+    """Forecasts from one state: (name, Lyapunov times (T,), truth (T,), echo-state network (T,), members (B, T)) of systems."""
     figure = _figure(9, 2.1 * len(drawn) + 0.5)
     axes = figure.subplots(len(drawn), 1, squeeze=False)[:, 0]
-    for axis, (name, times, truth, regression, members) in zip(axes, drawn):
+    for axis, (name, times, truth, echo, members) in zip(axes, drawn):
         drawings = axis.plot(times, members.T, color=MODEL, lw=0.6, alpha=0.45)
         drawings[0].set_label(f"flow from noise, {len(members)} members")
-        axis.plot(times, regression, color="#3a7ca5", lw=1.1, ls="--", label="regression")
+        axis.plot(times, echo, color="#3a7ca5", lw=1.1, ls="--", label="echo-state network")
         axis.plot(times, truth, color=REAL, lw=1.5, label="truth")
         low, high = truth.min(), truth.max()
         axis.set(ylabel="x", xlim=(0, times[-1]), ylim=(low - 0.25 * (high - low), high + 0.25 * (high - low)))
