@@ -136,10 +136,10 @@ def propagator(name: str, system: System, training: np.ndarray, options: Options
 
 
 def echo_state_network(system: System, training: np.ndarray, options: Options) -> tuple[Roll, dict[str, Any]]:
-    """A leaky echo-state network whose readout sees reservoir and input, by reservoirpy, in coordinates of spread 1.
+    """An echo-state network whose readout sees reservoir and input, by reservoirpy, in coordinates of spread 1.
 
-    Spectral radius, scale of the input and ridge are those with the longest valid prediction times in 32 forecasts on
-    the last quarter of the trajectories; the readout is then fitted to all.
+    Of 18 choices of spectral radius, scale of the input and ridge it takes the one with the longest valid prediction
+    times in 16 forecasts on the last quarter of the trajectories; the readout is then fitted to all.
     """
     import numpy as np
 
@@ -149,14 +149,14 @@ def echo_state_network(system: System, training: np.ndarray, options: Options) -
     middle, spread = training.mean((0, 1)), training.std((0, 1))
     scaled = (training - middle) / spread
     inner, outer = np.split(scaled, [3 * len(scaled) // 4])
-    choose: Any = replace(options, forecasts=32, length=training.shape[1])
+    choose: Any = replace(options, forecasts=16, length=training.shape[1])
     parts = stretches(outer, system, choose, options.washout)
     known, right = np.split(parts, [options.washout], axis=1)
     best: tuple[float, Any] = (-1.0, None)
-    for radius, scale in product((0.4, 0.9), (0.1, 0.5)):
+    for radius, scale in product((0.1, 0.4, 0.9), (0.3, 1.0)):
         reservoir = new_reservoir(training.shape[2], radius, scale, options)
         states = reservoir.run(inner[:, :-1])
-        for ridge in (1e-8, 1e-5):
+        for ridge in (1e-9, 1e-7, 1e-5):
             made = free_run(reservoir, readout(states, inner, ridge, options), known, right.shape[1])
             times = valid_time(made.swapaxes(0, 1), right.swapaxes(0, 1), 1.0, system.frame, system.exponent)
             best = max(best, (float(times.mean()), (radius, scale, ridge)), key=lambda pair: pair[0])

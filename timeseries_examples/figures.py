@@ -85,7 +85,12 @@ def statistics(
 
 
 def ensembles(drawn: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray, np.ndarray]], path: Path) -> None:
-    """Forecasts from one state: (name, Lyapunov times (T,), truth (T,), echo-state network (T,), members (B, T)) of systems."""
+    """Forecasts from one state of some systems.
+
+    Args:
+        drawn: Name, Lyapunov times (T,), truth (T,), echo-state network (T,), members (B, T) of each.
+        path: Picture to write.
+    """
     figure = _figure(9, 2.1 * len(drawn) + 0.5)
     axes = figure.subplots(len(drawn), 1, squeeze=False)[:, 0]
     for axis, (name, times, truth, echo, members) in zip(axes, drawn):

@@ -276,7 +276,7 @@ def test_echo_state_network_goes_on_with_a_sine():
     system = SimpleNamespace(exponent=0.5, frame=0.2)
     roll, said = chaos.echo_state_network(system, data[:, :300], options)  # type: ignore[arg-type]
     assert np.abs(roll(data[:, 250:300], 100) - data[:, 300:]).max() < 0.05
-    assert said["esn"]["radius"] in (0.4, 0.9)
+    assert said["esn"]["radius"] in (0.1, 0.4, 0.9)
 
 
 def test_choices_of_the_benchmark_are_models(tmp_path, capsys, monkeypatch):
