@@ -45,11 +45,11 @@ SYSTEMS = (
     "Aizawa",
     "Lorenz96",
     "Duffing",
-    "HenonHeiles",
-    "MackeyGlass",
+    "IkedaDelay",
+    "HyperCai",
 )
 MODELS = ("persistence", "esn", "regression", "flow", "flow-noise")
-FIGURE = ("Lorenz", "Halvorsen", "MackeyGlass")
+FIGURE = ("Lorenz", "Halvorsen", "Lorenz96")
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 SET = 8  # trajectories in each of the sets between which distances are taken
 POINTS = 2000  # of a set for its dimension and density, spread over its frames
 FAR = 10.0  # spreads from the mean: a run that gets so far has left, and is held there
+APART = 0.2  # spreads; trajectories that have forgotten where they began are one apart
 HORIZONS = (0.5, 1, 2, 4)  # Lyapunov times
 
 Roll = Callable[[np.ndarray, int], np.ndarray]  # states that are known (B, past, D), frames -> what follows (B, T, D)
@@ -46,10 +47,19 @@ class Truth:
 
     @staticmethod
     def of(system: System, options: Options, past: int) -> Truth:
-        """Those of some options (n_trajectories, frames, sets, length, seed); ``past`` frames begin a long run."""
+        """Those of some options (n_trajectories, frames, sets, length, seed); ``past`` frames begin a long run.
+
+        Prints a note where trajectories have not separated, which those of a chaotic system do.
+        """
         count = SET * options.sets
         training = trajectories(system, options.n_trajectories, options.frames, options.seed)
         real = trajectories(system, count, options.length, options.seed + 1)
+        apart = float(np.max(real[:, 0].std(0) / real.std((0, 1))))
+        if apart < APART:
+            print(
+                f"note: trajectories of {system.name} are {apart:.1%} of its spread apart where they begin: they have "
+                "hardly separated, so that what is tested is what was trained on; it may not be chaotic as it stands"
+            )
         return Truth(training, real, trajectories(system, count, max(2, past), options.seed + 2)[:, :past])
 
     def middle_and_spread(self) -> tuple[np.ndarray, np.ndarray]:

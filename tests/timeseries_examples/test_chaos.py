@@ -74,11 +74,12 @@ def test_divergence_of_two_gaussians():
     assert measures.state_space_divergence(x, x) == 0
 
 
-def test_runs_that_leave_are_counted_and_held():
+def test_runs_that_leave_are_counted_and_held(capsys):
     """Half of the runs explode: counted, with finite distances; persistence has dimension 0 and a floor beside it."""
     system, options = systems.SYSTEMS["lorenz"], lorenz.Options(forecasts=4, sets=2, length=100)
     options = replace(options, n_trajectories=2, frames=20)
     truth = attractors.Truth.of(replace(system, settle=1.0), options, 1)
+    assert "note" not in capsys.readouterr().out
 
     def roll(known, frames):
         made = np.repeat(known, frames, axis=1)
@@ -193,6 +194,13 @@ def test_angles_are_seen_by_their_cosine_and_two_frames(stand_in):
     assert system.past == 2 and np.abs(x[..., 2]).max() <= 1
     recurrence = x[:, 2:, 2] + x[:, :-2, 2] - 2 * np.cos(0.4) * x[:, 1:-1, 2]  # of a cosine with steps of 4 * 0.1
     assert np.abs(recurrence).max() < 1e-6
+
+
+def test_trajectories_that_do_not_separate_are_named(stand_in, capsys):
+    """A turn in the plane is not chaotic: what begins 0.1% apart stays so."""
+    options = lorenz.Options(sets=2, length=100, n_trajectories=1, frames=3)
+    attractors.Truth.of(systems.find("dysts:Rows"), options, 1)
+    assert "note: trajectories of dysts:Rows are 0." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
