@@ -124,23 +124,23 @@ class Rows:
     period, maximum_lyapunov_estimated = 3.0, 2.0
 
     def rhs(self, x, t):
-        a, b, c = x.T
-        return -b + 0 * a, a, 0.0 * c
+        a, b, _ = x.T
+        return -b, a, b
 
 
 class Columns(Rows):
     """The form that unpacks x itself."""
 
     def rhs(self, x, t):
-        a, b, c = x
-        return -b, a, 0.0
+        a, b, _ = x
+        return -b, a, b
 
 
 class Singly(Rows):
     """A branch, which takes one state only."""
 
     def rhs(self, x, t):
-        return (-x[1], x[0], 0.0) if x[2] > 0 else (-x[1], x[0], 0.0)
+        return -x[1], x[0], x[1] if x[2] > 99 else x[1]
 
 
 class Timed(Rows):
