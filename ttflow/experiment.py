@@ -20,11 +20,13 @@ from common.cli.values import field_types
 from common.records.cards import commit, without_folders
 from common.runtime import generator, read_json, write_json
 from ttflow import hopt, network, score
+from ttflow.baselines import mixture
 from ttflow.datasets import TWELVE, Data, load
 from ttflow.draws import data_pairs, on_lines, posterior_means
+from ttflow.exported import check_path, export
 from ttflow.options import SMOKE, Options
 from ttflow.panels import comparison
-from ttflow.recflow import SWEEPS, Shape, TTVelocity, fit_velocity, frame_of
+from ttflow.recflow import SWEEPS, Shape, TTVelocity, fit_velocity, frame_of, on_mixture
 from ttflow.sweeper import Adapt, Sweeps
 
 
@@ -33,6 +35,8 @@ def run(options: Options, out: Path) -> dict[str, Any]:
     if options.smoke:
         options = replace(options, **SMOKE)  # type: ignore[arg-type]
     validate(options)
+    if options.export:
+        check_path(options.export)
     data = _data(options)
     flows: dict[str, Any] = {}
     facts: dict[str, Any] = {}
@@ -90,7 +94,7 @@ def _report(options: Options, data: Data, flows: dict[str, Any], facts: dict[str
         "commit": commit(),
         "threads": torch.get_num_threads(),
     }
-    _write(out, flows, results, points, data)
+    _write(options, out, flows, results, points, data)
     print(table(results))
     print(f"wrote {out}: figure.png, results.json" + "".join(f", {name}.pt" for name in flows))
     return results
@@ -173,9 +177,16 @@ class Fitting:
         n = options.n_pairs or (60_000 if data.dim < 4 else 20_000)
         pairs = data_pairs(data.train, min(n, 20_000), options.coupling, options.seed)
         self.frame = frame_of(*pairs(0))
+        if options.components:
+            self.put_on(mixture(data.train.double().cpu().numpy(), options.components, options.seed))
         self.draw = self._draw(data.train, n, options.seed, 512)
         # the same held-out rows for every train, with means over as many data as there are
         self.held_out = self._draw(data.validation, min(20_000, n), options.seed + 1, 5000)(0)
+
+    def put_on(self, mixture: Any) -> None:
+        """From here on trains are fitted to what the flow of a mixture of scikit-learn lacks."""
+        parts = (mixture.weights_, mixture.means_, mixture.covariances_)
+        self.frame = on_mixture(self.frame, *map(torch.from_numpy, parts))
 
     def _draw(self, x1: Tensor, n: int, seed: int, block: int):
         """Straight paths, their velocities with as little noise as the coupling allows."""
@@ -202,6 +213,7 @@ class Fitting:
         options = self.options
         most = budget(options, self.dim)
         about = {key: getattr(options, key) for key in ("coupling", "n_pairs", "seed")} | {"budget": most}
+        about |= {"components": options.components} if options.components else {}
         about |= {"sweeps": asdict(sweeps), "data": hashlib.sha256(self.points.tobytes()).hexdigest()[:16]}
         return hopt.search(error, size, shape, sweeps, options.hopt_max_eval, most, path, options.verbose > 0, about)
 
@@ -248,7 +260,14 @@ def _distances(points: Tensor, few: Tensor, data: Data, options: Options) -> dic
 
 
 # ------------------------------------------------------------------------------------------------------------- results
-def _write(out: Path, flows: dict[str, Any], results: dict[str, Any], points: dict[str, Tensor], data: Data) -> None:
+def _write(
+    options: Options,
+    out: Path,
+    flows: dict[str, Any],
+    results: dict[str, Any],
+    points: dict[str, Tensor],
+    data: Data,
+) -> None:
     """Models, numbers and picture."""
     if "network" in results:
         results["compression"] = results["network"]["parameters"] / results["tt"]["parameters"]
@@ -256,6 +275,9 @@ def _write(out: Path, flows: dict[str, Any], results: dict[str, Any], points: di
     for flow in flows.values():
         flow.cpu().float()
     flows["tt"].save(out / "tt.pt")
+    if options.export:
+        export(flows["tt"], options.export)
+        print(f"wrote {options.export} and {Path(options.export).with_suffix('.py')}")
     if "network" in flows:
         flows["network"].save(out / "network.pt")
     comparison(data, points, results, out / "figure.png")

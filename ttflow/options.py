@@ -40,6 +40,8 @@ class Options:
     """Length of radial functions, in standard deviations of the data; none: the distance of two centres"""
     time_at: Annotated[Whole | None, NoneFor(-1)] = None
     """Position of t in the train; none: the first in three dimensions, else the last"""
+    components: Whole = 0
+    """Gaussians of a mixture, by BIC at most so many, whose velocity the train corrects; 0: one, as the frame"""
     budget: Count = 3600
     """Most parameters of a train whose ranks adapt, and of the search; times dim / 3 in more than three dimensions"""
     sweeps: Count = 14
@@ -78,6 +80,8 @@ class Options:
     """Of sampling; trains are fitted in float64, networks in float32"""
     out: str = ""
     """Folder of the results; empty: results/NAME"""
+    export: str = ""
+    """NAME.npz: write the train as numbers, and beside them NAME.py, which needs numpy alone"""
     verbose: Annotated[int, AtLeast(0), AtMost(2)] = 1
     """0: only the table; 1: progress bars; 2: also a line for each sweep"""
     smoke: bool = False
@@ -87,6 +91,8 @@ class Options:
         """Raises ValueError where options do not fit together, or this machine."""
         if self.bases == "any" and not (self.hopt or self.use_best_model):
             raise ValueError("--bases any is for --hopt, which finds the best kind: add it, or name one")
+        if self.components and self.coupling != "independent":
+            raise ValueError(f"--components {self.components} is for independent pairs: leave out --coupling ot")
         if self.hopt and self.use_best_model:
             raise ValueError("--hopt finds the best model, --use-best-model takes an earlier one: give one of them")
         if self.device == "cuda":

@@ -65,20 +65,26 @@ class Contents(TypedDict):
 class Frame(nn.Module):
     """z = R^T (x - m(t)) / s(t): see the module.
 
+    With a Gaussian mixture (see :func:`on_mixture`) z is the same, but the velocity besides the train is the mixture's.
+
     Args:
         rotation: R (d, d), orthogonal.
         means: m(0) and m(1), (2, d); m is linear between them.
         variances: v0, v1 and c, (3, d): s(t)^2 = (1 - t)^2 v0 + t^2 v1 + 2 t (1 - t) c.
+        components: Of a mixture (K, 1 + 2 d + d^2), for each log weight, R^T mean, the variances along the principal
+            axes, and these axes, R^T Q, row by row; None: no mixture.
     """
 
     rotation: Tensor
     means: Tensor
     variances: Tensor
+    components: Tensor | None
 
-    def __init__(self, rotation: Tensor, means: Tensor, variances: Tensor) -> None:
+    def __init__(self, rotation: Tensor, means: Tensor, variances: Tensor, components: Tensor | None = None) -> None:
         super().__init__()
         for name, value in (("rotation", rotation), ("means", means), ("variances", variances)):
             self.register_buffer(name, value)
+        self.register_buffer("components", components)
 
     def at(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """m(t), s(t), s'(t) for t (B,): each (B, d)."""
@@ -93,8 +99,35 @@ class Frame(nn.Module):
         x, t, u = (v.to(self.means.dtype) for v in (x, t, u))
         mean, scale, slope = self.at(t)
         z = (x - mean) @ self.rotation / scale
+        if self.components is not None:
+            alone = self.mixed((x @ self.rotation).T, t)[0].T
+            return torch.cat([z, t[:, None]], dim=1), u @ self.rotation - alone
         drift = (u - (self.means[1] - self.means[0])) @ self.rotation
         return torch.cat([z, t[:, None]], dim=1), drift - z * slope
+
+    def mixed(self, turned: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """R^T v of the mixture's own flow at R^T x (d, B), and its derivatives along the diagonal: (d, B) each.
+
+        A component N(mu, S) of the data is N(t mu, C) at t, C = (1 - t)^2 I + t^2 S, and moves with
+        v_k = mu + (t S - (1 - t) I) C^-1 (x - t mu). The flow's velocity is E[x1 - x0 | x] = sum_k w_k v_k with the
+        posterior weights w_k of the components; their gradients are w_k (s_k - sum_j w_j s_j), s_k = -C^-1 (x - t mu).
+
+        Args:
+            turned: R^T x.
+            t: (B,), or (1,) for a time that all rows share.
+        """
+        assert self.components is not None
+        d = len(self.rotation)
+        weights, centres, spreads, axes = self.components.split([1, d, d, d * d], dim=1)
+        axes = axes.view(-1, d, d)
+        spreads, early = spreads[:, :, None], 1 - t
+        along = axes.mT @ (turned - t * centres[:, :, None])  # (K, d, B), each in its component's axes
+        variance = early.square() + t.square() * spreads
+        gain = (t * spreads - early) / variance
+        w = (weights - (along.square() / variance + variance.log()).sum(1) / 2).softmax(0)[:, None]
+        each, scores = centres[:, :, None] + axes @ (gain * along), -(axes @ (along / variance))
+        pull = scores - (w * scores).sum(0)
+        return (w * each).sum(0), (w * (axes.square() @ gain + each * pull)).sum(0)
 
 
 def frame_of(x0: Tensor, x1: Tensor, straight: bool = True, rotate: bool = True, scale: str = "moving") -> Frame:
@@ -132,6 +165,23 @@ def frame_of(x0: Tensor, x1: Tensor, straight: bool = True, rotate: bool = True,
     return Frame(rotation, means, torch.stack([v0, v1, c]))
 
 
+def on_mixture(frame: Frame, weights: Tensor, means: Tensor, covariances: Tensor) -> Frame:
+    """The frame with the velocity of a Gaussian mixture in place of that of one Gaussian.
+
+    The train is then fitted to what the velocities have besides the mixture's, so it has to learn only what the mixture
+    lacks. For straight paths from independent standard normal noise alone.
+
+    Args:
+        frame: See :func:`frame_of`.
+        weights, means, covariances: Of the data, (K,), (K, d), (K, d, d).
+    """
+    rotation = frame.rotation.to(torch.float64)
+    weights, means, covariances = (value.to(rotation) for value in (weights, means, covariances))
+    spreads, axes = torch.linalg.eigh(rotation.T @ covariances @ rotation)
+    parts = [weights.log()[:, None], means @ rotation, spreads.clamp(min=0), axes.flatten(1)]
+    return Frame(rotation, frame.means, frame.variances, torch.cat(parts, dim=1))
+
+
 # ------------------------------------------------------------------------------------------------------------ velocity
 class TTVelocity(nn.Module):
     """velocity(x, t) of a flow: x (B, d), t (B,), t = 0 noise and t = 1 data, for ``common.solvers.integrate``.
@@ -160,8 +210,9 @@ class TTVelocity(nn.Module):
 
     @property
     def n_parameters(self) -> int:
-        """Numbers in the cores; the frame's d^2 + 5 d are not fitted and not counted."""
-        return self.train_.n_parameters
+        """Numbers in the cores, and of a mixture; the frame's d^2 + 5 d are not fitted and not counted."""
+        d, components = self.dim, self.frame.components
+        return self.train_.n_parameters + (0 if components is None else len(components) * (1 + d + d * (d + 1) // 2))
 
     @property
     def n_bytes(self) -> int:
@@ -171,17 +222,18 @@ class TTVelocity(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """The velocity (B, d)."""
         turned, z, t, slope, _ = self._place(x, t)
-        velocity, _, _ = self._bounded(turned, z, t, slope, self.train_.at([*z, t]).T)
+        velocity = self._bounded(turned, z, t, slope, self.train_.at([*z, t]).T)[0]
         return (velocity.T @ self.frame.rotation.T).to(x)
 
     def with_divergence(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The velocity (B, d) and its exact divergence (B,), at about three times the cost."""
         turned, z, t, slope, scale = self._place(x, t)
         value, diagonal = self.train_.value_and_diagonal([*z, t])
-        velocity, free, fixed = self._bounded(turned, z, t, slope, value.T)
+        velocity, free, fixed, mixed = self._bounded(turned, z, t, slope, value.T)
         # where the bound is a number v = (bound - R^T x) / (1 - t), where it is the frame's end v is the frame's
-        edge = torch.where(fixed, -1 / _left(t), slope / scale)
-        divergence = torch.where(free, (diagonal.T + slope) / scale, edge).sum(0)
+        edge = torch.where(fixed, -1 / _left(t), slope / scale if mixed is None else mixed)
+        inside = (diagonal.T + slope) / scale if mixed is None else diagonal.T / scale + mixed
+        divergence = torch.where(free, inside, edge).sum(0)
         return (velocity.T @ self.frame.rotation.T).to(x), divergence.to(x)
 
     # Below, the rows are the fast index: (d, B), and (d, 1) for a time that all rows share.
@@ -198,15 +250,22 @@ class TTVelocity(nn.Module):
 
     def _bounded(
         self, turned: Tensor, z: Tensor, t: Tensor, slope: Tensor, value: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """R^T v, where the end that it points to is within the bounds by itself, and where the bound is a number."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """R^T v, where the end that it points to is within the bounds by itself, and where the bound is a number.
+
+        Of a frame with a mixture also the derivatives of the mixture's velocity.
+        """
         left, (low, high) = _left(t), self.bound[:, :, None]
-        drift = (self.frame.rotation.T @ (self.frame.means[1] - self.frame.means[0]))[:, None]
-        velocity = torch.addcmul(value, z, slope) + drift
-        end, linear = (torch.addcmul(turned, v, left) for v in (velocity, z * slope + drift))
+        if self.frame.components is None:
+            drift = (self.frame.rotation.T @ (self.frame.means[1] - self.frame.means[0]))[:, None]
+            velocity, alone, mixed = torch.addcmul(value, z, slope) + drift, z * slope + drift, None
+        else:
+            alone, mixed = self.frame.mixed(turned, t)
+            velocity = value + alone
+        end, linear = (torch.addcmul(turned, v, left) for v in (velocity, alone))
         inside = end.clamp(linear.minimum(low), linear.maximum(high))
         free, fixed = inside == end, (inside == low) | (inside == high)
-        return (velocity if free.all() else torch.where(free, velocity, (inside - turned) / left)), free, fixed
+        return (velocity if free.all() else torch.where(free, velocity, (inside - turned) / left)), free, fixed, mixed
 
     def state(self) -> dict[str, Any]:
         """Tensors and primitives; see :meth:`from_state`."""
@@ -240,10 +299,10 @@ class TTVelocity(nn.Module):
         """Raises ValueError unless shapes fit and all numbers are finite."""
         d = len(self.frame.rotation)
         shapes = {"rotation": (d, d), "means": (2, d), "variances": (3, d)}
-        if any(getattr(self.frame, name).shape != shape for name, shape in shapes.items()) or self.bound.shape != (
-            2,
-            d,
-        ):
+        fits = all(getattr(self.frame, name).shape == shape for name, shape in shapes.items())
+        mixture = self.frame.components
+        fits &= mixture is None or (mixture.ndim == 2 and mixture.shape[1] == 1 + 2 * d + d * d and len(mixture) > 0)
+        if not fits or self.bound.shape != (2, d):
             raise ValueError("its frame and bound are of no one dimension")
         trains = self.train_.trains if isinstance(self.train_, SeparateTT) else [self.train_]
         if any(len(train.order) != d + 1 for train in trains) or sum(train.outputs for train in trains) != d:

@@ -61,15 +61,20 @@ def distances(points: Tensor, few: Tensor, data: Data) -> dict[str, Any]:
     }
 
 
-def negative_log_likelihood(velocity: Any, x: Tensor, n_steps: int = 100) -> float:
-    """-log p(x) in nats for each row, on average.
+def log_density(velocity: Any, x: Tensor, n_steps: int = 100) -> Tensor:
+    """log p(x) in nats for each row (n, d): (n,).
 
     The divergence of a train is exact, that of a network the trace of its Jacobian, one backward pass for each column.
     """
     from ttflow.recflow import TTVelocity, log_likelihood
 
     exact: Any = velocity if isinstance(velocity, TTVelocity) else _WithTrace(velocity)
-    return -float(log_likelihood(exact, x, n_steps).mean())
+    return log_likelihood(exact, x, n_steps)
+
+
+def negative_log_likelihood(velocity: Any, x: Tensor, n_steps: int = 100) -> float:
+    """The mean of -:func:`log_density`."""
+    return -float(log_density(velocity, x, n_steps).mean())
 
 
 class _WithTrace:

@@ -349,7 +349,11 @@ def test_the_seeds_command_runs_verbatim_and_its_best_model_is_used_again(tmp_pa
 
 
 def test_tables_of_sixteen_columns_have_a_likelihood(tmp_path):
-    python("train_eval_linear_recflow.py", "--dataset-name", "digits-16", "--smoke", "--out", tmp_path / "d")
+    more = ["--components", "2", "--export", tmp_path / "digits.npz"]
+    said = python(
+        "train_eval_linear_recflow.py", "--dataset-name", "digits-16", *more, "--smoke", "--out", tmp_path / "d"
+    )
+    assert "digits.py" in said and {path.name for path in tmp_path.iterdir()} == {"d", "digits.npz", "digits.py"}
     results = json.loads((tmp_path / "d" / "results.json").read_text())
     assert all(math.isfinite(results[who]["nll"]) for who in ("tt", "network"))
     assert results["floor"]["w2"] > 0
@@ -410,6 +414,8 @@ def test_a_network_is_the_same_from_its_file_and_no_other_file_will_do(tmp_path)
         ("--n-train 1", "1 training"),
         ("--hopt --use-best-model", "give one of them"),
         ("--bases wavelets", "wavelets"),
+        ("--export a-b.npz", "--export a-b.npz: give NAME.npz"),
+        ("--components 2 --coupling ot", "leave out --coupling ot"),
         ("--bases any", "--bases any is for --hopt"),
         ("--time-at 4 --tt-only --n-train 50 --n-test 50", "the positions are 0 to 3"),
         ("--n-pairs 1 --tt-only --n-train 50 --n-test 50", "at least 2 rows"),

@@ -1,0 +1,268 @@
+"""Log-likelihoods of held-out points by trains, a network and the usual density estimates: rows of likelihood.py.
+
+All fit the same points, standardised by the deviations of those to fit; log p is that of the set's own units. What an
+estimate leaves open is chosen without the test points: the bandwidth by cross-validation, the components by BIC, and of
+small tables the ridge of the trains and the steps of the network by the likelihood of validation rows.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypedDict
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from torch import Tensor
+
+    from ttflow.densities import Density
+    from ttflow.options import Options
+
+METHODS = {
+    "gaussian": "Gaussian",
+    "kde": "KDE",
+    "mixture": "mixture",
+    "network": "network",
+    "train": "train",
+    "both": "train on mixture",
+}
+FEW = 1000  # rows to fit below which ridge and steps are chosen
+RIDGES = (1e-3, 1e-1)
+STEPS = (300, 1200)
+MAF = ("power", "gas")
+
+
+class Row(TypedDict):
+    """A row of the table, as far as it is read again."""
+
+    set: str
+    seed: int
+    dim: int
+    n_train: int
+    n_test: int
+    nats: dict[str, float]
+    exact: float | None
+    entropy: list[float] | None
+
+
+@dataclass(frozen=True)
+class Points:
+    """A set in units of its own deviations: points here times scale, plus an offset; float64."""
+
+    train: Tensor
+    validation: Tensor
+    test: Tensor
+    scale: Tensor
+    exact: Tensor | None
+    density: Density | None
+
+    @property
+    def dim(self) -> int:
+        """Columns."""
+        return self.train.shape[1]
+
+
+def load(name: str, seed: int, n_train: int, n_test: int, root: str = "") -> Points:
+    """A set of ``densities``, ``datasets`` or ``maf``, at most so many points of it.
+
+    Raises:
+        ValueError, FileNotFoundError: what these refuse.
+    """
+    import torch
+
+    from ttflow import maf
+    from ttflow.datasets import load as load_set
+    from ttflow.densities import KNOWN, known
+
+    density = known(name) if name in KNOWN else None
+    if density is not None:
+        parts = [density.draw(n, _generator(seed, k)) for k, n in enumerate((n_train, max(200, n_train // 10), n_test))]
+    elif name in MAF:
+        parts = list(maf.load(name, root))
+    else:
+        data = load_set(name, seed=seed)
+        parts = [data.train.numpy(), data.validation.numpy(), torch.cat([data.test, data.again]).numpy()]
+    train, validation, test = (torch.from_numpy(part).double() for part in parts)
+    train, validation, test = train[:n_train], validation[:n_train], test[:n_test]
+    exact = None if density is None else torch.from_numpy(density.log_density(test.numpy()))
+    mean, std = train.mean(0), train.std(0)
+    return Points(*((part - mean) / std for part in (train, validation, test)), std, exact, density)
+
+
+def _generator(seed: int, part: int) -> np.random.Generator:
+    import numpy as np
+
+    return np.random.default_rng([seed, 7, part])
+
+
+def measure(name: str, seed: int, options: Options, n_steps: int, root: str = "") -> dict[str, Any]:
+    """A row: the mean log-likelihood of the test points by each method, in nats, with what was chosen and the seconds.
+
+    Args:
+        name: See :func:`load`.
+        seed: Of points or split, and of all fits.
+        options: Of trains and network: n_train, n_test, n_pairs, nn_steps, sweeps, budget.
+        n_steps: Runge-Kutta steps of the flows' densities.
+        root: Folder of MAF's data.
+    """
+    import torch
+
+    points = load(name, seed, options.n_train, options.n_test, root)
+    options = replace(options, seed=seed, verbose=0)
+    nats, errors, facts = {}, {}, {}
+    for method, fit in _fits(points, options, n_steps).items():
+        begin = time.perf_counter()
+        log_density, facts[method] = fit()
+        values = log_density(points.test) - points.scale.log().sum()
+        facts[method]["seconds"] = time.perf_counter() - begin
+        against = values if points.exact is None else values - points.exact  # noise of the test points cancels
+        nats[method] = values.mean().item()
+        errors[method] = against.std().item() / math.sqrt(len(values))
+    row = {"set": name, "seed": seed, "dim": points.dim, "n_train": len(points.train), "n_test": len(points.test)}
+    known = {"exact": None, "entropy": None}
+    if points.exact is not None and points.density is not None:
+        known = {"exact": points.exact.mean().item(), "entropy": list(points.density.entropy())}
+    return row | {"nats": nats, **known, "errors": errors, "facts": facts, "threads": torch.get_num_threads()}
+
+
+LogDensity = Callable[["Tensor"], "Tensor"]
+
+
+def _fits(points: Points, options: Options, n_steps: int) -> dict[str, Callable[[], tuple[LogDensity, dict[str, Any]]]]:
+    """For each method what fits it: log p of points, and what was chosen."""
+    import torch
+
+    from ttflow import baselines
+
+    train, seed = points.train.numpy(), options.seed
+
+    def of_arrays(estimate: Callable[[np.ndarray], np.ndarray]) -> LogDensity:
+        return lambda x: torch.from_numpy(estimate(x.numpy()))
+
+    def kernel() -> tuple[LogDensity, dict[str, Any]]:
+        estimate, bandwidth = baselines.kernel(train, seed)
+        return of_arrays(estimate), {"bandwidth": bandwidth}
+
+    fitted = cache(lambda: baselines.mixture(train, seed=seed))
+
+    def mixture() -> tuple[LogDensity, dict[str, Any]]:
+        return of_arrays(fitted().score_samples), {"components": fitted().n_components}
+
+    return {
+        "gaussian": lambda: (of_arrays(baselines.gaussian(train)), {}),
+        "kde": kernel,
+        "mixture": mixture,
+        "network": lambda: _best(_networks(points, options), points, n_steps),
+        "train": lambda: _best(_trains(points, options), points, n_steps),
+        "both": lambda: _best(_trains(points, options, fitted()), points, n_steps),
+    }
+
+
+def _best(
+    flows: Iterable[tuple[Any, dict[str, Any]]], points: Points, n_steps: int
+) -> tuple[LogDensity, dict[str, Any]]:
+    """The density of the flow under which the validation rows are likeliest; of a single one that."""
+    from ttflow.score import log_density
+
+    made = [(flow.double(), about) for flow, about in flows]
+    if len(made) > 1:
+        values = [log_density(flow, points.validation, n_steps).mean().item() for flow, _ in made]
+        made = [made[max(range(len(made)), key=values.__getitem__)]]
+    flow, about = made[0]
+    return lambda x: log_density(flow, x, n_steps), about | {"parameters": flow.n_parameters}
+
+
+def _trains(points: Points, options: Options, mixture: Any = None) -> Iterable[tuple[Any, dict[str, Any]]]:
+    """Trains of some ridges, or the one of the options; alone, or on the flow of a mixture of scikit-learn."""
+    from ttflow.datasets import Data
+    from ttflow.experiment import Fitting, plan
+
+    train, validation, test = (part.float() for part in (points.train, points.validation, points.test))
+    fitting = Fitting(options, Data("", train, validation, test, test, test[None], test[None]))
+    if mixture is not None:
+        fitting.put_on(mixture)
+    for ridge in RIDGES if len(train) < FEW else (options.reg_coeff,):
+        shape, sweeps = plan(replace(options, reg_coeff=ridge), points.dim)
+        velocity, history = fitting.fit(shape, sweeps)
+        yield velocity, {"ridge": ridge, "ranks": velocity.train_.ranks, "sweeps": len(history)}
+
+
+def _networks(points: Points, options: Options) -> Iterable[tuple[Any, dict[str, Any]]]:
+    """Networks of some steps, or the one of the options."""
+    from ttflow import network
+
+    for steps in STEPS if len(points.train) < FEW else (options.nn_steps,):
+        velocity, _ = network.train(points.train.float(), n_steps=steps, seed=options.seed)
+        yield velocity, {"steps": steps}
+
+
+# --------------------------------------------------------------------------------------------------------------- table
+def add_missing(
+    path: Path, names: Sequence[str], seeds: Sequence[int], options: Options, n_steps: int, root: str
+) -> None:
+    """Measures what a file of rows lacks, seed after seed, and prints it; see :func:`measure`."""
+    from common.records.cards import commit
+    from common.records.rows import JsonLines
+
+    log, done = JsonLines(path), {(row["set"], row["seed"]) for row in read(path)}
+    sizes = {name: getattr(options, name) for name in ("n_pairs", "sweeps", "nn_steps", "budget")}
+    for name, seed in ((name, seed) for seed in seeds for name in names):
+        if (name, seed) not in done:
+            row = measure(name, seed, options, n_steps, root)
+            log.append(row | {"options": sizes | {"n_steps": n_steps}, "commit": commit()})
+            print(name, seed, *(f"{method} {value:.3f}" for method, value in row["nats"].items()), flush=True)
+
+
+def report(rows: list[Row]) -> str:
+    """All tables."""
+    parts = {"nats": table(rows), "bits per dimension": table(rows, bits=True), "below the exact density": gaps(rows)}
+    return "\n".join(f"\n{title}\n{lines}" for title, lines in parts.items())
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a file, the last of each set and seed."""
+    from common.records.rows import JsonLines
+
+    rows: list[Any] = JsonLines(path).read(Row)
+    return list({(row["set"], row["seed"]): row for row in rows}.values())
+
+
+def table(rows: list[Row], bits: bool = False) -> str:
+    """Markdown: means over the seeds with standard errors, in nats (more is better) or bits per dimension (less)."""
+    names = list(dict.fromkeys(row["set"] for row in rows))
+    head = ["set", "rows", "seeds", "exact", *METHODS.values()]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for name in names:
+        of_set = [row for row in rows if row["set"] == name]
+        unit = -math.log(2) * of_set[0]["dim"] if bits else 1.0
+        exact = [row["exact"] / unit for row in of_set if row["exact"] is not None]
+        cells = [name, f"{of_set[0]['n_train']:,}", str(len(of_set)), _cell(exact)]
+        cells += [_cell([row["nats"][method] / unit for row in of_set]) for method in METHODS]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def gaps(rows: list[Row]) -> str:
+    """Markdown: by how much the exact density's likelihood of the same points is above that of each method, in nats."""
+    head = ["set", *METHODS.values()]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for name in dict.fromkeys(row["set"] for row in rows if row["exact"] is not None):
+        of_set = [row for row in rows if row["set"] == name]
+        cells = [_cell([(row["exact"] or 0.0) - row["nats"][method] for row in of_set], 3) for method in METHODS]
+        lines.append(f"| {' | '.join([name, *cells])} |")
+    return "\n".join(lines)
+
+
+def _cell(values: list[float], digits: int = 2) -> str:
+    """Mean and standard error."""
+    import statistics as st
+
+    if not values:
+        return ""
+    error = f" ± {st.stdev(values) / math.sqrt(len(values)):.{digits}f}" if len(values) > 1 else ""
+    return f"{st.mean(values):.{digits}f}{error}"
