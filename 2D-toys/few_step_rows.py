@@ -71,7 +71,7 @@ def measure(pair: str, seed: int, options: Options, log: JsonLines) -> None:
     import torch
 
     from common.data import toys
-    from common.runtime import generator
+    from common.runtime import generator, number_of
 
     torch.set_num_threads(1)
     wanted = [("rf", options.teacher_steps), *((m, n) for n in options.steps for m in options.methods)]
@@ -95,7 +95,10 @@ def measure(pair: str, seed: int, options: Options, log: JsonLines) -> None:
             student, seconds = follow_on(teacher, method, replace(race, steps=steps))
             facts = {"seconds": round(seconds, 1)} | results(student, method, x0, target, fine, race, BUDGETS)
         log.append(place | about | facts)
-        print(f"{pair}, seed {seed}, {method}, {steps} steps: {time.process_time() - start:.0f} s", flush=True)
+        print(
+            f"{pair}, seed {seed}, {method}, {number_of(steps, 'step')}: {time.process_time() - start:.0f} s",
+            flush=True,
+        )
 
 
 def fine_ends(teacher: Any, x0: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from common.cli import validate
 from common.cli.configs import among, check_bridge
 from common.cli.ranges import Count, NotNegative, Positive, Seed
-from common.runtime import generator, reading, write_json
+from common.runtime import generator, number_of, reading, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -153,7 +153,8 @@ def learnt(options: Options) -> tuple[MLP, dict[str, Any]]:
     seconds = time.perf_counter() - start
     last = sum(losses[-100:]) / len(losses[-100:])
     print(
-        f"{options.source} -> {options.target}, {options.method}: {len(losses)} steps, {seconds:.1f} s, loss {last:.3f}"
+        f"{options.source} -> {options.target}, {options.method}: {number_of(len(losses), 'step')}, "
+        f"{seconds:.1f} s, loss {last:.3f}"
     )
     return net.eval(), {"seconds_training": seconds, "loss": last}
 
@@ -188,7 +189,7 @@ def report(net: MLP, options: Options, picture: Path) -> dict[str, Any]:
         "seconds_sampling": seconds,
     }
     print(
-        f"{solver}, {options.n_steps} steps: NFE {nfe}, W2 {facts['w2']:.3f} "
+        f"{solver}, {number_of(options.n_steps, 'step')}: NFE {nfe}, W2 {facts['w2']:.3f} "
         f"(two real samples: {facts['w2_of_two_real_samples']:.3f}), "
         f"straightness {facts['straightness']:.3f} (0: straight), {seconds:.2f} s for {options.n_samples} samples"
     )
@@ -207,7 +208,7 @@ def draw(
     title, values = density(net, options, solver, limit)
     titles = [
         f"source: {options.source}",
-        f"{options.method}, {solver}: {facts['nfe']} evaluations",
+        f"{options.method}, {solver}: {number_of(facts['nfe'], 'evaluation')}",
         f"samples: W2 {facts['w2']:.2f} (real {facts['w2_of_two_real_samples']:.2f})",
         f"target: {options.target}",
         title,

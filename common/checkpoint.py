@@ -277,17 +277,22 @@ def save_tensors(path: str | PathLike[str], state: dict[str, Any]) -> None:
     """Write final weights, a checkpoint's entries with ``ema_model`` as their only tensors, as safetensors.
 
     Raises:
-        ValueError: the checkpoint is not of our format, or holds the state of a run.
+        ValueError: see :func:`check_final`.
     """
     from safetensors.torch import save as packed
 
-    if not is_own(state) or "ema_model" not in state or {"net_model", "optim"} & state.keys():
-        raise ValueError("only averaged final weights of this project's own format become safetensors")
+    check_final(state)
     tensors = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in state["ema_model"].items()}
     header = json.dumps({key: value for key, value in state.items() if key != "ema_model"})
     metadata = {"format": "pt", FORMAT: header, "sha256": _hash_of(tensors)}
     with atomic_write(path) as temporary:
         temporary.write_bytes(packed(tensors, metadata))
+
+
+def check_final(state: dict[str, Any]) -> None:
+    """Raises ValueError for a checkpoint that is not of our format, or holds the state of a run."""
+    if not is_own(state) or "ema_model" not in state or {"net_model", "optim"} & state.keys():
+        raise ValueError("only averaged final weights of this project's own format become safetensors, or .pt again")
 
 
 def _load_tensors(path: Path, device: str | torch.device) -> dict[str, Any]:
@@ -355,7 +360,7 @@ def start_from(
     said["num_classes"] = description.get("num_classes", 0) - bool(description.get("null_class"))
     source, info = load_network(path, unsaid=said if sigma is None else said | {"sigma": sigma})
     theirs, options = info["network"], ("dropout", "checkpointing")  # of a run, not of its weights
-    if description.get("two_times") and not theirs.get("two_times"):
+    if description.get("two_times") and not theirs.get("two_times") and theirs["name"] == description["name"]:
         source, theirs = with_second_time(source, theirs)
     if different := differences(theirs, description, {**description, **theirs}, free=options):
         if (name := info["method"]["name"]) != method:

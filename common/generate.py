@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from common import solvers
 from common.losses import LEVELS
-from common.methods import METHODS, Drift, Output, Velocity, data_heads
-from common.runtime import autocast, generator
+from common.methods import METHODS, Drift, Output, Velocity, data_heads, sde_of_velocity
+from common.runtime import autocast, generator, number_of
 from common.solvers.fitted import FittedSampler
 
 WHOLE = (0.0, 1.0)  # all times
@@ -141,8 +141,13 @@ def sde_of(
 
 
 def check_sde(method: str, coupling: str = "auto") -> None:
-    """Raises ValueError where a velocity does not tell the score, since its noise and data were coupled."""
+    """Raises ValueError where a velocity does not tell the score: coupled noise and data, or a path of another kind."""
     joint = METHODS[method].joint(coupling)
+    if METHODS[method].sde is sde_of_velocity and not hasattr(METHODS[method].path(1.0), "score_divisor"):
+        raise ValueError(
+            f"--solver euler_maruyama needs the score, which the path of {method} does not tell (it has no "
+            "score_divisor): use an ODE solver as heun"
+        )
     if joint != "independent" and not METHODS[method].any_coupling:
         raise ValueError(
             f"--solver euler_maruyama needs the score, which a {method} network does not give; use an ODE solver as "
@@ -252,7 +257,7 @@ class Sampler:
         if not within(starts, self.interval).any():
             start, stop = self.interval
             raise ValueError(
-                f"--cfg_interval {start:g} {stop:g} guides none of the {len(starts)} steps, which start at "
+                f"--cfg_interval {start:g} {stop:g} guides none of the {number_of(len(starts), 'step')}, starting at "
                 f"{', '.join(f'{t:.3g}' for t in starts.tolist()[:10])}: give another one, or more --n_steps"
             )
 

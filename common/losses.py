@@ -216,12 +216,12 @@ def taught(end: Network, path: Any, x0: Tensor, x1: Tensor, t: Tensor) -> tuple[
     return x0 + (x1 - data) / expand(level, x1), data
 
 
-def trajectories(end: Network, path: Any, x0: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A teacher's flow from noise x0, (n, ...): states x_t and times t of each, (steps n, ...), and their ends.
+def trajectories(end: Network, path: Any, x0: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """A teacher's flow from noise x0, (n, ...): states x_t, (steps + 1, n, ...), the last at t = 1; times t, (steps,).
 
     Solved by UniPC of order 2 on the straight line of the same levels: z = (x1 + s x0) / (1 + s) has the velocity
     (D - z) / (1 - u) at u = 1 / (1 + s), whose equal steps begin at the highest of LEVELS, as samplers do. Cost: a call
-    of the teacher for each of the states.
+    of the teacher for each step.
 
     Args:
         end: D(x, t) of the teacher.
@@ -243,24 +243,20 @@ def trajectories(end: Network, path: Any, x0: Tensor, steps: int) -> tuple[Tenso
 
     with torch.no_grad():
         z = integrate(slope, (1 - first) * x0, nodes.tolist(), "unipc2", trajectory=True)
-    x, times = point(z[:-1].flatten(0, 1), nodes[:-1].to(x0).repeat_interleave(len(x0)))
-    return x, times, z[-1].repeat(steps, *[1] * (x.ndim - 1))
+    at = nodes[:-1].to(x0)
+    x = point(z[:-1].flatten(0, 1), at.repeat_interleave(len(x0)))[0]
+    return torch.cat([x.view_as(z[:-1]), z[-1:]]), path.time_of(1 / at - 1)
 
 
-def end_error(
-    net: Network, path: Any, x0: Tensor, y: Any, teacher: Callable[[Tensor, Tensor], Tensor], steps: int, denoiser: Any
-) -> Tensor:
-    """Consistency mid-training: || D(x_t) - x_end || on a teacher's :func:`trajectories` from x0, (steps n,).
+def end_error(net: Network, x: Tensor, t: Tensor, end: Tensor, y: Any, denoiser: Any) -> Tensor:
+    """Consistency mid-training: || D(x_t) - x_end || at points of a teacher's :func:`trajectories`, (B,).
 
     Args:
-        net, path, x0, y: see above, n rows.
-        teacher: teacher(x, t), of the labels y.
+        x, t, end: points, (B, ...), their times, (B,), and where their trajectories end.
         denoiser: see :func:`consistency`.
 
     Source: Hu et al. 2025 (2509.24526).
     """
-    x, t, end = trajectories(denoiser(teacher), path, x0, steps)
-    y = None if y is None else y.repeat(steps)
     return root_mean_square(denoiser(lambda x, t: net(x, t, y).float())(x, t) - end)
 
 

@@ -267,9 +267,10 @@ class Method:
         end, path = (self.denoiser, self.path(sigma)) if self.denoiser else (end_of_velocity, BridgePath(0.0))
         return losses.taught(end(teacher), path, x0, x1, t)
 
-    def end_error(self, net: Any, teacher: Output, sigma: float, x0: Tensor, y: Any, steps: int) -> Tensor:
-        """The errors of ``losses.end_error``."""
-        return losses.end_error(net, self.path(sigma), x0, y, teacher, steps, self.denoiser)
+    def trajectories(self, teacher: Output, sigma: float, x0: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """Those of ``losses.trajectories``, by the output of a network as this method begins from."""
+        assert self.denoiser
+        return losses.trajectories(self.denoiser(teacher), self.path(sigma), x0, steps)
 
     def joint(self, coupling: str = "auto") -> str:
         """The coupling that ``--coupling`` means: "auto" is that of the method's paper."""

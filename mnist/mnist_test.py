@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from _repo import HERE  # noqa: F401
 from common import cli
 from common.cli.ranges import Count, Device, Seed
+from common.methods import METHODS, own_velocity
 from common.runtime import run_main
 from mnist.config import FOLDER
 
@@ -44,6 +45,9 @@ def main() -> None:
     from mnist.mnist_train import generate_sample
 
     model, info = load_network(FOLDER.find_weights(options.weights))
+    if METHODS[info["method"]["name"]].velocity is not own_velocity:
+        other = f"python mnist/simple_gen_test.py --weights {options.weights}"
+        raise ValueError(f"{options.weights} does not hold a velocity but {info['method']['name']} weights: {other}")
     model = model.to(pick_device(options.device))
     size = info["config"].get("image_size", 28)
     torch.manual_seed(options.seed)

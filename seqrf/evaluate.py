@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.runtime import number_of
 from seqrf.endpoints import sources
 from seqrf.options import PREDICTORS
 from seqrf.segments import (
@@ -343,7 +344,7 @@ def _origin(device: torch.device) -> dict[str, str]:
 
 def line(row: dict[str, Any]) -> str:
     """A row for a reader: what was evaluated, its cost, and the figures of its samples and paths."""
-    how = row["method"] + (f" {row['n_steps']} steps" if row["n_steps"] else f" at {row['tol']:g}")
+    how = row["method"] + (f" {number_of(row['n_steps'], 'step')}" if row["n_steps"] else f" at {row['tol']:g}")
     parts = [f"{row['name']}, step {row['step']}, {how}: NFE {row['nfe']:g}, {row['samples_per_second']:.3g} samples/s"]
     for key in ("w2", "recognised", "feature_distance", "fid", "kid", *PATH_FIGURES):
         if row.get(key) is not None:

@@ -215,6 +215,9 @@ class Run:
     """Precision of the network's arithmetic in training"""
     resume: bool = True
     """Continue a run that was stopped; --noresume refuses a folder that holds one"""
+    plan: bool = False
+    """Make some pairs, take 20 steps, keep nothing, and say what the stages would take: hours, memory, disk. main.py:
+    the pairs and the training that follows (by reflow_mode: training alone); pipeline.py: those of all students"""
     smoke: bool = False
     """Seconds on a CPU: few pairs, steps and samples"""
 

@@ -26,6 +26,10 @@ def main() -> None:
     check(run)
     run = smoke(run) if run.smoke else run
     here = processes(run.device)
+    if run.plan:
+        from seqrf.costs import plan_all
+
+        return plan_all(run, here)
     for seed in run.config.pipeline.seeds:
         folder = workdir(run) / f"seed-{seed}"
         whole(replace(run, workdir=str(folder), config=replace(run.config, seed=seed)), here)

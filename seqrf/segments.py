@@ -190,7 +190,9 @@ def segment_times(edges: Edges | Tensor, n_steps: int | None = None) -> list[lis
     k = len(nodes) - 1
     n_steps = k if n_steps is None else n_steps
     if n_steps < k:
-        raise ValueError(f"{n_steps} steps for {k} segments: each needs one; give --n_steps {k} or more")
+        from common.runtime import number_of
+
+        raise ValueError(f"{number_of(n_steps, 'step')} for {k} segments: each needs one; give --n_steps {k} or more")
     counts = [n_steps // k + (i < n_steps % k) for i in range(k)]
     return [[t + (s - t) * j / n for j in range(n)] + [s] for (t, s), n in zip(pairwise(nodes), counts, strict=True)]
 

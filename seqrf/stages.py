@@ -64,7 +64,11 @@ def execute(run: Run) -> None:
 
     run = smoke(run) if run.smoke else run
     here = processes(run.device)
-    if run.mode == "eval":
+    if run.plan:
+        from seqrf.costs import plan
+
+        plan(run, here)
+    elif run.mode == "eval":
         evaluate_run(run, here)
     elif run.config.model.rf_phase == 1:
         train_teacher(run, here)

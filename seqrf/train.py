@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from common import checkpoint, training
+from common import training
 from common.cli.configs import TrainConfig
 from common.runtime import Processes, generator
 from common.training.batches import Ahead
@@ -71,6 +72,7 @@ class SegmentTrainer(Trainer):
     """
 
     again, elsewhere, size = "--resume", "--workdir", "--config.training.batch_size"
+    length, parts = "--config.training.minutes", ""
     fixed = ("seed",)
 
     def __init__(self, run: Run, model: Model, pairs: Pairs, processes: Processes):
@@ -181,20 +183,6 @@ def train_student(
         KeyboardInterrupt: see there.
     """
     trainer, manifest = SegmentTrainer(run, model, pairs, processes), pairs.manifest
-
-    def snapshot(report: Report) -> None:
-        checkpoint.save(snapshot_path(out, trainer.step), trainer.weights(torch.float16))
-        report.save()
-        with trainer.evaluating():
-            figures = on_snapshot(trainer.as_model())
-        if figures:
-            report.write({"step": trainer.step, **figures})
-
-    def events(report: Report) -> list[Event]:
-        if trainer.step == 0:  # what the student begins as
-            checkpoint.save(snapshot_path(out, 0), trainer.weights(torch.float16))
-        return [Event(run.config.training.snapshot_freq, lambda: snapshot(report))]
-
     facts = {"edges": list(manifest.edges), "condition": trainer.description["condition"]}
     facts |= {"pairs": len(pairs), "teacher_evaluations_per_pair": pairs.nfe}
     verb = "distillation" if trainer.distils else "reflow"
@@ -205,9 +193,29 @@ def train_student(
         FINAL,
         title=f"{verb} of {manifest.k} segments {_shown(manifest.edges)}, {len(pairs)} pairs",
         options=run,
-        events=events,
+        events=partial(snapshots, trainer, on_snapshot),
         final=lambda: (trainer.weights(torch.float16), facts),
     )
+
+
+def snapshots(trainer: SegmentTrainer, on_snapshot: Callable[[Model], dict[str, Any]], report: Report) -> list[Event]:
+    """What happens now and then in a run; that of step 0, what the student begins as, at once."""
+
+    def keep() -> None:
+        name = snapshot_path(Path(), trainer.step).as_posix()
+        report.keep(name, trainer.weights(torch.float16), trainer.config.total_steps)
+
+    def snapshot() -> None:
+        keep()
+        report.save()
+        with trainer.evaluating():
+            figures = on_snapshot(trainer.as_model())
+        if figures:
+            report.write({"step": trainer.step, **figures})
+
+    if trainer.step == 0:
+        keep()
+    return [Event(trainer.config.save_step, snapshot)]
 
 
 def snapshot_path(out: Path, step: int) -> Path:

@@ -3,6 +3,7 @@
 The folders of tests mirror those of common/ and of the root; the helpers (tiny, nets, problems, started) stand here.
 """
 
+import gc
 import os
 import sys
 from collections import Counter
@@ -16,7 +17,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # torch, which reads it when it is imported, takes all cores: so would every worker, and threads wait by spinning
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+gc.disable()  # until all is imported, which only makes what stays: a third of the time until the first test
+
 import common  # noqa: E402, F401  (sets what POT needs before anything imports it)
+import started  # noqa: E402
+
+
+def pytest_configure() -> None:
+    """In a worker of the whole suite the server of scripts is made first, out of what both import."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        started.fork()
 
 
 class Repo(ModuleType):
@@ -41,3 +51,9 @@ def pytest_collection_modifyitems(items: list) -> None:
     count = Counter(item.path for item in items)
     rank = {name: k for k, name in enumerate(LONGEST)}
     items.sort(key=lambda item: (rank.get(item.path.stem, len(rank)), -count[item.path], item.path))
+
+
+def pytest_collection_finish() -> None:
+    """Garbage is collected again from here on, but no longer sought among the million objects of what was imported."""
+    gc.freeze()
+    gc.enable()

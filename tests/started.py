@@ -4,6 +4,9 @@ Started cold, a script spends seconds on importing other people's packages, and 
 one process, the server, imports those packages and compiles the library, but imports nothing of this repository; a
 script then runs in a fork of it, as its main module, with its own arguments, environment, folder, exit code and output.
 What only a cold start shows, such as what an import brings in, is not for this.
+
+In a run of the whole suite the server is itself a fork of the worker, made before it imports anything of this
+repository (``fork``): what both need is then imported once.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import atexit
 import functools
 import gc
 import importlib
+import io
 import json
 import os
 import runpy
@@ -25,6 +29,7 @@ from collections.abc import Sequence
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType
+from typing import NamedTuple, TextIO
 
 # What costs a tenth of a second or more; torch imports the second when the first optimizer is made.
 PACKAGES = ("torch", "torch._dynamo", "scipy.optimize", "scipy.stats", "PIL.Image", "tyro", "matplotlib.figure", "yaml")
@@ -59,9 +64,56 @@ def start(
     return subprocess.CompletedProcess(command, int(code), out, err)
 
 
+class Server(NamedTuple):
+    """The ends of a forked server's streams that this process holds."""
+
+    stdin: TextIO
+    stdout: TextIO
+
+
+FORKED: list[Server] = []
+
+
+def fork() -> None:
+    """Make the server as a fork of this process, which needs its packages, too; ``start`` then finds it.
+
+    Call it early: nothing of this repository and no thread of torch's may be there yet. Of this process the server
+    keeps the modules of others, and none of what a test runner put in their way.
+    """
+    for name in PACKAGES:
+        importlib.import_module(name)
+    (asked, ask), (answer, answered) = os.pipe(), os.pipe()
+    if os.fork():
+        os.close(asked), os.close(answered)
+        FORKED.append(Server(open(ask, "w", encoding="utf-8"), open(answer, encoding="utf-8")))
+        return
+    os.dup2(asked, 0), os.dup2(answered, 1)
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    at_once = "PYTHONUNBUFFERED" in os.environ
+    sys.stdin, sys.stdout = open(0), io.TextIOWrapper(open(1, "wb", 0 if at_once else -1), write_through=at_once)
+    sys.stderr = open(2, "w", 1, errors="backslashreplace")
+    sys.dont_write_bytecode = True
+    sys.path[:] = ["the script's folder", *(path for path in sys.path if path and not _inside(path))]
+    sys.meta_path[:] = [finder for finder in sys.meta_path if "pytest" not in type(finder).__module__]
+    for name in list(sys.modules):
+        if name.split(".")[0] in ("common", "_repo", "conftest", "pytest", "_pytest", "xdist"):
+            del sys.modules[name]
+    atexit._clear()
+    _serve()
+    os._exit(0)
+
+
+def _inside(path: str) -> bool:
+    """Whether a folder of sys.path is one of this repository's, which the tests have put there."""
+    root = Path(__file__).resolve().parent.parent
+    return Path(path).resolve() in (root, root / "tests", root / "2D-toys")
+
+
 @functools.cache
-def _server() -> subprocess.Popen[str]:
+def _server() -> Server | subprocess.Popen[str]:
     """The process that this one's scripts are forked from."""
+    if FORKED:
+        return FORKED[0]
     process = subprocess.Popen(
         [sys.executable, "-B", __file__],
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -15,14 +15,16 @@ from torch import nn
 
 from common import checkpoint, losses, solvers
 from common.cli.configs import TrainConfig, check_objective, check_tuning
+from common.data.loading import Batches, ImageData
 from common.generate import Sampler, velocity_of
 from common.methods import LEVEL_TIMES, METHODS, end_of_heads, end_of_velocity, make_loss
 from common.networks import MLP
 from common.paths import BridgePath, expand
 from common.solvers import integrate, time_grid
-from common.training.batches import Batch
+from common.training.batches import Batch, CoupledBatches
 from common.training.small import fit
 from common.training.trainer import Trainer
+from common.training.trajectories import AT_NOISE, TrajectoryBatches
 from tiny import ALONE, difference, last, network, options, run, weights
 
 F64 = torch.float64
@@ -266,20 +268,66 @@ def test_the_exact_end_is_where_a_teacher_s_trajectories_end(method, sigma):
         seen.append(len(x))
         return exact_flow(sigma)(x, t)
 
-    x, t, end = losses.trajectories(denoiser(teacher), path, x0, 64)
-    assert seen == [500] * 64 and len(x) == len(t) == len(end) == 32_000
+    states, times = losses.trajectories(denoiser(teacher), path, x0, 64)
+    assert seen == [500] * 64 and states.shape == (65, 500, 3) and times.shape == (64,)
     # the flow from the highest level keeps the place in the marginal
     most = losses.LEVELS[1]
-    wanted = (MEAN + SPREAD * (most * x0 - MEAN) / math.hypot(SPREAD, most)).repeat(64, 1)
-    assert (end - wanted).abs().max() < 0.003 and (exact_end(x, t, sigma) - wanted).abs().max() < 0.003
+    wanted = MEAN + SPREAD * (most * x0 - MEAN) / math.hypot(SPREAD, most)
+    x, t, end = states[:-1].flatten(0, 1), times.repeat_interleave(500), states[-1].repeat(64, 1)
+    assert (states[-1] - wanted).abs().max() < 0.003
+    assert (exact_end(x, t, sigma) - wanted.repeat(64, 1)).abs().max() < 0.003
 
     def error(shift):
         def net(x, t, y):
             return ExactEnd(sigma)(x, t) + shift / (expand(1 - t, x) if sigma == 0 else 1)
 
-        return losses.end_error(net, path, x0, None, teacher, 16, denoiser).mean().item()
+        return losses.end_error(net, x, t, end, None, denoiser).mean().item()
 
     assert error(0.0) < 0.001 and [error(0.1), error(-0.1)] == pytest.approx([0.1, 0.1], abs=0.01)
+
+
+class Labelled(nn.Module):
+    """A velocity whose flow from x0 is known: x1 = x0 + y + 1 (an empty label is 3), whatever the time."""
+
+    def forward(self, x, t, y=None):
+        return torch.ones_like(x) * (3 if y is None else expand(y.to(x.dtype), x)) + 1
+
+
+def test_batches_of_trajectories(tmp_path, monkeypatch):
+    config = options(method="ect", num_classes=3, teacher_cfg=2.0, teacher_steps=4, teacher_noises=20)
+    trainer = Trainer(config, ALONE)
+    trainer.teacher = Labelled()
+    images = ImageData(torch.zeros(30, 3, 8, 8, dtype=torch.uint8), torch.arange(30) % 3)
+    noises = CoupledBatches(Batches(images, 8, 0, False, ALONE.device), "independent", 0, ALONE, False)
+    source = TrajectoryBatches(trainer, noises)
+    seconds, size = source.prepare(tmp_path)
+    files = sorted(tmp_path.glob("trajectories/*.pt"))
+    assert seconds > 0 and len(files) == 3 and size == 5 * 24 * 3 * 8 * 8 * 2
+    batches = [source.make(k) for k in range(50)]
+    x, end, t, y = (torch.cat([getattr(b, name) for b in batches]) for name in ("x0", "x1", "t", "y"))
+    first = 1 / (1 + losses.LEVELS[1])
+    grid = first + (1 - first) * torch.arange(4) / 4
+    assert torch.isclose(t[:, None], grid).any(1).all() and t.unique().numel() == 4
+    assert (t < grid[1] / 2).float().mean().item() == pytest.approx(AT_NOISE, abs=0.1)
+    moved = (1 - expand(t, x)) * (expand(y, x) + 1 + (y[:, None, None, None] - 3))  # guided by 2: away + 2 (v - away)
+    torch.testing.assert_close(end, x + moved, atol=0.02, rtol=0)
+    start = x[t < grid[1] / 2] / (1 - first)  # as standard normal as the noises that the steps of data would have
+    assert start.mean().abs() < 0.05 and start.std().item() == pytest.approx(1, abs=0.05)
+    same = source.make(7)
+    assert torch.equal(same.x0, batches[7].x0) and not torch.equal(batches[6].x0, batches[7].x0)
+
+    # they are made once; those of another teacher, or a part that is not there, again
+    again = TrajectoryBatches(trainer, noises)
+    files[1].unlink()
+    calls = []
+    monkeypatch.setattr(trainer, "taught_by", lambda y, known=trainer.taught_by: calls.append(len(y)) or known(y))
+    again.prepare(tmp_path)
+    assert calls == [8] and torch.equal(again.states, source.states)
+    trainer.origin = {"sha256": "another"}
+    again.prepare(tmp_path)
+    assert calls == [8] * 4
+    again.prepare(None)
+    assert calls == [8] * 5 and again.states.shape[1] == 8
 
 
 def test_a_folder_learns_ends_first_and_goes_on_from_them(tmp_path):

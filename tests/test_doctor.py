@@ -224,6 +224,13 @@ def test_data_and_weights_of_folders(tmp_path):
     )
     weights(tmp_path / "results" / "shipped.pt")
     assert one(checks.weights_of("faces", place))[0] == "ok"
+    tuned = replace(place, few="results/few/tuned.pt")
+    assert [level for level, *_ in checks.weights_of("faces", tuned)] == ["ok", "note"]
+    weights(tmp_path / tuned.few)
+    assert [text.split(",")[0] for _, text, _ in checks.weights_of("faces", tuned)] == [
+        "weights of faces: shipped.pt",
+        "weights for few steps of faces: tuned.pt",
+    ]
     assert checks.folders_of(ROOT).keys() >= {"cifar10", "mnist", "lsun_church"}
 
 

@@ -17,7 +17,7 @@ from common.networks.generator_unet import GeneratorUNet
 from common.scripts.grid import grid_main
 from common.unet import ConditionalUNet, UNet
 from nets import images, randomised, same
-from tiny import folder
+from tiny import folder, run
 
 
 def torchcfm_net(**options) -> tuple[UNetModelWrapper, dict]:
@@ -271,14 +271,18 @@ def test_the_generators_checkpoints_are_read_with_time_turned(tmp_path):
     assert same(again, net.state_dict()) and info["network"]["image_size"] == 64
     with pytest.raises(ValueError, match="num_channel: 32 given, 8 in the file"):
         checkpoint.load_network(tmp_path / "bare.pt", extra={"num_channel": 32})
+    with pytest.raises(
+        ValueError, match="^--init .*rf_best.pth is of another network .name: GeneratorUNet there, UNet"
+    ):
+        run(tmp_path / "run", method="flowmap", init=str(path))  # it cannot be given a second time
 
 
 def test_the_generators_checkpoints_are_sampled_from_any_folder(tmp_path, capsys):
     file = generator_file(tmp_path / "rf_best.pth")
     (tmp_path / "run.yaml").write_text("image_size: 16\ntotal_steps: 3\n")
-    flags = ["--weights", str(file), "-c", str(tmp_path / "run.yaml"), "--n_samples", "2", "--n_steps", "2"]
+    flags = ["--weights", str(file), "-c", str(tmp_path / "run.yaml"), "--n_samples", "2", "--n_steps", "1"]
     grid_main(folder(tmp_path), "", [*flags, "--device", "cpu", "--out", str(tmp_path / "grid.png")])
-    assert "rf weights of step 7" in capsys.readouterr().out
+    assert "2 images, rf weights of step 7, unipc2, 1 step, grid" in capsys.readouterr().out
     assert Image.open(tmp_path / "grid.png").size == (2 * 34 + 2, 34 + 2)
 
 

@@ -31,6 +31,8 @@ from common.generate import (
     velocity_of,
 )
 from common.images import grid, save_png
+from common.losses import velocity
+from common.methods import METHODS, Method
 from common.runtime import Processes, generator
 from common.scripts.gen import gen_main
 from common.scripts.grid import class_names, grid_main
@@ -193,6 +195,22 @@ def test_solvers_that_do_not_fit_the_method_say_so():
         sampler(solver="gauss")([0])
     with pytest.raises(ValueError, match="--batch_size 0"):
         list(sample_many(sampler(), range(2), 0))
+
+
+def test_a_path_that_tells_no_score_is_refused_before_it_is_sampled(monkeypatch):
+    class CosinePath:  # as CONTRIBUTING.md adds one
+        start = 1.0
+
+        def __init__(self, sigma):
+            self.sigma = sigma
+
+    monkeypatch.setitem(METHODS, "cosine", Method(velocity, CosinePath))
+    line = "--solver euler_maruyama needs the score, which the path of cosine does not tell .*: use an ODE solver"
+    made = replace(sampler(), method="cosine", solver="euler_maruyama")
+    for refused in (made.check, lambda: made([0]), lambda: sde_of(network(), "cosine", 0.0)):
+        with pytest.raises(ValueError, match=line):
+            refused()
+    assert replace(made, solver="heun")([0], torch.tensor([0])).isfinite().all()
 
 
 # ---- closed forms: x0 ~ N(0, 1), x1 ~ N(MEAN, SPREAD^2), independent

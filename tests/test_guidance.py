@@ -189,7 +189,7 @@ def place(tmp_path):
         ("--guide worse.pt", "--guide without guidance: give a scale by --cfg"),
         (
             "--cfg 2 --cfg_interval 0.41 0.59 --n_steps 5 --solver euler",
-            "guides none of the 5 steps, which start at 0, 0.2",
+            "guides none of the 5 steps, starting at 0, 0.2",
         ),
         ("--cfg 2 --guide gone.pt", "no weights at .*gone.pt.* or give --guide with"),
         ("--cfg 2 --guide results/shipped.pt", "these are the weights that it is to guide"),

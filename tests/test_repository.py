@@ -433,7 +433,7 @@ def test_wrong_lines_of_documents_are_seen(tmp_path, line, match):
 def test_wrong_flags_of_documents_are_seen():
     lines = {
         "python cifar10/measure.py --n_sample 3": "unknown flag --n_sample",
-        "python -m common.prepare mnist.zip": "--preset mnist.zip: choose one of",
+        "python -m common.prepare mnist.zip": "preset mnist.zip: choose one of",
     }
     for (code, errors), match in zip(
         help_of([checked(ROOT / "a.md", line)[1][0] for line in lines]).values(), lines.values()
@@ -495,7 +495,15 @@ def test_requirements_name_every_package_that_the_library_imports():
     module_names |= {"pytorch-fid": "pytorch_fid", "protobuf": "google"}
     module_names |= {name: name.replace("-", "_") for name in named if name.startswith("efficientnet")}
     known = {module_names.get(name, name) for name in named} | set(sys.stdlib_module_names) | {"common"}
-    optional = {"wandb", "openmm", "PeptideBuilder", "mdtraj", "Bio"}  # asked for by one option, with a hint
+    optional = {
+        "wandb",
+        "openmm",
+        "PeptideBuilder",
+        "mdtraj",
+        "Bio",
+        "dysts",
+        "reservoirpy",
+    }  # asked for by one option, with a hint
     own = {path.stem for path in SCRIPTS} | {folder.name for folder in FOLDERS}
     used = {name for path in [*LIBRARY, *SCRIPTS] for name in tops(imports(parsed(path)))}
     assert not used - known - optional - own

@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+import started
 from common import runtime
 from common.runtime import checked, reading, run_main
 from common.runtime.ending import ENDED
@@ -223,36 +223,46 @@ def test_generator_is_a_function_of_its_keys():
 # ---- processes
 
 
-def test_alone_without_accelerate():
+def forked(tmp_path: Path, code: str) -> list[str]:
+    """The lines that a script with such a code prints, from the tests' server: what importing takes is not tested."""
+    script = tmp_path / "script.py"
+    script.write_text(f"import os, sys\nsys.path.append({str(ROOT)!r})\n{code}")
+    done = started.start(script, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_alone_without_accelerate(tmp_path):
     code = """
-import sys
 from common.runtime import processes
 us = processes("cpu")
 us.wait()
 print(us.rank, us.world, us.device, us.is_main, "accelerate" in sys.modules)
 """
-    assert finish(start(code))[1] == "0 1 cpu True False\n"
+    assert forked(tmp_path, code) == ["0 1 cpu True False"]
 
 
-def test_two_processes_meet():
+def test_two_processes_meet(tmp_path):
     code = """
+import socket
+with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    port = str(probe.getsockname()[1])
+second = os.fork()
+rank = "0" if second else "1"
+os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
 import torch
 from common.runtime import processes
 us = processes("cpu")
 us.wait()
 total = torch.tensor([us.rank + 1.0])
 torch.distributed.all_reduce(total)
-print(us.rank, us.world, us.device == torch.device("cpu"), us.is_main, total.item())
+print(us.rank, us.world, us.device == torch.device("cpu"), us.is_main, total.item(), flush=True)
 torch.distributed.destroy_process_group()
+assert not second or os.waitpid(second, 0)[1] == 0
 """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    both = [start(code, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in (0, 1)]
-    results = [finish(process) for process in both]
-    assert results[0][1] == "0 2 True True 3.0\n", results[0][2]
-    assert results[1][1] == "1 2 True False 3.0\n", results[1][2]
+    assert sorted(forked(tmp_path, code)) == ["0 2 True True 3.0", "1 2 True False 3.0"]
 
 
 def test_several_processes_refuse_one_numbered_gpu(monkeypatch):
@@ -582,3 +592,34 @@ def test_the_end_of_another_process_is_said_once_by_whoever_sees_it_first():
     """The thread that waits for it and the next message between the processes, which fails, may come together."""
     code, _, err = finish(start(LOST, WORLD_SIZE="2"))
     assert (code, err.split("\n")) == (2, ["", f"error: {ENDED}", ""])
+
+
+SILENT = """
+import threading, time
+from common.runtime import ending
+
+class Store(dict):
+    clone, set = (lambda self: self), dict.__setitem__
+    multi_get = lambda self, keys: [self.get(key) for key in keys]
+
+ending.SILENCE, ending.BEAT = 0.4, 0.02
+store = Store({"alive/2": ending.LEFT})
+ending.end_if_others_fall_silent(store, 0, 3)
+for beat in range(16):
+    store["alive/1"] = beat
+    time.sleep(0.05)
+print(type(store["alive/0"]).__name__, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_process_that_falls_silent_ends_the_others_and_one_that_has_left_does_not():
+    code, out, err = finish(start(SILENT))
+    assert (code, out) == (2, "str\n")  # it lived for twice as long as the others may be silent, and gave its own signs
+    assert (
+        err.startswith("\nerror: process 1 of this run has given no sign of life for 0.4 s: ") and err.count("\n") == 2
+    )
+    left = (
+        SILENT.split("for beat")[0].replace("0, 3)", "0, 1)") + "import atexit; atexit._run_exitfuncs(); print(store)"
+    )
+    assert "'alive/0': b'left'" in finish(start(left))[1]

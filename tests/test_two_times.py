@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from common import checkpoint
+from common import checkpoint, networks
 from common.cli.configs import TrainConfig
 from common.generate import Sampler, guided, velocity_of
 from common.losses import LAST_SHARE, flow_map, mean_flow, squared_error
@@ -69,6 +69,20 @@ def test_forward_derivatives_go_through(name):
         assert torch.allclose(value, at(x, t, r), rtol=1e-4, atol=1e-4), "plain attention is the fused one"
         difference = (at(x + h * v, t + h * dt, r) - at(x - h * v, t - h * dt, r)) / (2 * h)
     assert (derivative - difference).abs().max() < 0.01 * difference.abs().max()
+
+
+def test_a_network_without_a_second_time_is_refused_by_name(monkeypatch):
+    line = "has no second time r, which --method flowmap and meanflow need: choose --network unet"
+    generator = {"name": "GeneratorUNet", "in_channels": 3, "out_channels": 3, "channels": 8, "time_channels": 8}
+    with pytest.raises(ValueError, match=f"GeneratorUNet {line}"):
+        with_second_time(build_network({**generator, "image_size": 8}), {**generator, "image_size": 8})
+    for name in ("unet", "conditional_unet"):
+        assert network_description(NETWORKS[name], two_times=True)["two_times"]
+    plain = lambda config, heads, two_times: {"name": "Plain", "channels": 8}  # noqa: E731  as somebody adds one
+    monkeypatch.setattr(networks, "_of_options", plain)
+    with pytest.raises(ValueError, match=f"--network conditional_unet {line}"):
+        network_description(NETWORKS["conditional_unet"], two_times=True)
+    assert network_description(NETWORKS["conditional_unet"])["name"] == "Plain"
 
 
 # ---- the loss

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def _figure(width: float, height: float) -> Any:
 # ---- chaotic systems
 
 
-def attractors(real: np.ndarray, made: np.ndarray, path: Path, frames: int = 1500) -> None:
+def attractors(real: np.ndarray, made: np.ndarray, names: Sequence[str], path: Path, frames: int = 1500) -> None:
     """A real and a made trajectory, (T, 3), in space, side by side on the same axes."""
     figure = _figure(9, 4)
     low, high = real.min(0), real.max(0)
@@ -32,7 +32,7 @@ def attractors(real: np.ndarray, made: np.ndarray, path: Path, frames: int = 150
         axis = figure.add_subplot(1, 2, i + 1, projection="3d")
         smooth = _smooth(x[:frames])
         axis.plot(*smooth.T, lw=0.35, color=colour)
-        axis.set(xlabel="x", ylabel="y", zlabel="z")
+        axis.set(xlabel=names[0], ylabel=names[1], zlabel=names[2])
         axis.set_title(title, y=0.95)
         axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), zlim=(low[2], high[2]))
         axis.view_init(elev=22, azim=-60)
@@ -47,12 +47,14 @@ def _smooth(x: np.ndarray, times: int = 5) -> np.ndarray:
     return CubicSpline(np.arange(len(x)), x)(np.linspace(0, len(x) - 1, times * (len(x) - 1) + 1))
 
 
-def forecast(truth: np.ndarray, made: np.ndarray, step: float, valid: float, folder: Path, name: str) -> None:
+def forecast(
+    truth: np.ndarray, made: np.ndarray, names: Sequence[str], step: float, valid: float, folder: Path, name: str
+) -> None:
     """Truth and forecast (T, 3) from one exact state against Lyapunov times."""
     figure = _figure(8, 4.6)
     axes = figure.subplots(3, 1, sharex=True)
     times = step * np.arange(1, len(truth) + 1)
-    for axis, label, x, y in zip(axes, "xyz", truth.T, made.T):
+    for axis, label, x, y in zip(axes, names, truth.T, made.T):
         axis.plot(times, x, color=REAL, lw=1.4, label="truth")
         axis.plot(times, y, color=MODEL, lw=1.1, ls="--", label="forecast")
         axis.axvline(valid, color="grey", lw=0.9, ls=":", label=f"valid for {valid:.1f}")
@@ -63,8 +65,10 @@ def forecast(truth: np.ndarray, made: np.ndarray, step: float, valid: float, fol
     save(figure, folder / f"{name}_forecast.png")
 
 
-def statistics(real: np.ndarray, made: np.ndarray, maxima: Mapping[str, np.ndarray], letter: str, path: Path) -> None:
-    """Marginal densities of the three coordinates, (B, T, 3), and the map of successive maxima of one of them."""
+def statistics(
+    real: np.ndarray, made: np.ndarray, maxima: Mapping[str, np.ndarray], names: Sequence[str], top: int, path: Path
+) -> None:
+    """Marginal densities of three coordinates, (B, T, 3), and the map of successive maxima of one of them, ``top``."""
     figure = _figure(11, 3)
     axes = figure.subplots(1, 4)
     for i, axis in enumerate(axes[:3]):
@@ -72,11 +76,33 @@ def statistics(real: np.ndarray, made: np.ndarray, maxima: Mapping[str, np.ndarr
         edges = np.linspace(a.min(), a.max(), 60)
         axis.hist(a, edges, density=True, color=REAL, alpha=0.35, label="integrator")
         axis.hist(b, edges, density=True, histtype="step", color=MODEL, lw=1.2, label="model")
-        axis.set(xlabel="xyz"[i], ylabel="density" if i == 0 else "", yticks=[])
+        axis.set(xlabel=names[i], ylabel="density" if i == 0 else "", yticks=[])
     for name, colour, size in (("real", REAL, 5.0), ("made", MODEL, 1.5)):
         axes[3].scatter(*maxima[name].T, s=size, color=colour, linewidths=0, rasterized=True)
-    axes[3].set(xlabel=f"maximum of {letter}", ylabel="the next maximum", aspect="equal")
+    axes[3].set(xlabel=f"maximum of {names[top]}", ylabel="the next maximum", aspect="equal")
     axes[0].legend(frameon=False, fontsize=8)
+    save(figure, path)
+
+
+def ensembles(drawn: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray, np.ndarray]], path: Path) -> None:
+    """Forecasts from one state of some systems.
+
+    Args:
+        drawn: Name, Lyapunov times (T,), truth (T,), echo-state network (T,), members (B, T) of each.
+        path: Picture to write.
+    """
+    figure = _figure(9, 2.1 * len(drawn) + 0.5)
+    axes = figure.subplots(len(drawn), 1, squeeze=False)[:, 0]
+    for axis, (name, times, truth, echo, members) in zip(axes, drawn):
+        drawings = axis.plot(times, members.T, color=MODEL, lw=0.6, alpha=0.45)
+        drawings[0].set_label(f"flow from noise, {len(members)} members")
+        axis.plot(times, echo, color="#3a7ca5", lw=1.1, ls="--", label="echo-state network")
+        axis.plot(times, truth, color=REAL, lw=1.5, label="truth")
+        low, high = truth.min(), truth.max()
+        axis.set(ylabel="x", xlim=(0, times[-1]), ylim=(low - 0.25 * (high - low), high + 0.25 * (high - low)))
+        axis.set_title(name, loc="left", fontsize=10)
+    axes[-1].set_xlabel("Lyapunov times")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     save(figure, path)
 
 

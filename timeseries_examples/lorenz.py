@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 from common.cli import validate
 from common.cli.configs import among, check_bridge
-from common.cli.ranges import AtLeast, AtMost, Count, NoneFor, NotNegative, Positive, Seed
+from common.cli.ranges import AtLeast, AtMost, Count, Matches, NoneFor, NotNegative, Positive, Seed
 
 HERE = Path(__file__).resolve().parent
 TRAINED_WITH = ("system", "frame", "method", "source", "sigma", "n_steps")  # what weights fix
@@ -25,10 +25,13 @@ class Options:
     """A chaotic system learnt from its trajectories."""
 
     # ---- system
-    system: Literal["lorenz", "rossler"] = "lorenz"
-    """Lorenz 1963 (10, 28, 8/3) or Rossler 1976 (0.2, 0.2, 5.7)"""
+    system: Annotated[str, Matches("lorenz|rossler|dysts:.*", "choose one of lorenz, rossler, dysts:NAME")] = "lorenz"
+    """lorenz: Lorenz 1963 (10, 28, 8/3); rossler: Rossler 1976 (0.2, 0.2, 5.7); dysts:NAME, e.g. dysts:Halvorsen: one
+    of the package dysts (pip install dysts)"""
+    points: Annotated[int, AtLeast(2)] = 30
+    """dysts: frames in one period of the system, as dysts states it; others take 30 or 100"""
     frame: Annotated[Positive | None, NoneFor(0)] = None
-    """Time between frames; none: 0.05 for lorenz, 0.2 for rossler"""
+    """Time between frames; none: 0.05 for lorenz, 0.2 for rossler, the period over --points for dysts"""
     n_trajectories: Count = 64
     """Training trajectories"""
     frames: Annotated[int, AtLeast(3)] = 1000
@@ -72,7 +75,7 @@ class Options:
     seed: Seed = 0
     """One seed for everything"""
     out: str = ""
-    """Run folder; empty: runs/SYSTEM here"""
+    """Run folder; empty: runs/SYSTEM here, a dash for the colon"""
     smoke: bool = False
     """Seconds: little data, few steps; writes to results/smoke-SYSTEM"""
 
@@ -86,8 +89,14 @@ def completed(options: Options) -> Options:
     if options.smoke:
         tiny = {"n_trajectories": 8, "total_steps": 60, "width": 32, "depth": 2, "forecasts": 8, "sets": 2}
         options = replace(options, **tiny, frames=min(options.frames, 100), length=300)
-    folder = HERE / (f"results/smoke-{options.system}" if options.smoke else f"runs/{options.system}")
+    name = label(options.system)
+    folder = HERE / (f"results/smoke-{name}" if options.smoke else f"runs/{name}")
     return replace(options, out=options.out or str(folder))
+
+
+def label(name: str) -> str:
+    """A system's name for files: dysts-Halvorsen."""
+    return name.replace(":", "-")
 
 
 def run(options: Options) -> None:
@@ -95,7 +104,7 @@ def run(options: Options) -> None:
     options = completed(options)
     from timeseries_examples import attractors
     from timeseries_examples.propagator import load, load_as_trained
-    from timeseries_examples.systems import SYSTEMS
+    from timeseries_examples.systems import find
 
     model, seconds = None, 0.0
     if options.weights:
@@ -105,13 +114,13 @@ def run(options: Options) -> None:
             raise ValueError(
                 f"--seed {options.seed}: {options.weights} was trained on what it would be tested on, use --seed {seed}"
             )
-    system = SYSTEMS[options.system]
+    system = find(options.system, options.points)
     system = replace(system, frame=options.frame or system.frame)
     if model is None:
         model, seconds = trained(system, options)
     result, pictures = attractors.evaluate(model, system, options)
     out = Path(options.out)
-    write_json(out / f"{system.name}.json", {"training_seconds": round(seconds, 1), **result})
+    write_json(out / f"{label(system.name)}.json", {"training_seconds": round(seconds, 1), **result})
     draw(system, pictures, out)
     show(result)
     print(f"figures and numbers: {out}")
@@ -124,28 +133,33 @@ def trained(system: System, options: Options) -> tuple[Propagator, float]:
     from timeseries_examples.propagator import Recipe, Space, train_and_save
     from timeseries_examples.systems import trajectories
 
-    recipe = Recipe(
-        options.method, options.source, "ode", options.sigma, n_steps=options.n_steps, t_zero=options.t_zero
-    )
+    flow: dict[str, Any] = {"past": system.past, "n_steps": options.n_steps, "t_zero": options.t_zero}
+    recipe = Recipe(options.method, options.source, "ode", options.sigma, **flow)
     validate(recipe)
+    if system.name.startswith("dysts:"):
+        options = replace(options, frame=system.frame)  # what it has learnt, however --points is given later
     data = trajectories(system, options.n_trajectories, options.frames, options.seed)
     series = [torch.tensor(x, dtype=torch.float32) for x in data]
-    return train_and_save(Space.of("line", series), recipe, series, options, f"{options.system}_v1.pt")
+    return train_and_save(Space.of("line", series), recipe, series, options, f"{label(system.name)}_v1.pt")
 
 
 def draw(system: System, pictures: dict[str, Any], out: Path) -> None:
-    """The attractors, a forecast, and the statistics."""
+    """The attractors, a forecast, and the statistics, of the first three coordinates."""
     from timeseries_examples import figures
+    from timeseries_examples.attractors import letters
 
-    figures.attractors(pictures["real"][0], pictures["made"][0], out / f"{system.name}_attractor.png")
+    name, names = label(system.name), letters(pictures["real"])
+    first = {key: pictures[key][..., :3] for key in ("real", "made", "truth", "forecast")}
+    figures.attractors(first["real"][0], first["made"][0], names, out / f"{name}_attractor.png")
     scale = system.frame * system.exponent
-    figures.forecast(pictures["truth"], pictures["forecast"], scale, pictures["valid_time"], out, system.name)
+    figures.forecast(first["truth"], first["forecast"], names, scale, pictures["valid_time"], out, name)
     figures.statistics(
-        pictures["real"][:8],
-        pictures["made"][:8],
+        first["real"][:8],
+        first["made"][:8],
         pictures["maxima"],
-        "xyz"[pictures["axis"]],
-        out / f"{system.name}_statistics.png",
+        names,
+        pictures["axis"],
+        out / f"{name}_statistics.png",
     )
 
 
@@ -161,6 +175,11 @@ def show(result: dict[str, Any]) -> None:
         f"{result['one_step_rmse_persistence']:.2e}, linear regression {result['one_step_rmse_linear']:.2e}, "
         f"NFE {result['nfe']}"
     )
-    for name in ("w1_x", "w1_y", "w1_z", "invariant_measure_js", "maxima_map_js"):
-        row = result[name]
-        print(f"{name:22s} model {row['model']:.4f}  real to real {row['real']:.4f}  ratio {row['ratio']:.3f}")
+    percent = ", ".join(f"{value:.1f} up to {horizon}" for horizon, value in result["smape"].items())
+    print(f"sMAPE by Lyapunov times: {percent}; runs that left the attractor: {result['runs_that_left']:.0%}")
+    size = result["correlation_dimension"]
+    print(f"correlation dimension: model {size['of_model']:.3f}, real {size['of_real']:.3f}; distances of long runs:")
+    for name, row in result.items():
+        if isinstance(row, dict) and {"model", "real"} <= set(row):
+            ratio = f"{row['model'] / row['real']:.3f}" if row["real"] > 0 else "-"
+            print(f"{name:22s} model {row['model']:.4f}  real to real {row['real']:.4f}  ratio {ratio}")

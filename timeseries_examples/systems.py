@@ -1,38 +1,102 @@
-"""Chaotic systems of three equations: accurate trajectories, Lyapunov exponents, how well a forecast follows one."""
+"""Chaotic systems: accurate trajectories, Lyapunov exponents, how well a forecast follows one."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+
+Rate = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class System:
     """A system dx/dt = f(x) with its standard constants.
 
-    ``exponent`` is the largest Lyapunov exponent per unit of time; ``frame`` a time between frames that a network can
-    step over; ``start`` the middle of where trajectories begin.
+    Attributes:
+        name: Its name.
+        exponent: Largest Lyapunov exponent per unit of time.
+        frame: A time between frames that a network can step over.
+        start: The middle of where trajectories begin, D numbers.
+        exponent_source: Who says so.
+        rate: f(x) for states (D, ...), many at once.
+        settle: Time before the first frame, in which trajectories reach the attractor and forget where they began.
+        scatter: Standard deviations of the starts around ``start``, one or D.
+        scale: Size of the smallest coordinate, which the integrator's absolute tolerance follows.
+        axis: The coordinate whose successive maxima make the system's map.
+        past: Frames that say where the system is: 2 where an angle is seen by its cosine alone.
+        observe: What is seen of states (D, ...).
     """
 
     name: str
     exponent: float
     frame: float
-    start: tuple[float, float, float]
+    start: tuple[float, ...]
     exponent_source: str
+    rate: Rate
+    settle: float = 40.0
+    scatter: float | tuple[float, ...] = 1.0
+    scale: float = 1.0
+    axis: int = 0
+    past: int = 1
+    observe: Rate = np.asarray
 
-    def rate(self, x: np.ndarray) -> np.ndarray:
-        """f(x) for states (3, ...)."""
-        if self.name == "lorenz":
-            return np.stack([10 * (x[1] - x[0]), x[0] * (28 - x[2]) - x[1], x[0] * x[1] - 8 / 3 * x[2]])
-        return np.stack([-x[1] - x[2], x[0] + 0.2 * x[1], 0.2 + x[2] * (x[0] - 5.7)])
+    def starts(self, count: int, seed: int) -> np.ndarray:
+        """States near ``start``, (D, count)."""
+        rng = np.random.default_rng([seed, 1963])
+        scatter = np.reshape(self.scatter, (-1, 1))
+        first = np.array(self.start)[:, None] + scatter * rng.normal(size=(len(self.start), count))
+        if self.name == "rossler":
+            first[2] = np.abs(first[2])  # its trajectories can run away from below z = 0
+        return first
+
+    def solve(self, first: np.ndarray, times: np.ndarray, rtol: float) -> np.ndarray:
+        """States (D, count, T) at ascending times from those (D, count) at time 0, by DOP853, all as one system.
+
+        Raises:
+            ValueError: the integrator stopped.
+        """
+        from scipy.integrate import solve_ivp
+
+        def rate(_: float, x: np.ndarray) -> np.ndarray:
+            return self.rate(x.reshape(first.shape)).ravel()
+
+        span = (0, times[-1])
+        solved = solve_ivp(rate, span, first.ravel(), "DOP853", times, rtol=rtol, atol=rtol * self.scale)
+        if not solved.success:
+            raise ValueError(f"{self.name}: the integrator stopped: {solved.message}")
+        return solved.y.reshape(*first.shape, len(times))
+
+
+def lorenz(x: np.ndarray) -> np.ndarray:
+    """Lorenz 1963 with sigma 10, rho 28, beta 8/3."""
+    return np.stack([10 * (x[1] - x[0]), x[0] * (28 - x[2]) - x[1], x[0] * x[1] - 8 / 3 * x[2]])
+
+
+def rossler(x: np.ndarray) -> np.ndarray:
+    """Rossler 1976 with a = b = 0.2, c = 5.7."""
+    return np.stack([-x[1] - x[2], x[0] + 0.2 * x[1], 0.2 + x[2] * (x[0] - 5.7)])
 
 
 SYSTEMS = {
-    # Lorenz 1963, sigma 10, rho 28, beta 8/3; Rossler 1976, a = b = 0.2, c = 5.7. Exponents: Sprott 2003, appendix A.
-    "lorenz": System("lorenz", 0.9056, 0.05, (0.0, 0.0, 25.0), "Sprott 2003"),
-    "rossler": System("rossler", 0.0714, 0.2, (0.0, -5.0, 0.0), "Sprott 2003"),
+    # Exponents: Sprott 2003, appendix A. Rossler's trajectories contract slowly.
+    "lorenz": System("lorenz", 0.9056, 0.05, (0.0, 0.0, 25.0), "Sprott 2003", lorenz, axis=2),
+    "rossler": System("rossler", 0.0714, 0.2, (0.0, -5.0, 0.0), "Sprott 2003", rossler, settle=200.0),
 }
+
+
+def find(name: str, points: int = 30) -> System:
+    """The system of a name: one of :data:`SYSTEMS`, or dysts:NAME with so many frames in a period.
+
+    Raises:
+        ValueError: dysts is not installed, or has no such system.
+    """
+    if name in SYSTEMS:
+        return SYSTEMS[name]
+    from timeseries_examples.zoo import load
+
+    return load(name.removeprefix("dysts:"), points)
 
 
 def trajectories(
@@ -41,38 +105,27 @@ def trajectories(
     frames: int,
     seed: int,
     frame: float | None = None,
-    settle: float = 40.0,
+    settle: float | None = None,
     rtol: float = 1e-10,
 ) -> np.ndarray:
-    """Independent trajectories on the attractor, (count, frames, 3), float64.
-
-    All are solved as one system by DOP853 with relative and absolute tolerance ``rtol``, from random states around
-    ``system.start`` and after ``settle`` units of time (Rossler's contract slowly: it gets five times as many).
+    """Independent trajectories on the attractor, (count, frames, D), float64.
 
     Args:
         system: Which one.
         count, frames: Of the result.
-        seed: Of the initial states.
+        seed: Of the initial states, random ones around ``system.start``.
         frame: Time between frames; None: the system's.
-        settle: Time before the first frame.
-        rtol: Tolerance.
+        settle: Time before the first frame; None: the system's.
+        rtol: Tolerance, relative, and absolute in units of ``system.scale``.
+
+    Raises:
+        ValueError: a trajectory does not stay finite, or the integrator stopped.
     """
-    from scipy.integrate import solve_ivp
-
-    rng = np.random.default_rng([seed, 1963])
-    first = np.array(system.start)[:, None] + rng.normal(size=(3, count))
-    first[2] = np.abs(first[2])  # Rossler's trajectories can run away from below z = 0
-    settle *= 5 if system.name == "rossler" else 1
-    step = frame or system.frame
-    times = settle + step * np.arange(frames)
-
-    def rate(_: float, x: np.ndarray) -> np.ndarray:
-        return system.rate(x.reshape(3, count)).ravel()
-
-    solved = solve_ivp(rate, (0, times[-1]), first.ravel(), "DOP853", times, rtol=rtol, atol=rtol)
-    if not solved.success:
-        raise ValueError(f"the integrator stopped: {solved.message}")
-    return np.ascontiguousarray(solved.y.reshape(3, count, frames).transpose(1, 2, 0))
+    times = (system.settle if settle is None else settle) + (frame or system.frame) * np.arange(frames)
+    solved = system.observe(system.solve(system.starts(count, seed), times, rtol))
+    if not np.isfinite(solved).all():
+        raise ValueError(f"{system.name}: a trajectory did not stay finite")
+    return np.ascontiguousarray(solved.transpose(1, 2, 0))
 
 
 def valid_time(
@@ -84,8 +137,8 @@ def valid_time(
     deviations on the attractor. A forecast that never errs so much gets the whole length, a lower bound.
 
     Args:
-        forecast, truth: (T, B, 3), frames 1 ... T after the common state.
-        spread: (3,).
+        forecast, truth: (T, B, D), frames 1 ... T after the common state.
+        spread: (D,).
         step: Time between frames.
         exponent: Largest Lyapunov exponent.
 

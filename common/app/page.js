@@ -158,6 +158,7 @@ async function choose() { // what these weights can do
     form.label.replaceChildren(option(any, ""), ...said.classes.map((text, k) => option(text, k)));
     form.label.disabled = !said.classes.length;
     form.cfg.disabled = !said.guidance;
+    form.n_steps.value = said.steps;
     form.solver.replaceChildren(...said.solvers.map((name) => option(name, name)));
     $("about").textContent = said.text;
     document.body.style.setProperty("--side", `${said.side > 48 ? Math.min(said.side * 2, 128) : said.side * 3}px`);

@@ -46,7 +46,7 @@ class Wish(SampleConfig):
 
     n_samples: Annotated[int, AtLeast(1), AtMost(64)] = 16
     """Images"""
-    n_steps: Annotated[int, AtLeast(1), AtMost(200)] = 10
+    n_steps: Annotated[int | None, AtLeast(1), AtMost(200)] = None
     """Steps"""
     cfg: Annotated[float, AtLeast(0), AtMost(20)] = 1.0
     """Guidance scale"""
@@ -148,6 +148,7 @@ class Player:
                 "guidance": guidance,
                 "solvers": solvers,
                 "side": sampler.shape[-1],
+                "steps": sampler.n_steps,
                 "text": text,
             }
         )

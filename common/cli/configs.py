@@ -10,7 +10,7 @@ import importlib.util
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from common.cli.ranges import (
     Above,
@@ -82,8 +82,11 @@ class TrainConfig:
     """ect, ect_idff, flowmap, meanflow: learn from steps of the frozen weights of --init, with this guidance scale (1:
     none), which is learnt with them; none: from the data"""
     teacher_steps: Count | None = None
-    """ect, ect_idff: learn where the teacher's trajectories of this many steps from noise end, at all their points, as
-    a first stage (CMT, 16 steps); then go on from its weights by --init, without a teacher. None: consistency"""
+    """ect, ect_idff: learn where the teacher's trajectories of this many steps from noise end, at all their points
+    (CMT, 12 to 16 steps). None: consistency"""
+    teacher_noises: Count = 8192
+    """Of --teacher_steps: how many trajectories are made before the first step; they are kept in trajectories/ of the
+    run folder, and the time that they take is not of --minutes"""
     times: TimesName = "uniform"
     """Distribution of the training times t (0 noise, 1 data), stratified over a batch. logit-normal: logit t is normal;
     mixed: a share of that, the rest uniform; edm: t = 1 / (1 + s) with ln s normal; u-shaped: both ends more often"""
@@ -367,12 +370,14 @@ def check_interval(interval: Sequence[float], given: str) -> None:
 class SampleConfig(WeightsConfig):
     """Options of sampling: a grid (simple_gen_test) or many images (gen)."""
 
+    usual_steps: ClassVar[int] = 10
     n_samples: Count = 64
     """Number of images"""
     solver: SolverName = "auto"
     """Numerical method; auto: the sampler fitted to these weights and n_steps if there is one, else a good plain one"""
-    n_steps: Count = 10
-    """Intervals of the time grid; the NFE is counted and printed"""
+    n_steps: Count | None = None
+    """Intervals of the time grid; none: 10, or 4 of weights that were tuned for few (ect). The NFE is counted and
+    printed"""
     grid: GridName = "auto"
     """Time grid; adaptive: made for these weights by dynamic programming and kept beside them"""
     rtol: Positive = 1e-5
@@ -466,8 +471,10 @@ class MeasureConfig(SampleConfig):
 
     n_samples: Count = 5000
     """Generated images"""
-    n_steps: Count = 20
-    """Intervals of the time grid; the NFE is counted and printed"""
+    usual_steps: ClassVar[int] = 20
+    n_steps: Count | None = None
+    """Intervals of the time grid; none: 20, or 4 of weights that were tuned for few (ect). The NFE is counted and
+    printed"""
     data: str = ""
     """Real images: torchvision:NAME, a folder, zip, tar, LMDB or .npy/.npz; empty: the folder's own data set"""
     data_root: str = ""

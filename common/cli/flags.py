@@ -98,7 +98,8 @@ def read_flags(argv: Sequence[str] | None, names: Names, words: Sequence[str] = 
     tokens, unnamed = sys.argv[1:] if argv is None else list(argv), list(words)
     flags: dict[str, Any] = {}
     while tokens:
-        if not _is_flag(tokens[0]) and unnamed:
+        bare = not _is_flag(tokens[0]) and bool(unnamed)  # an error does not name a flag that was not typed
+        if bare:
             is_list = kind_of(names.flags[unnamed[0]]).element
             tokens.insert(0, f"--{unnamed[0] if is_list else unnamed.pop(0)}")
         token = tokens.pop(0)
@@ -106,7 +107,7 @@ def read_flags(argv: Sequence[str] | None, names: Names, words: Sequence[str] = 
             raise ValueError(f"unexpected argument {token!r}: options begin with --, and --help lists them")
         flag, equals, attached = token.partition("=")
         name, negated = _resolve(flag, names)
-        hint = names.flags[name]
+        hint, flag = names.flags[name], name if bare else flag
         if kind_of(hint).base is bool:
             value = attached if equals else _take_bool(tokens)
             flags[name] = convert(flag, hint, value) is not negated

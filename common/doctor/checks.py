@@ -256,9 +256,14 @@ def data_of(name: str, folder: Any, sets: dict[str, str]) -> Iterator[Finding]:
 
 def weights_of(name: str, folder: Any) -> Iterator[Finding]:
     """The weights that sampling takes without being told any."""
-    file = folder.here / folder.weights
-    if file.exists():
-        yield "ok", f"weights of {name}: {file.name}, {file.stat().st_size / 1e6:.1f} MB", ""
-        return
     script = min(folder.here.glob("*train*.py"), default=folder.here / "train.py").name
-    yield "note", f"weights of {name}: none are shipped", f"python {name}/{script}, or give --weights"
+    kinds = [("weights", folder.weights, f"python {name}/{script}, or give --weights")]
+    if folder.few:
+        kinds.append(("weights for few steps", folder.few, f"git checkout {name}/{folder.few}, or more --n_steps"))
+    for what, path, mend in kinds:
+        file = folder.here / path
+        if file.is_file():
+            yield "ok", f"{what} of {name}: {file.name}, {file.stat().st_size / 1e6:.1f} MB", ""
+        else:
+            missing = "none are shipped" if path == folder.weights else f"{path} is missing"
+            yield "note", f"{what} of {name}: {missing}", mend

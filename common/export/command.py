@@ -52,8 +52,8 @@ class Options:
     # ---- the sampler
     solver: SolverName = "auto"
     """Numerical method of fixed steps; auto: the sampler fitted to these weights and n_steps, else a good plain one"""
-    n_steps: Count = 10
-    """Intervals of the time grid"""
+    n_steps: Count | None = None
+    """Intervals of the time grid; none: 10"""
     grid: GridName = "auto"
     """Time grid; adaptive: made for these weights by dynamic programming"""
     cfg: NotNegative = 1.0
@@ -75,7 +75,7 @@ class Options:
         if self.int8 and self.format != "onnx":
             raise ValueError("--int8 is for --format onnx")
         self.sampling.check_together()
-        check_fixed(self.solver, self.n_steps)
+        check_fixed(self.solver, self.n_steps or SampleConfig.usual_steps)
         needed = ("onnx", "onnxscript", "onnxruntime") if self.format == "onnx" else ()
         if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
             raise ValueError(f"--format onnx needs {', '.join(missing)}: pip install {' '.join(missing)}")

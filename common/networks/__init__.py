@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Annotated, Any, Literal, get_type_hints
 
 import msgspec
@@ -106,7 +107,18 @@ def network_description(config: Any, heads: int = 1, two_times: bool = False) ->
         config: an object with the network fields of ``common.cli.configs.TrainConfig``.
         heads: outputs per image channel: 1 for a velocity, 2 for IDFF (which also takes its input twice).
         two_times: whether the network sees a second time.
+
+    Raises:
+        ValueError: an option that the network does not have, or no second time where there are two.
     """
+    description = _of_options(config, heads, two_times)
+    if two_times and not description.get("two_times"):
+        raise ValueError(_no_second_time(f"--network {config.network}"))
+    return description
+
+
+def _of_options(config: Any, heads: int, two_times: bool) -> dict[str, Any]:
+    """The description, as the network's own case makes it."""
     with_null = config.num_classes > 0 and config.label_dropout > 0
     shared = {
         "in_channels": config.in_channels * heads,
@@ -158,8 +170,14 @@ def check_description(description: dict[str, Any]) -> type[nn.Module]:
     if not isinstance(name, str) or name not in known:
         raise ValueError(f"unknown network {name!r}; known: {', '.join(known)}")
     arguments = {key: value for key, value in description.items() if key != "name"}
+    if arguments.get("two_times") and "r" not in inspect.signature(known[name].forward).parameters:
+        raise ValueError(_no_second_time(name))
     checked(arguments, _arguments_of(known[name], frozenset(arguments)), f"its {name}")
     return known[name]
+
+
+def _no_second_time(name: str) -> str:
+    return f"{name} has no second time r, which --method flowmap and meanflow need: choose --network unet or another"
 
 
 @functools.cache

@@ -24,7 +24,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.runtime.ending import in_one_line, one_line, run_main
+from common.runtime.ending import end_if_others_fall_silent, in_one_line, one_line, run_main
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +71,11 @@ def reading(path: str | os.PathLike[str], advice: str) -> Iterator[None]:
 
 def silent(*_: object) -> None:
     """Say nothing: for functions that take one to tell the user something."""
+
+
+def number_of(count: float, noun: str) -> str:
+    """A number and what it counts: "1 step", "10 steps"."""
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 # ---- device and seeds
@@ -263,6 +268,10 @@ def processes(device_name: str = "auto") -> Processes:
     from accelerate import PartialState
 
     state = PartialState(cpu=device.type == "cpu", timeout=_PATIENCE)
+    if int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes)) < state.num_processes:  # several machines
+        from torch.distributed.distributed_c10d import _get_default_store
+
+        end_if_others_fall_silent(_get_default_store(), state.process_index, state.num_processes)
     return Processes(
         rank=state.process_index,
         world=state.num_processes,

@@ -6,8 +6,10 @@ that ends says its line, and ends the others and the launcher, which has then no
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
+import itertools
 import os
 import re
 import select
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     import psutil
 
 ENDED = "another process of this run has ended: the run can be resumed from its last checkpoint"
+SILENCE = 300.0  # seconds without a sign of life after which a process on another machine counts as lost
+BEAT = 5.0  # seconds between two signs
+LEFT = b"left"  # the last sign of a process that has ended by itself
 _LOST = re.compile(r"gloo|NCCL|\bDist\w*Error|Connection (reset|closed|refused)|Broken pipe", re.IGNORECASE)
 _CONTROL = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 _LAUNCHER = re.compile(r"accelerate|torchrun|torch[./]distributed")
@@ -204,3 +209,48 @@ def _wait_for_end(run: Started, off: threading.Event) -> None:
             os._exit(2)
     for file in files:
         os.close(file)
+
+
+def end_if_others_fall_silent(store: Any, rank: int, world: int) -> None:
+    """From now on end this process with a line when another of its run gives no sign of life for ``SILENCE`` seconds.
+
+    A machine without power, or a cable that is pulled, closes no connection: whoever waits for a message waits for as
+    long as a process may work alone, which is hours. So each changes its value in the store that they met at, every
+    ``BEAT`` seconds, in a thread that goes on while it works alone. Silence is counted in naps of this process rather
+    than by the clock: one that has itself been stopped for a while blames nobody.
+
+    Args:
+        store: the ``torch.distributed.Store`` of the run.
+        rank, world: this process among its peers.
+    """
+    keys, own = [f"alive/{other}" for other in range(world)], store.clone()  # another connection: this one may hang
+    heard, silent = [b""] * world, [0.0] * world
+
+    def leave() -> None:
+        with contextlib.suppress(Exception):  # the first process may have left before, and the store with it
+            store.set(keys[rank], LEFT)
+
+    def listen() -> None:
+        for beat in itertools.count():
+            with contextlib.suppress(Exception):  # a store that is gone is a silence, too
+                own.set(keys[rank], str(beat))
+                for other, value in enumerate(own.multi_get(keys)):
+                    if value != heard[other]:
+                        heard[other], silent[other] = value, 0.0
+            time.sleep(BEAT)
+
+    def judge() -> None:
+        while max(silent) <= SILENCE or not _saying_ended.acquire(blocking=False):
+            time.sleep(BEAT)
+            for other in range(world):
+                silent[other] += BEAT * (other != rank and heard[other] != LEFT)
+        lost = f"process {silent.index(max(silent))} of this run has given no sign of life for {SILENCE:g} s"
+        advice = "its machine or the way to it is down, and the run can be resumed from its last checkpoint"
+        print(f"\nerror: {lost}: {advice}", file=sys.stderr, flush=True)
+        if run := started():
+            run.end()
+        os._exit(2)
+
+    atexit.register(leave)
+    for task in (listen, judge):
+        threading.Thread(target=task, daemon=True).start()

@@ -8,6 +8,7 @@ from typing import Any
 
 from common import cli
 from common.cli.configs import FitConfig, SampleConfig, WeightsConfig
+from common.runtime import number_of
 from common.scripts.folder import Folder
 from common.scripts.sampling import FIT_NOISE, TEST_NOISE, fitted_weights, make_sampler, teacher_of
 
@@ -34,14 +35,15 @@ def fit_main(folder: Folder, description: str, argv: list[str] | None = None) ->
     error = partial(fitted.missed, test_velocity, test)
     results = []
     for n in config.n_steps:
-        with tqdm(total=(8 + config.search) * n, desc=f"{n} steps", unit="evaluation", dynamic_ncols=True) as bar:
+        calls, title = (8 + config.search) * n, number_of(n, "step")
+        with tqdm(total=calls, desc=title, unit="evaluation", dynamic_ncols=True) as bar:
             fit = fitted.fit_sampler(velocity_for, teacher, n, config.search, bar.update)
         euler = replace(sampler, n_steps=n).times()
         facts = {**fit.facts, "rms": error(fit, fit.times), "rms_euler": error("euler", euler)}
         facts |= {key: getattr(config, key) for key in ("n_noises", "n_test", "fine_steps", "search", "seed")}
         facts["commit"] = commit()
         results.append({"n_steps": n, **facts})
-        print(f"{n} steps: RMS to the fine end {facts['rms']:.4f} on {config.n_test} other noises; ", end="")
+        print(f"{title}: RMS to the fine end {facts['rms']:.4f} on {config.n_test} other noises; ", end="")
         print(f"Euler {facts['rms_euler']:.4f}")
         if weights is not None and not (config.smoke and (not config.weights or folder.ships(weights))):
             path = fitted.keep_fitted(

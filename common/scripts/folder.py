@@ -188,6 +188,7 @@ def smoke_preset(config: TrainConfig) -> TrainConfig:
         epochs=None,
         minutes=config.minutes and min(config.minutes, 0.05),
         batch_size=min(config.batch_size, 8),
+        teacher_noises=min(config.teacher_noises, 16),
         warmup=2,
         save_step=2,
         sample_step=4,

@@ -25,10 +25,10 @@ def gen_main(folder: Folder, description: str, argv: list[str] | None = None) ->
         sampler, info = make_sampler(folder, replace(config, device=str(here.device)), extra)
         start, stop = cli.index_range(config.range, config.n_samples)
         target = Path(config.save_dir) if config.save_dir else folder.samples(config, "gen")
-        keys = ("n_steps", "cfg", "label", "seed", "ema", "rtol", "atol", "mixed_precision")
+        keys = ("cfg", "label", "seed", "ema", "rtol", "atol", "mixed_precision")
         fingerprint = {"weights": weights_hash(info["path"]), **{key: getattr(config, key) for key in keys}}
         fingerprint |= {"label": -1 if config.label is None else config.label}
-        fingerprint |= {"solver": sampler.solver, "grid": sampler.grid, "landing": sampler.landing}
+        fingerprint |= {key: getattr(sampler, key) for key in ("n_steps", "solver", "grid", "landing")}
         fingerprint |= {"times": sampler.times_hash(), **sampler.guidance()}
         c, h, w = sampler.shape
         writer = open_writer(target, config.n_samples, (c, h, w), fingerprint)

@@ -9,6 +9,7 @@ from typing import Any
 
 from common import cli
 from common.cli.configs import GridConfig
+from common.runtime import number_of
 from common.scripts.folder import Folder
 from common.scripts.invert import invert
 from common.scripts.sampling import make_sampler, with_bar
@@ -60,9 +61,9 @@ def grid_main(folder: Folder, description: str, argv: list[str] | None = None) -
     else:
         save_png(out, picture(images))
     print(
-        f"{len(images)} images, {info['method']['name']} weights of step {info.get('step', '?')}, "
-        f"{sampler.solver}, {config.n_steps} steps, grid {sampler.grid}, NFE {nfe:g}, seed {config.seed}, "
-        f"{(seconds := time.perf_counter() - start):.1f} s"
+        f"{number_of(len(images), 'image')}, {info['method']['name']} weights of step {info.get('step', '?')}, "
+        f"{sampler.solver}, {number_of(sampler.n_steps, 'step')}, grid {sampler.grid}, NFE {nfe:g}, "
+        f"seed {config.seed}, {(seconds := time.perf_counter() - start):.1f} s"
     )
     print(f"picture: {out}")
     on_cpu = next(sampler.net.parameters()).device.type == "cpu"

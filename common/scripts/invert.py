@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from common.cli.configs import GridConfig
+from common.runtime import number_of
 from common.scripts.folder import Folder
 from common.scripts.sampling import Config, make_sampler
 
@@ -30,7 +31,7 @@ def invert(folder: Folder, config: GridConfig, extra: dict[str, Any]) -> Path:
     image, noise, again, nfe, error, ratio = there_and_back(
         sampler, read_image(config.invert), config.invert, config.label
     )
-    how = f"{sampler.solver}, {config.n_steps} steps, grid {sampler.grid}"
+    how = f"{sampler.solver}, {number_of(sampler.n_steps, 'step')}, grid {sampler.grid}"
     print(f"{config.invert}: {how}, NFE {nfe:g} both ways")
     print(f"noise: mean {noise.mean():.3f}, spread {noise.std():.3f}; of a normal one they are 0 and 1")
     if noise.std() > 2:

@@ -79,7 +79,7 @@ def measure_main(
         "weights": info["path"],
         "step": info.get("step"),
         "solver": sampler.solver,
-        "n_steps": config.n_steps,
+        "n_steps": sampler.n_steps,
         "grid": sampler.grid,
         "landing": sampler.landing,
         "cfg": config.cfg,

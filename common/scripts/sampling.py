@@ -79,7 +79,8 @@ def sampler_of(net: Any, info: Mapping[str, Any], folder: Folder, config: Sample
     from common import generate
 
     path, method = Path(info["path"]), info["method"]
-    channels = net.out_channels // method_of(method["name"]).heads
+    record = method_of(method["name"])
+    channels = net.out_channels // record.heads
     size = _side(info)
     if not size:
         raise ValueError(f"{path} does not say its image size: give -c with the config.yaml of its run")
@@ -89,7 +90,7 @@ def sampler_of(net: Any, info: Mapping[str, Any], folder: Folder, config: Sample
         (channels, size, size),
         method.get("sigma", 0.0),
         coupling=method.get("coupling", "auto"),
-        n_steps=config.n_steps,
+        n_steps=config.n_steps or (FEW if record.denoiser else config.usual_steps),
         rtol=config.rtol,
         atol=config.atol,
         cfg=config.cfg,
@@ -118,7 +119,7 @@ def sampler_of(net: Any, info: Mapping[str, Any], folder: Folder, config: Sample
 def takes_few(folder: Folder, config: SampleConfig) -> bool:
     """Whether there are weights for few steps, and a call asks for so few and for nothing that they cannot do alike."""
     usual = (config.solver, config.grid, config.cfg, config.guide, config.landing) == ("auto", "auto", 1, "", None)
-    return bool(folder.few) and usual and config.n_steps <= FEW
+    return bool(folder.few) and usual and config.n_steps is not None and config.n_steps <= FEW
 
 
 def read_guide(config: SampleConfig, net: Any, info: Mapping[str, Any], path: Path) -> Guide:
@@ -219,7 +220,7 @@ def resolved(sampler: Sampler, config: SampleConfig, weights: Path | None, keep:
     """
     from common.solvers import fitted
 
-    asked = (config.n_steps, sampler.cfg, sampler.landing, sampler.precision, sampler.guidance())
+    asked = (sampler.n_steps, sampler.cfg, sampler.landing, sampler.precision, sampler.guidance())
     if config.solver == "fitted":
         if config.grid != "auto":
             raise ValueError(f"--solver fitted brings its own times: leave --grid {config.grid} out")
@@ -239,7 +240,7 @@ def resolved(sampler: Sampler, config: SampleConfig, weights: Path | None, keep:
     sampler = replace(sampler, solver=config.solver, grid=config.grid)
     if config.grid != "adaptive":
         return sampler
-    return replace(sampler, nodes=adaptive_nodes(sampler, config.n_steps, weights, keep))
+    return replace(sampler, nodes=adaptive_nodes(sampler, sampler.n_steps, weights, keep))
 
 
 def plain(config: Config, method: str) -> Config:

@@ -109,9 +109,10 @@ def points_of(config: MeasureConfig) -> Iterator[tuple[tuple[float, str], tuple[
 
 def made_by(config: MeasureConfig, sampler: Sampler, info: Mapping[str, Any]) -> dict[str, Any]:
     """What the images of all points have in common."""
-    keys = ("solver", "n_steps", "grid", "label", "ema", "rtol", "atol", "mixed_precision")
+    keys = ("solver", "grid", "label", "ema", "rtol", "atol", "mixed_precision")
     guide = sampler.guide.sha256 if sampler.guide else ""
-    facts = {"weights_sha256": weights_hash(info["path"]), "guide_sha256": guide, "landing": sampler.landing}
+    facts = {"weights_sha256": weights_hash(info["path"]), "guide_sha256": guide}
+    facts |= {"landing": sampler.landing, "n_steps": sampler.n_steps}
     facts |= {key: getattr(config, key) for key in keys}
     return facts | {"seed": config.sweep_seed, "generated": config.n_samples}
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,6 +54,14 @@ class Ahead:
         self.wait_seconds = 0.0
         # Own stream: the transfers and the transport's synchronisation must not wait for the network's queue.
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" and ahead else None
+
+    def prepare(self, folder: Path | None) -> tuple[float, int]:
+        """Do what has to be done before the first step, in the run's folder; seconds and bytes of it.
+
+        Args:
+            folder: None: only so much that batches can be made, without writing; the figures are those of all.
+        """
+        return 0.0, 0
 
     def make(self, step: int) -> Any:
         """This process's part of the batch of a step."""

@@ -39,6 +39,7 @@ from common.training.batches import Ahead, CoupledBatches
 from common.training.plan import tell
 from common.training.report import Event, HeldOut, Report, due, usual_events
 from common.training.trainer import Trainer, in_words
+from common.training.trajectories import TrajectoryBatches
 
 STOP_CHECK = 10  # steps between agreements of several processes on whether to stop
 SAME_SIGNAL = 2.0  # seconds: two signals that close are one Ctrl-C, a launcher passes on what the terminal sent already
@@ -93,6 +94,9 @@ def train(
     source = CoupledBatches(
         batches, coupling, config.seed, processes, config.coupling_ahead, reg, method.times, quantile
     )
+
+    if config.teacher_steps:
+        source = TrajectoryBatches(trainer, source)
 
     held_out = held_out_part(config, data, val_rows, processes.device) if len(val_rows) else None
     facts = {"data": Path(data.source).name, "training_images": len(train_rows)}
@@ -172,6 +176,7 @@ def run(
         here.say(f"run folder: {out}" + (f", {where} step {trainer.step}" if trainer.step else ""))
         if trainer.config.ema_std:
             here.say(snapshots.announcement(out, trainer))
+        source.prepare(out)
         report = Report(trainer, out)
         loop(trainer, source, report, events(report) if here.is_main else ())
         if trainer.step < trainer.config.warmup:

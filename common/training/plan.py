@@ -197,6 +197,7 @@ def tell(
         trainer.start_from(c.init)
     here.say(f"plan: up to {STEPS} steps after {WARM_UP} of warm-up, on this data and network; nothing is written")
     try:
+        before, kept = source.prepare(None)
         found = measure(trainer, source)
         other = _other_precision(trainer, source)
     finally:
@@ -216,7 +217,9 @@ def tell(
         between = 60 * c.minutes - steps * found.seconds
     shown = min(6, files.get(PICTURES, 0) // max(1, picture)) * picture * 4 // 3  # base64
     files |= {final.name: bytes_of(trainer.weights(torch.float16)), "metrics.jsonl": ROW * (steps // c.log_step + 1)}
+    files |= {"trajectories/": kept} if kept else {}
     files["page, card, options"] = OTHERS + shown + len(to_yaml(options))
+    between += before
     plan = Plan(steps, steps * found.seconds + between, found.memory, files, [])
     plan.flags.extend(_flags(trainer, c.grad_accum, found, plan.seconds, other))
     if here.is_main:
@@ -228,14 +231,17 @@ def _flags(trainer: Trainer, asked: int, found: Measured, seconds: float, other:
     """Flags that would help here, with what they bring; ``asked`` is the --grad_accum that was given."""
     c, here, flags = trainer.config, trainer.processes, []
     if found.grad_accum > asked:
-        flags.append(f"--grad_accum {found.grad_accum}: the batch does not fit into memory; the training is the same")
+        size = f"{trainer.size} {c.batch_size // found.grad_accum * asked}"
+        flag = f"{trainer.parts} {found.grad_accum}" if trainer.parts else size
+        same = "; the training is the same" * bool(trainer.parts)
+        flags.append(f"{flag}: the batch does not fit into memory{same}")
     elif found.room > c.batch_size:
         flags.append(f"{trainer.size}: the memory has room for {found.room}")
     if other and other[1] < 0.95 * found.seconds:
         flags.append(f"-mp {other[0]}: {found.seconds / other[1]:.2f} times as fast here")
     if not c.minutes and seconds > 3600:
         share = f"about {round(3600 / seconds * c.total_steps)} of the {c.total_steps} steps"
-        flags.append(f"--minutes 60: {share}, and the decay of the learning rate to its end")
+        flags.append(f"{trainer.length} 60: {share}, and the decay of the learning rate to its end")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     at_once = max(n for n in range(1, cores + 1) if c.batch_size % (n * found.grad_accum) == 0)
     if trainer.device.type == "cpu" and here.world == 1 and at_once > 1:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from common import checkpoint
 from common.cli.configs import TrainConfig
 from common.generate import Sampler, guided, sample_many
+from common.losses import end_error
 from common.methods import make_loss, method_of
 from common.networks import build_network, network_description
 from common.runtime import Processes, autocast, derive_seed, file_hash, keep_freed_memory, reading, seed_device
@@ -69,6 +70,7 @@ class Trainer:
     """
 
     again, elsewhere, size = "--resume auto", "--out", "--batch_size"  # flags, for the lines that say what to do
+    length, parts = "--minutes", "--grad_accum"  # likewise; empty: there is no such flag
     log_name = ""  # of the run for wandb and TensorBoard; empty: that of its folder
     # options that a resumed run must share: they choose what is seen, and what is learnt from it
     fixed: tuple[str, ...] = ("seed", "val_fraction", "teacher_cfg", "teacher_steps")
@@ -144,6 +146,12 @@ class Trainer:
             self._fill(teacher, self.config.init, flow=True)
         return teacher.eval().requires_grad_(False)
 
+    def taught_by(self, y: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
+        """The output of the teacher for labels, with the guidance that is learnt with it."""
+        assert self.teacher is not None
+        out = guided(partial(self.run_network, self.teacher), y, self.config.teacher_cfg or 0.0)
+        return lambda x, t: out(x, t).float()
+
     def losses(self, network: Callable[..., Tensor], batch: Any) -> Tensor:
         """The method's losses on a batch, (B,).
 
@@ -154,14 +162,9 @@ class Trainer:
         more = {} if batch.r is None else {"r": batch.r}
         method, x0, x1 = method_of(self.config.method), batch.x0, batch.x1
         if self.teacher is not None and self.net.training:
-            steps, sigma = self.config.teacher_steps, self.config.sigma
-            rows = slice(max(1, len(x0) // steps) if steps else None)
-            y = None if batch.y is None else batch.y[rows]
-            out = guided(partial(self.run_network, self.teacher), y, self.config.teacher_cfg or 0.0)
-            teacher = lambda x, t: out(x, t).float()  # noqa: E731
-            if steps:
-                return method.end_error(network, teacher, sigma, x0[rows], y, steps)
-            x0, x1 = method.taught(teacher, sigma, x0, x1, batch.t)
+            if self.config.teacher_steps:  # a batch of TrajectoryBatches
+                return end_error(network, x0, batch.t, x1, batch.y, method.denoiser)
+            x0, x1 = method.taught(self.taught_by(batch.y), self.config.sigma, x0, x1, batch.t)
         if method.bare:
             more["bare"] = self.net
         if method.staged:

@@ -198,7 +198,7 @@ def test_words_without_their_flags():
     assert own("--flip x --b 4") == Own("x", 4, (), True)
     assert own("--rest y --flip x") == Own("x", 2, ("y",), True)
     assert own("x 1 y --rest z --flip w --rest=u,v") == Own("x", 1, ("y", "z", "w", "u", "v"), True)
-    with pytest.raises(ValueError, match="^--b three: give a whole number$"):
+    with pytest.raises(ValueError, match="^b three: give a whole number$"):
         own("x three")
     with pytest.raises(ValueError, match="^unexpected argument 'y': options begin with --"):
         parse(Own, argv=["x", "y"], words=("a",))

@@ -26,7 +26,7 @@ from common.runtime import file_hash
 from common.scripts.folder import FLAGS, smoke_preset
 from common.scripts.train import train_main
 from common.solvers import fitted
-from tiny import ROOT, network, options
+from tiny import ROOT, network, options, weights
 
 # name: (train script, its weights, suffix of gen_*.py, side, where the scripts are started)
 FOLDERS = {
@@ -145,13 +145,32 @@ def test_mnist_test_draws_ten_digits(trained, tmp_path):
     assert Image.open(tmp_path / "digits.png").size == (10 * 58 + 2, 60 + HEADER)
 
 
+@pytest.mark.parametrize(("method", "kind"), [("ect", "pt"), ("idff", "pt"), ("rf", "safetensors")])
+def test_mnist_test_takes_a_velocity_alone_from_either_file(tmp_path, monkeypatch, method, kind):
+    from mnist import mnist_test
+
+    file = weights(tmp_path / "a.pt", options(method=method, sigma=0.2 if method == "idff" else 0.0))
+    checkpoint.save_tensors(tmp_path / "a.safetensors", checkpoint.load(file))
+    words = ["--smoke", "--weights", str(tmp_path / f"a.{kind}"), "--out", str(tmp_path / "digits.png")]
+    monkeypatch.setattr(sys, "argv", ["mnist_test.py", *words])
+    if method == "rf":
+        mnist_test.main()
+        assert (tmp_path / "digits.png").exists()
+    else:
+        with pytest.raises(
+            ValueError, match=f"a.pt does not hold a velocity but {method} weights: python mnist/simple"
+        ):
+            mnist_test.main()
+
+
 def test_the_flow_image_generators_lines_run_after_its_preset(tmp_path, monkeypatch, capsys):
     """Its inference example: bare averaged weights, where it looks for them; --smoke replaces none."""
     from common.unet import ConditionalUNet
     from mnist import mnist_train
 
     monkeypatch.setattr(mnist_train, "HERE", tmp_path)
-    argv = ["--preset", "seed", "--smoke", "--batch_size", "2", "--total_steps", "2", "--device", "cpu", "--out"]
+    argv = ["--preset", "seed", "--smoke", "--batch_size", "2", "--total_steps", "2", "--device", "cpu"]
+    argv += ["--sample_step", "0", "--out"]
     final = train_main(mnist_train.FOLDER, "", [*argv, str(tmp_path / "run")], run=mnist_train.run)
     bare = tmp_path / "flow_matching_mnist.pth"
     assert f"the weights alone, for ConditionalUNet(): {bare}" in capsys.readouterr().out

@@ -18,9 +18,11 @@ from safetensors.torch import load_file, save_file
 
 from common import checkpoint
 from common.records.cards import write_card
+from common.runtime import file_hash
 from common.scripts.grid import grid_main
 from common.scripts.hub import main
 from common.solvers import fitted, time_grid
+from mnist.config import FOLDER as MNIST
 from tiny import ROOT, difference, folder, network, options, run, weights
 
 CONDITIONAL = options(num_classes=3)
@@ -119,6 +121,29 @@ def test_damaged_safetensors_are_refused_in_one_line(exported, tmp_path, damage,
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_file_becomes_safetensors_and_a_file_again_to_the_bit(exported, tmp_path):
+    file, _ = exported
+    safe = main(["convert", str(file.parent), str(tmp_path / "a.safetensors")])
+    back = main(["convert", str(safe), str(tmp_path / "back" / "b.pt")])
+    before = checkpoint.load(file)
+    for made in (safe, back):
+        assert difference(before, checkpoint.load(made)) == ""
+        assert fitted.read_samplers(made) == fitted.read_samplers(file)
+        cards = [json.loads(path.with_suffix(".json").read_text()) for path in (file, made)]
+        assert cards[0].keys() == cards[1].keys() and cards[0]["measured"] == cards[1]["measured"]
+        assert cards[1]["sha256"] == file_hash(made)
+    assert torch.load(back, weights_only=True)["ema_model"].keys() == before["ema_model"].keys()
+    for name, match in (
+        ("a.safetensors", "is there already"),
+        ("a.pt", "a.json is there already"),
+        ("c.bin", "ends in"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            main(["convert", str(file), str(tmp_path / name)])
+    with pytest.raises(ValueError, match="python -m common.hub convert RUN_FOLDER NEW_FILE"):
+        main(["convert", str(file)])
+
+
 def test_what_cannot_travel_is_refused_and_nothing_is_written(exported, tmp_path):
     file, out = exported
     run(tmp_path / "run", total_steps=2)
@@ -134,6 +159,18 @@ def test_what_cannot_travel_is_refused_and_nothing_is_written(exported, tmp_path
         with pytest.raises((ValueError, FileNotFoundError), match=match):
             main(["export", *words])
     assert not (tmp_path / "new").exists()
+
+
+def test_a_mistyped_command_is_named_as_it_was_typed():
+    with pytest.raises(ValueError, match="^command imp: choose one of export, convert$"):
+        main(["imp"])
+
+
+def test_the_card_of_weights_for_few_steps_draws_as_many_and_names_their_folder(tmp_path):
+    out = main(["export", str(MNIST.here / MNIST.few), str(tmp_path / "digits"), "--n_samples", "1", *CPU])
+    text = (out / "README.md").read_text()
+    assert "1 image, consistency, 4 evaluations each" in text
+    assert "python mnist/simple_gen_test.py --weights path/to/digits " in text
 
 
 def test_a_folder_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 
 import tiny
 from common import checkpoint, cli
-from common.cli.configs import GridConfig
+from common.cli.configs import GridConfig, MeasureConfig
 from common.scripts import sampling, train
 from common.scripts.gen import gen_main
 from common.scripts.grid import grid_main
@@ -76,11 +76,20 @@ def test_a_plain_call_for_few_steps_takes_the_weights_that_were_tuned_for_them(p
     assert taken("--n_steps 4 --landing 0.7")[::2] == ("shipped.pt", 0.7)
     assert taken("--n_steps 4 --grid cosine")[0] == "shipped.pt"
     assert taken(f"--n_steps 2 --weights {place.here / tuned.few}") == (*few, 2)
+    assert taken(f"--weights {place.here / tuned.few}") == (*few, 4)  # theirs; of others it is ten
+    assert taken("") == (*usual, 10)
     assert "tuned.pt, as shipped: no run here has ended" in capsys.readouterr().out
     with pytest.raises(ValueError, match="few holds tuned.pt, which no run here has made"):
         train_main(tuned, "", ["-e", str(place.here / "results" / "few")])
     train_main(tuned, "", [])  # the newest run comes before what is shipped, whatever the steps
     assert taken("--n_steps 1")[0] == "RF_weights_step_final.pt"
+
+
+def test_measuring_takes_twenty_steps_and_the_few_of_weights_for_few(place):
+    tiny.weights(place.here / "tuned.pt", replace(tiny.TINY, method="ect"))
+    for path, steps in (("tuned.pt", 4), ("results/shipped.pt", 20)):
+        config, _ = cli.parse_with_extra(MeasureConfig, argv=["--weights", str(place.here / path)])
+        assert sampling.make_sampler(place, config)[0].n_steps == steps
 
 
 def test_training_into_the_folder_of_shipped_weights_is_refused(place):

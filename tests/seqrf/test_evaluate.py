@@ -130,7 +130,7 @@ def test_pixels_are_those_of_the_samples():
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: draw(model_of(still, UNEVEN), n_steps=1), "1 steps for 2 segments: each needs one; give --n_steps 2"),
+        (lambda: draw(model_of(still, UNEVEN), n_steps=1), "1 step for 2 segments: each needs one; give --n_steps 2"),
         (lambda: draw(model_of(still), method="simpson"), "unknown solver 'simpson'"),
         (lambda: draw(model_of(still), 0), "0 samples"),
         (lambda: draw(model_of(still), labels=torch.zeros(2)), "6 samples, 2 labels"),

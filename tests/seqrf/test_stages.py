@@ -17,7 +17,8 @@ from common.images import from_uint8
 from common.networks import MLP, build_network, network_description
 from common.records.rows import JsonLines
 from common.runtime import generator
-from seqrf import all_stages, endpoints, flags, models, pictures, pipeline, segments, shards, stages, train
+from common.training import plan as training_plan
+from seqrf import all_stages, costs, endpoints, flags, models, pictures, pipeline, segments, shards, stages, train
 from seqrf import pairs as P
 from seqrf.evaluate import Sampler, draw
 from seqrf.manifest import PairOptions, Teacher, read_manifest, write_manifest
@@ -318,6 +319,57 @@ def test_pairs_that_fit_are_kept_and_are_the_same(reflowed, monkeypatch):
     monkeypatch.setattr(P, "RESIDENT", 0)
     read = P.Pairs.open(reflowed / stages.PAIRS).at(3, 10, 0)
     assert pairs._all is not None and all(x is y is None or torch.equal(x, y) for x, y in zip(kept, read))
+
+
+# ----------------------------------------------------------------------------------------------------------------- plan
+def test_the_plan_is_what_the_stages_take_and_leaves_nothing(reflowed, teacher, tmp_path, monkeypatch, capsys):
+    told, flags_ = [], {"import_torch": teacher, "reflow_t": 2}
+    monkeypatch.setattr(training_plan, "STEPS", 2)
+    monkeypatch.setattr(costs, "tell", lambda *args: told.append(training_plan.tell(*args)) or told[-1])
+    execute(tmp_path / "a", "--plan", **flags_)
+    assert not (tmp_path / "a").exists()
+    folder = reflowed / stages.PAIRS
+    left = sum(path.stat().st_size - shards.HEADER for path in folder.glob("*.pairs"))
+    printed = capsys.readouterr().out
+    assert f"disk     {left / 1e6:,.3g} MB in {tmp_path / 'a' / stages.PAIRS}" in printed
+    for kind in ("checkpoint_last.pt", train.FINAL, "checkpoints/weights_step_*.pt"):
+        sizes = [training_plan.bytes_of(checkpoint.load(path)) for path in sorted(reflowed.glob(kind))[-2:]]
+        assert told[0].files[kind] == pytest.approx(sum(sizes), rel=0.02), kind
+
+    # 16 pairs of each of two segments in 3.2 s are 0.1 s each
+    monkeypatch.setattr(costs, "read_header", lambda folder, shard: {"seconds": 3.2})
+    run = command(tmp_path / "a", "--plan", **{**flags_, "n_reflow_data": 6400, "adaptive_interval": True})
+    seconds = costs.plan(run, ALONE) - told[-1].seconds
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("pairs "))
+    nfe = float(line.split(" and ")[1].split()[0])
+    assert line.startswith("pairs    32 made, 0.1 s") and seconds == pytest.approx(640 + 0.1 / nfe * 4 * 60, rel=0.01)
+    execute(tmp_path / "a", "--plan", **flags_, reflow_mode="train_distill", pairs=folder)
+    assert "---- pairs" not in (printed := capsys.readouterr().out) and "---- training" in printed
+    with pytest.raises(ValueError, match="--plan is of pairs and students: leave out --mode=eval"):
+        execute(tmp_path / "a", "--plan", "--mode=eval", **flags_)
+    assert not (tmp_path / "a").exists()
+
+
+def test_the_plan_of_the_pipeline_is_the_sum_of_its_students(tmp_path, monkeypatch, capsys):
+    done = []
+
+    def plan_one(run, here):
+        t = run.config.training
+        done.append((t.reflow_t, t.reflow_mode, t.adaptive_interval))
+        return 100.0
+
+    monkeypatch.setattr(costs, "plan", plan_one)
+    kinds = ["--config.pipeline.segments=1,2", "--config.pipeline.adaptive=3", "--config.pipeline.distill=2"]
+    argv = ["pipeline.py", *TOY, "--plan", f"--workdir={tmp_path}", *kinds, "--config.pipeline.seeds=0,1"]
+    monkeypatch.setattr(sys, "argv", argv)
+    pipeline.main()
+    assert done == [
+        (1, "gen_reflow", False),
+        (2, "gen_reflow", False),
+        (3, "gen_reflow", True),
+        (2, "train_distill", False),
+    ]
+    assert "in all   0:13:20 for 2 seeds, and the evaluations" in capsys.readouterr().out
 
 
 # --------------------------------------------------------------------------------------------------------------- images

@@ -5,9 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import started
 from common import checkpoint
 from common.cli import validate
 from common.methods import method_of
@@ -630,12 +628,6 @@ def test_weights_that_contradict_themselves_are_named(tmp_path, changes, line):
 # ---- scripts
 
 
-def start(*words: object, cwd=SST) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, *map(str, words)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> tuple[Path, dict]:
     """A smoke run's folder, and its scores."""
@@ -780,7 +772,7 @@ def test_presets_fit_the_boxes_that_they_are_for(name):
 
 
 def test_mistakes_end_with_one_line():
-    done = start("sst_forecaster.py", "--data", "none.nc")
+    done = started.start(SST / "sst_forecaster.py", "--data", "none.nc", cwd=SST)
     assert done.returncode == 2 and done.stderr.startswith("error: no data at none.nc")
     assert done.stderr.strip().count("\n") == 0
     with pytest.raises(ValueError, match="config.py is not NetCDF"):

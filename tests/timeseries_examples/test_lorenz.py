@@ -248,7 +248,7 @@ def test_script_with_the_other_system_and_method(tmp_path):
 @pytest.mark.parametrize(
     "flags, line",
     [
-        (("--system", "duffing"), "choose one of lorenz, rossler"),
+        (("--system", "duffing"), "choose one of lorenz, rossler, dysts:NAME"),
         (("--frames", 1), "--frames 1"),
         (("--weights", "none.pt"), "no weights at none.pt"),
         (("--sigma", 0, "--method", "idff"), "--sigma 0"),

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,13 +25,6 @@ FOLDER = ROOT / "2D-toys"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-def cold(*flags: object) -> subprocess.CompletedProcess[str]:
-    """Run race.py from the root, with everything that it imports: its own processes do so, too."""
-    command = [sys.executable, "2D-toys/race.py", *map(str, flags)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
-
-
 def data_of(html: str) -> dict:
     """What a page carries."""
     return json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', html, re.DOTALL)[1])
@@ -43,7 +34,7 @@ def data_of(html: str) -> dict:
 def raced(tmp_path_factory):
     """The folder of a tiny race, and what its page carries."""
     out = tmp_path_factory.mktemp("race")
-    result = cold("--smoke", "--workers", 1, "--out", out)
+    result = start(FOLDER / "race.py", "--smoke", "--workers", 1, "--out", out, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "13 methods in" in result.stdout and f"results: {out}" in result.stdout
     return out, data_of((out / "race.html").read_text(encoding="utf-8"))

@@ -64,25 +64,36 @@ def machines(script: Path, out: Path, steps: int) -> list[subprocess.Popen[str]]
     ]
 
 
+def started_and_logging(script: Path, out: Path) -> list[subprocess.Popen[str]]:
+    """Two machines that have trained for some steps."""
+    both, log = machines(script, out, 10**6), JsonLines(out / "metrics.jsonl")
+    for _ in range(2000):
+        if both[0].poll() is not None or (log.path.exists() and len(log.read()) > 7):
+            break
+        time.sleep(0.1)
+    return both
+
+
+def lines_of(err: str) -> list[str]:
+    """What was said but for the bar."""
+    return [line for line in err.replace("\r", "\n").splitlines() if line.strip() and "step/s" not in line]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dead", [0, 1])
 def test_one_that_goes_down_ends_the_other_with_one_line_and_both_go_on(tmp_path, dead):
     script, out = tmp_path / "child.py", tmp_path / "run"
     script.write_text(SCRIPT)
-    both = machines(script, out, 10**6)
-    log = JsonLines(out / "metrics.jsonl")
-    for _ in range(2000):
-        if both[0].poll() is not None or (log.path.exists() and len(log.read()) > 7):
-            break
-        time.sleep(0.1)
+    both = started_and_logging(script, out)
     launcher = psutil.Process(both[dead].pid)
     for process in (launcher, *launcher.children(recursive=True)):  # all of it, as when a machine goes down
         process.kill()
     died = time.monotonic()
-    err = both[1 - dead].communicate(timeout=60)[1].replace("\r", "\n")
+    err = both[1 - dead].communicate(timeout=60)[1]
     print(f"the other machine ended after {time.monotonic() - died:.1f} s")
-    lines = [line for line in err.splitlines() if line.strip() and "step/s" not in line]
-    assert lines == ["error: another process of this run has ended: the run can be resumed from its last checkpoint"]
+    assert lines_of(err) == [
+        "error: another process of this run has ended: the run can be resumed from its last checkpoint"
+    ]
     assert both[1 - dead].returncode != 0
     both[dead].communicate()
 
@@ -95,6 +106,31 @@ def test_one_that_goes_down_ends_the_other_with_one_line_and_both_go_on(tmp_path
     one.write_text(FORKED.replace("@", free_port()) + SCRIPT)
     assert start(one, tmp_path / "one", step + 3, cwd=tmp_path).returncode == 0
     assert states_differ(last(out), last(tmp_path / "one")) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dead", [0, 1])
+def test_one_that_stands_still_ends_the_other_with_one_line(tmp_path, dead):
+    """Its connections stay open, as those of a machine whose cable was pulled."""
+    script = tmp_path / "child.py"
+    shorter = "from common.runtime import ending\nending.SILENCE, ending.BEAT = 6, 1\n"
+    script.write_text(SCRIPT.replace("tiny.slow", f"{shorter}tiny.slow", 1))
+    both = started_and_logging(script, tmp_path / "run")
+    launcher = psutil.Process(both[dead].pid)
+    family = [launcher, *launcher.children(recursive=True)]
+    for process in family:
+        process.suspend()
+    try:
+        stopped = time.monotonic()
+        err = both[1 - dead].communicate(timeout=60)[1]
+        print(f"the other machine ended after {time.monotonic() - stopped:.1f} s")
+    finally:
+        for process in family:
+            process.kill()
+    lost = f"error: process {dead} of this run has given no sign of life for 6 s: its machine or the way to it is down"
+    assert [line[: len(lost)] for line in lines_of(err)] == [lost]
+    assert both[1 - dead].returncode != 0
+    both[dead].communicate()
 
 
 def test_a_folder_that_only_the_first_one_sees_is_one_line(tmp_path, monkeypatch):

@@ -1,0 +1,150 @@
+"""Quality of the ways to few evaluations against the cost of their training, on MNIST: rows, table, picture.
+
+    python mnist/measure.py --weights mnist/runs/flowmap --solver flowmap --n_steps 2 --n_samples 3000 --card
+    python benchmarks/ways.py add --name "flow map" --run mnist/runs/flowmap
+    python benchmarks/ways.py
+
+The first puts figures into a run's card, for each number of steps; the second copies them, with what the training cost,
+to benchmarks/ways.jsonl. The third prints the table of all of them beside those of sequential reflow
+(seqrf/tables/mnist.csv) and draws assets/ways.png. Costs are counted in forward passes of the network, as
+docs/few-steps.md counts them, for minutes of different machines are no measure; a step with gradient is three.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from common import cli
+from common.runtime import run_main
+
+ROOT = Path(__file__).resolve().parent.parent
+ROWS, PICTURE = ROOT / "benchmarks" / "ways.jsonl", ROOT / "assets" / "ways.png"
+STEP = {"ect": 4, "flowmap": 4, "meanflow": 7}  # passes an image; a forward derivative is about three
+NFES = (1, 2, 4, 8)
+WORST = 2.0  # feature distance, beyond which a sample is no digit; the picture ends there
+# seqrf/README.md: 6,000 pairs of the guided teacher, 16 calls for a whole path and 13.25 for a segment, and 1,200 steps
+# of batch 64; distillation is as many steps once more.
+WHOLE, SEGMENT, STUDENT = 6000 * 16 * 2, round(6000 * 13.25 * 2), 1200 * 64 * 3
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the table."""
+
+    what: Literal["add", "table"] = "table"
+    """add: the figures of a run's card; table: what is there, as Markdown and picture"""
+    name: str = ""
+    """add: the name of the way"""
+    run: str = ""
+    """add: the run folder"""
+
+
+def passes(config: dict[str, Any], images: int) -> int:
+    """Forward passes that a run of its options and images seen has cost."""
+    scale = config["teacher_cfg"]
+    of_teacher = 0 if scale is None else 1 if scale in (0, 1) else 2
+    if steps := config["teacher_steps"]:
+        return config["teacher_noises"] * steps * of_teacher + 3 * images
+    return (STEP[config["method"]] + of_teacher) * images
+
+
+def add(name: str, run: Path) -> None:
+    """Copy the figures of a run's card.
+
+    Raises:
+        ValueError: no name, or a card without figures.
+    """
+    import yaml
+
+    from common import checkpoint
+    from common.records.rows import JsonLines
+
+    weights = checkpoint.find(run, "--run")
+    card = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
+    if not name or not card.get("measured"):
+        raise ValueError(f"{run}: give --name, and figures to its card: python mnist/measure.py --weights {run} --card")
+    config = yaml.safe_load((weights.parent / "config.yaml").read_text(encoding="utf-8"))
+    about = {"way": name, "images": card["images_seen"], "passes": passes(config, card["images_seen"])}
+    about |= {"minutes": round(60 * card["hours"], 1), "hardware": card["hardware"], "training_seed": card["seed"]}
+    kept = ("solver", "nfe", "feature_distance", "recognised", "generated", "seed", "commit")
+    rows = JsonLines(ROWS)
+    known = rows.read() if ROWS.exists() else []
+    for figures in card["measured"]:
+        row = {**about, **{key: figures[key] for key in kept}}
+        if row not in known:
+            rows.append(row)
+
+
+def of_segments() -> list[dict[str, Any]]:
+    """The rows of sequential reflow: a student at the evaluations that it is made for and more."""
+    rows = []
+    with (ROOT / "seqrf" / "tables" / "mnist.csv").open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if "teacher" in row["name"] or int(row["nfe"]) not in NFES:
+                continue
+            cost = (WHOLE if row["k"] == "1" else SEGMENT) + STUDENT * (1 + row["name"].endswith("Distill"))
+            figures = {key: float(row[key]) for key in ("feature_distance", "recognised")}
+            rows.append({"way": row["name"], "nfe": int(row["nfe"]), "passes": cost, "generated": 2000, **figures})
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Ways down, evaluations across: distance and share recognised; those that cost most last."""
+    lines = [
+        "| way | million passes | images | " + " | ".join(f"{n} NFE" for n in NFES) + " |",
+        "|---" * (3 + len(NFES)) + "|",
+    ]
+    for way in ways(rows):
+        of_way = {row["nfe"]: row for row in rows if row["way"] == way}
+        cells = [
+            f"{of_way[n]['feature_distance']:.3f}, {of_way[n]['recognised']:.1%}" if n in of_way else "" for n in NFES
+        ]
+        cost, images = (next(iter(of_way.values())).get(key) for key in ("passes", "images"))
+        seen = f"{images:,}" if images else ""
+        lines.append(f"| {way} | {f'{cost / 1e6:.2f}' if cost else '0'} | {seen} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def ways(rows: list[dict[str, Any]]) -> list[str]:
+    """Their names by cost."""
+    return sorted({row["way"] for row in rows}, key=lambda way: next(r["passes"] for r in rows if r["way"] == way))
+
+
+def picture(rows: list[dict[str, Any]]) -> None:
+    """A panel for each number of evaluations: the distance of each way against what its training cost."""
+    from common.plots import pyplot, save
+
+    figure, axes = pyplot().subplots(1, len(NFES), figsize=(14, 3.6), sharey=True, layout="constrained")
+    colours = {way: f"C{i % 10}" for i, way in enumerate(ways(rows))}
+    for axis, nfe in zip(axes, NFES):
+        for row in (row for row in rows if row["nfe"] == nfe and row["feature_distance"] < WORST):
+            way, at = row["way"], (row["passes"] / 1e6, row["feature_distance"])
+            axis.plot(*at, "o" if row["passes"] else "s", color=colours[way])
+            axis.annotate(way, at, (4, 3), textcoords="offset points", fontsize=7, color=colours[way])
+        axis.set(title=f"{nfe} NFE", xlabel="million forward passes of training", yscale="log")
+        axis.margins(x=0.3)
+    axes[0].set_ylabel("feature distance")
+    save(figure, PICTURE)
+
+
+def main() -> None:
+    options = cli.parse(Options, description=__doc__)
+    if options.what == "add":
+        return add(options.name, Path(options.run))
+    from common.records.rows import JsonLines
+
+    rows = JsonLines(ROWS).read() + of_segments()
+    print(table(rows))
+    picture(rows)
+    print(f"picture: {PICTURE}")
+
+
+if __name__ == "__main__":
+    run_main(main)
