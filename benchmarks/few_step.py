@@ -177,9 +177,9 @@ def run(options: Options) -> None:
 def own_of_weights(sampler: Any, weights: Path) -> tuple[Callable[[int], Any], Callable[[int], Any]]:
     """The fitted samplers and adaptive grids beside a weights file, by their number of steps."""
     from common.scripts.sampling import adaptive_nodes
-    from common.solvers.fitted import fitted_for
+    from common.solvers.fitted import fitted_for, key_of
 
-    return lambda n: fitted_for(weights, n, 1.0, sampler.landing), lambda n: adaptive_nodes(sampler, n, weights)
+    return lambda n: fitted_for(weights, key_of(n, 1.0, sampler.landing)), lambda n: adaptive_nodes(sampler, n, weights)
 
 
 def own_of_points(sampler: PointSampler) -> tuple[Callable[[int], Any], Callable[[int], Any]]:

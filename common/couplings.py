@@ -56,10 +56,9 @@ def couple(
     """
     _check(x0, x1, method, y, reg, within_labels)
     if method != "independent" and len(x0) > 0:
-        cost = _cost(x0, x1)
-        groups = _groups(y) if within_labels and y is not None else [np.arange(len(x0))]
-        order = np.empty(len(x0), dtype=np.int64)
-        for rows in groups:
+        cost, order = _cost(x0, x1), np.empty(len(x0), dtype=np.int64)
+        labels = y.cpu().numpy() if within_labels and y is not None else np.zeros(len(x0))
+        for rows in (np.flatnonzero(labels == label) for label in np.unique(labels)):
             block = cost if len(rows) == len(cost) else cost[np.ix_(rows, rows)]
             order[rows] = rows[_assign(block) if method == "ot" else _draw(block, reg, generator)]
         x0 = x0[torch.from_numpy(order).to(x0.device)]
@@ -92,12 +91,6 @@ def _cost(x0: Tensor, x1: Tensor) -> np.ndarray:
         what = f"{' and '.join(bad)} hold NaN or infinity" if bad else "the squared distances overflow"
         raise ValueError(f"cannot couple: {what}; look at the data and the noise, or use --coupling independent")
     return cost
-
-
-def _groups(y: Tensor) -> list[np.ndarray]:
-    """Row numbers of each class."""
-    labels = y.cpu().numpy()
-    return [np.flatnonzero(labels == label) for label in np.unique(labels)]
 
 
 def _assign(cost: np.ndarray) -> np.ndarray:

@@ -199,25 +199,16 @@ def sinkhorn_divergence(a: Tensor, b: Tensor, blur: float = 0.05, tol: float = 1
     n_blurs = max(0, math.ceil(math.log(max(extent.norm().item(), blur) / blur) / -math.log(FALL)))
     warm_up = [(blur / FALL**k) ** 2 for k in range(n_blurs, 0, -1)]
     within = sum(_transport_within(x, blur**2, tol) for x in (a, b))
-    exact = len(warm_up) > 10 and len(a) * len(b) <= EXACT
-    start = _exact_potentials(a, b) if exact else _annealed_potentials(a, b, warm_up)
-    divergence = _transport_between(a, b, *start, blur**2, tol) - within / 2
+    if len(warm_up) > 10 and len(a) * len(b) <= EXACT:
+        log = _exact(a, b)[1]  # of the cost |x - y|^2
+        f, g = (torch.as_tensor(log[key]).to(a) / 2 for key in "uv")
+    else:
+        f, g = a.new_zeros(len(a)), b.new_zeros(len(b))
+        for eps in warm_up:
+            f = _soft_minimum(a, b, g, eps)
+            g = _soft_minimum(b, a, f, eps)
+    divergence = _transport_between(a, b, f, g, blur**2, tol) - within / 2
     return 0.0 if divergence < 0 else divergence  # rounding; NaN stays NaN
-
-
-def _exact_potentials(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Potentials of the exact transport for the cost |x - y|^2 / 2, by POT's network simplex."""
-    _, log = _exact(a, b)
-    return torch.as_tensor(log["u"]).to(a) / 2, torch.as_tensor(log["v"]).to(a) / 2
-
-
-def _annealed_potentials(a: Tensor, b: Tensor, warm_up: list[float]) -> tuple[Tensor, Tensor]:
-    """Potentials after one sweep at each of some falling regularisations."""
-    f, g = a.new_zeros(len(a)), b.new_zeros(len(b))
-    for e in warm_up:
-        f = _soft_minimum(a, b, g, e)
-        g = _soft_minimum(b, a, f, e)
-    return f, g
 
 
 def _transport_between(a: Tensor, b: Tensor, f: Tensor, g: Tensor, eps: float, tol: float) -> float:

@@ -277,8 +277,9 @@ def test_kept_samplers_are_found_by_guidance(place):
     kinds.append(replace(kinds[2], interval=(0.2, 0.6)))
     plans = [fitted.adams_sampler([0.0, middle, 1.0], 1) for middle in (0.2, 0.3, 0.4, 0.5)]
     for each, plan in zip(kinds, plans):
-        fitted.keep_fitted(file, plan, 2.0, {}, guidance=each.guidance())
-    assert [fitted.find_fitted(file, 2, 2.0, guidance=each.guidance()) for each in kinds] == plans
+        fitted.keep_fitted(file, plan, fitted.key_of(2, 2.0, guidance=each.guidance()))
+    keys = [fitted.key_of(2, 2.0, guidance=each.guidance()) for each in kinds]
+    assert [fitted.find_fitted(file, key) for key in keys] == plans
     assert "cfg_interval" not in fitted.read_samplers(file)["fitted"][0]  # a file of before means the whole interval
     grids = [adaptive_nodes(each, 9, file).tolist() for each in kinds]
     assert len(fitted.read_samplers(file)["adaptive"]) == 4 * 32 and len({str(grid) for grid in grids}) == 4

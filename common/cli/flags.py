@@ -109,7 +109,8 @@ def read_flags(argv: Sequence[str] | None, names: Names, words: Sequence[str] = 
         name, negated = _resolve(flag, names)
         hint, flag = names.flags[name], name if bare else flag
         if kind_of(hint).base is bool:
-            value = attached if equals else _take_bool(tokens)
+            stated = bool(tokens) and tokens[0].lower() in BOOLS
+            value = attached if equals else tokens.pop(0) if stated else "true"
             flags[name] = convert(flag, hint, value) is not negated
         elif kind_of(hint).element:
             values = convert(flag, hint, attached if equals else _take_all(tokens))
@@ -136,10 +137,6 @@ def _resolve(flag: str, names: Names) -> tuple[str, bool]:
 def _is_flag(token: str) -> bool:
     """Whether a token is a flag rather than a value such as -1 or -.5."""
     return re.match(r"--?[A-Za-z]", token) is not None
-
-
-def _take_bool(tokens: list[str]) -> str:
-    return tokens.pop(0) if tokens and tokens[0].lower() in BOOLS else "true"
 
 
 def _take_all(tokens: list[str]) -> list[str]:

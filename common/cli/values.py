@@ -131,11 +131,6 @@ def _to_choice(names: OneOf, value: Any) -> str:
     return value
 
 
-def _to_bool(value: Any) -> bool:
-    """True and False in the spellings of absl, YAML and the shell."""
-    return value if isinstance(value, bool) else BOOLS[str(value).lower()]
-
-
 def _to_int(value: Any) -> int:
     """Whole numbers, also as 4e5 and 400_000."""
     if isinstance(value, bool):
@@ -170,7 +165,7 @@ def _to_str(value: Any) -> str:
 
 
 _SCALARS: dict[Any, Callable[[Any], Any]] = {
-    bool: _to_bool,
+    bool: lambda value: value if isinstance(value, bool) else BOOLS[str(value).lower()],  # absl's, YAML's, the shell's
     int: _to_int,
     float: _to_float,
     str: _to_str,

@@ -103,8 +103,10 @@ def named_source(
         suffix = os.path.splitext(name)[1].lower()
         if suffix not in (*SUFFIXES, *_OTHERS):
             others[suffix or "without a suffix"] += not is_hidden(name) and name not in _OWN
-        elif reason := _no_image(name, suffix):
-            counts[reason] += 1
+        elif is_hidden(name):
+            counts["hidden or of the system"] += 1
+        elif suffix in _OTHERS:
+            counts[f"{suffix} (not read here: convert them)"] += 1
         else:
             images.append(name)
     if not images:
@@ -162,13 +164,6 @@ def left_out(counts: Mapping[str, int]) -> str:
     return f"left out {sum(counts.values())}: {reasons}"
 
 
-def _no_image(name: str, suffix: str) -> str:
-    """Why an image is not read: it is hidden, or of a kind that is not read; empty when it is."""
-    if is_hidden(name):
-        return "hidden or of the system"
-    return "" if suffix in SUFFIXES else f"{suffix} (not read here: convert them)"
-
-
 def is_hidden(name: str) -> bool:
     """Whether a file is hidden, or lies in a hidden folder or in one that systems make for themselves."""
     *folders, file = name.split("/")
@@ -220,18 +215,13 @@ def _kind_of(entry: os.DirEntry[str]) -> str:
         return ""
 
 
-def _first_folders(names: Sequence[str]) -> list[str]:
-    """First folder of each name below what all names share; empty when some image lies above such folders."""
-    parts = [name.split("/")[:-1] for name in names]
-    depth = len(os.path.commonprefix(parts)) if parts else 0
-    return [] if any(len(part) <= depth for part in parts) else [part[depth] for part in parts]
-
-
 def class_labels(names: list[str]) -> tuple[np.ndarray | None, tuple[str, ...]]:
     """Labels from class folders: (N,) int64 and the folders' names, sorted (numbers by value); None without them."""
-    folders = _first_folders(names)
-    if not folders:
+    parts = [name.split("/")[:-1] for name in names]
+    depth = len(os.path.commonprefix(parts)) if parts else 0  # the class is the first folder that not all share
+    if not parts or any(len(part) <= depth for part in parts):
         return None, ()
+    folders = [part[depth] for part in parts]
     classes = sorted(set(folders))
     if all(name.isdigit() for name in classes):
         classes.sort(key=int)

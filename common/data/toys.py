@@ -52,25 +52,10 @@ def _uniform(n: int, g: torch.Generator, low: float = 0.0, high: float = 1.0) ->
     return low + (high - low) * torch.rand(n, generator=g)
 
 
-def _eight_gaussians(n: int, g: torch.Generator) -> Tensor:
-    """Equal weights on a circle of radius 5, covariance sqrt(0.1) I: torchcfm's."""
-    return ring(5.0, torch.randint(8, (n,), generator=g)) + 0.1**0.25 * _normal(n, g)
-
-
 def _moons(n: int, g: torch.Generator) -> Tensor:
     """Two half circles with noise 0.2, times 3 and minus 1: torchcfm's."""
     points = half_circles(_uniform(n, g, 0, math.pi), torch.arange(n) % 2 == 1)
     return 3 * (points + 0.2 * _normal(n, g)) - 1
-
-
-def _s_curve(n: int, g: torch.Generator) -> Tensor:
-    """The S with noise 0.05, times 1.5."""
-    return 1.5 * (s_shape(_uniform(n, g, -1.5 * math.pi, 1.5 * math.pi)) + 0.05 * _normal(n, g))
-
-
-def _swissroll(n: int, g: torch.Generator) -> Tensor:
-    """The roll with noise 0.5, divided by 5."""
-    return (roll(_uniform(n, g)) + 0.5 * _normal(n, g)) / 5
 
 
 def _checkerboard(n: int, g: torch.Generator) -> Tensor:
@@ -104,10 +89,11 @@ def _circles(n: int, g: torch.Generator) -> Tensor:
 
 DISTRIBUTIONS: dict[str, Draw] = {
     "gaussian": _normal,
-    "8gaussians": _eight_gaussians,
+    # torchcfm's: equal weights on a circle of radius 5, covariance sqrt(0.1) I
+    "8gaussians": lambda n, g: ring(5.0, torch.randint(8, (n,), generator=g)) + 0.1**0.25 * _normal(n, g),
     "moons": _moons,
-    "s-curve": _s_curve,
-    "swissroll": _swissroll,
+    "s-curve": lambda n, g: 1.5 * (s_shape(_uniform(n, g, -1.5 * math.pi, 1.5 * math.pi)) + 0.05 * _normal(n, g)),
+    "swissroll": lambda n, g: (roll(_uniform(n, g)) + 0.5 * _normal(n, g)) / 5,
     "checkerboard": _checkerboard,
     "pinwheel": _pinwheel,
     "spirals": _spirals,

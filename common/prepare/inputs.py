@@ -79,7 +79,10 @@ def _open_folder(path: Path, split: str, attribute: str, say: Callable[[str], No
     names = sorted(name for name in list_files(path, outside=True)[0] if not is_hidden(name))
     images = [name for name in names if name.lower().endswith(SUFFIXES)]
     for opener, pattern in (*_MANY, (lambda file: open_npy(file, "train"), r"\.npy$")):
-        files = _largest([name for name in names if re.search(pattern, name)])
+        files = [name for name in names if re.search(pattern, name)]
+        # of the resolutions of one set, NAME-r02.tfrecords to NAME-r10.tfrecords (Karras et al. 2018), the largest
+        levels = [int(match[1]) if (match := re.search(r"-r(\d\d)\.tfrecords$", name)) else -1 for name in files]
+        files = [name for name, level in zip(files, levels, strict=True) if level == max(levels)]
         if files and images and opener in dict(_MANY):
             raise ValueError(
                 f"--data {path}: {len(images)} images, such as {images[0]}, and {len(files)} files of many, such as "
@@ -92,12 +95,6 @@ def _open_folder(path: Path, split: str, attribute: str, say: Callable[[str], No
             others = [path / files[k] for k, kind in enumerate(kinds) if k not in chosen and kind != "unlabeled"]
             return concatenated(parts, str(path), _classes(others) if opener is open_parquet else [])
     return None
-
-
-def _largest(names: list[str]) -> list[str]:
-    """Of the resolutions of one set, NAME-r02.tfrecords to NAME-r10.tfrecords (Karras et al. 2018), the largest."""
-    levels = [int(match[1]) if (match := re.search(r"-r(\d\d)\.tfrecords$", name)) else -1 for name in names]
-    return [name for name, level in zip(names, levels, strict=True) if level == max(levels)]
 
 
 def _classes(files: Iterable[Path]) -> list[tuple[str, ...]]:

@@ -46,9 +46,7 @@ def fit_main(folder: Folder, description: str, argv: list[str] | None = None) ->
         print(f"{title}: RMS to the fine end {facts['rms']:.4f} on {config.n_test} other noises; ", end="")
         print(f"Euler {facts['rms_euler']:.4f}")
         if weights is not None and not (config.smoke and (not config.weights or folder.ships(weights))):
-            path = fitted.keep_fitted(
-                weights, fit, config.cfg, facts, sampler.landing, sampler.precision, sampler.guidance()
-            )
-            asked = fitted.key_of(n, config.cfg, sampler.landing, guidance=sampler.guidance())
-            print(f"kept in {path}: use it with --solver fitted --n_steps {fitted.flags_of(asked)}")
+            key = fitted.key_of(n, config.cfg, sampler.landing, sampler.precision, sampler.guidance())
+            path = fitted.keep_fitted(weights, fit, key, facts)
+            print(f"kept in {path}: use it with --solver fitted --n_steps {fitted.flags_of(key)}")
     return results

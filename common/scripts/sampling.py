@@ -220,7 +220,7 @@ def resolved(sampler: Sampler, config: SampleConfig, weights: Path | None, keep:
     """
     from common.solvers import fitted
 
-    asked = (sampler.n_steps, sampler.cfg, sampler.landing, sampler.precision, sampler.guidance())
+    asked = _key_of(sampler, sampler.n_steps)
     if config.solver == "fitted":
         if config.grid != "auto":
             raise ValueError(f"--solver fitted brings its own times: leave --grid {config.grid} out")
@@ -228,11 +228,11 @@ def resolved(sampler: Sampler, config: SampleConfig, weights: Path | None, keep:
             raise ValueError(
                 "--solver fitted needs weights that a sampler was fitted to: give --weights, without --no-ema"
             )
-        plan = fitted.find_fitted(weights, *asked)
+        plan = fitted.find_fitted(weights, asked)
         return replace(sampler, solver="fitted", grid="fitted", fitted=plan)
     if config.solver == "auto" and config.grid == "auto" and weights is not None:
         try:
-            if plan := fitted.fitted_for(weights, *asked):
+            if plan := fitted.fitted_for(weights, asked):
                 return replace(sampler, solver="fitted", grid="fitted", fitted=plan)
         except ValueError as error:
             print(f"note: {error}")
@@ -258,9 +258,8 @@ def adaptive_nodes(sampler: Sampler, n_steps: int, weights: Path | None, keep: b
     from common.solvers.grids import partition, segment_costs
 
     fine = max(64, 2 * n_steps)
-    asked = (sampler.cfg, sampler.landing, sampler.precision, sampler.guidance())
     if weights is not None:
-        entry = fitted.entry_for(weights, "adaptive", n_steps, *asked)
+        entry = fitted.entry_for(weights, "adaptive", _key_of(sampler, n_steps))
         if entry is not None:
             return torch.tensor(entry["times"], dtype=torch.float64)
     teacher, _ = teacher_of(sampler, 32, FIT_NOISE, fine, "adaptive grid")
@@ -268,8 +267,15 @@ def adaptive_nodes(sampler: Sampler, n_steps: int, weights: Path | None, keep: b
     steps = sorted({*range(1, min(LARGEST, fine) + 1), n_steps})
     grids = {n: [round(teacher.times[i], 6) for i in partition(cost, n)] for n in steps}
     if weights is not None and keep:
-        fitted.keep(weights, "adaptive", [{**fitted.key_of(n, *asked), "times": grids[n]} for n in steps])
+        fitted.keep(weights, "adaptive", [{**_key_of(sampler, n), "times": grids[n]} for n in steps])
     return torch.tensor(grids[n_steps], dtype=torch.float64)
+
+
+def _key_of(sampler: Sampler, n_steps: int) -> dict[str, Any]:
+    """What a sampler's times and weights are kept under."""
+    from common.solvers.fitted import key_of
+
+    return key_of(n_steps, sampler.cfg, sampler.landing, sampler.precision, sampler.guidance())
 
 
 def teacher_of(

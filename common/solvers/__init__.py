@@ -32,8 +32,6 @@ Rate = Callable[[float], float]
 Solver = Callable[[Slope, Tensor, list[float]], Iterator[Tensor]]
 Trajectory = bool | Callable[[Tensor], object]
 
-TORCHDYN = ("euler", "midpoint", "dopri5", "tsit5")
-
 
 # ------------------------------------------------------------------------------------- solvers on a given time grid
 def euler(f: Slope, x: Tensor, nodes: Iterable[float]) -> Iterator[Tensor]:
@@ -88,7 +86,7 @@ def integrate(
     """Solves dx/dt = velocity(x, t) from times[0] to times[-1], with one step between neighbouring times.
 
     Network calls for n steps: euler and the multistep solvers n; midpoint, heun 2n; rk4 4n. "dopri5" and "torchdyn"
-    are passed on to the functions of that name (torchdyn with its Euler method).
+    are passed on to the functions of that name.
 
     Args:
         velocity: velocity(x, t) -> shape of x; t has shape (B,).
@@ -179,24 +177,12 @@ class CountNFE:
 
 
 # ------------------------------------------------------------------------------------------- solvers of other packages
-def torchdyn_solve(
-    velocity: Velocity,
-    x: Tensor,
-    times: Times,
-    solver: str = "euler",
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    trajectory: bool = False,
-) -> Tensor:
-    """torchdyn's NeuralODE, as in torchcfm's examples: euler and midpoint step over times, dopri5 and tsit5 adapt.
-
-    Its rk4 is left out: it evaluates at the wrong times, so its order is 1 if the velocity depends on t (1.0.6).
+def torchdyn_solve(velocity: Velocity, x: Tensor, times: Times, trajectory: bool = False) -> Tensor:
+    """Euler's method by torchdyn's NeuralODE, as in torchcfm's examples.
 
     Raises:
-        ValueError: torchdyn is missing or cannot be imported safely, or another solver is asked for.
+        ValueError: torchdyn is missing or cannot be imported safely.
     """
-    if solver not in TORCHDYN:
-        raise ValueError(f"torchdyn's solver is one of {', '.join(TORCHDYN)}, not {solver!r}; try --solver heun")
     if "tensorflow" in sys.modules and "torchdyn" not in sys.modules:
         # Both load LLVM; in this order the interpreter is killed without a traceback.
         raise ValueError("torchdyn cannot be imported after tensorflow: import torchdyn first, or use --solver euler")
@@ -206,21 +192,15 @@ def torchdyn_solve(
         raise ValueError("solver torchdyn needs torchdyn: pip install torchdyn, or use --solver euler") from error
     nodes, x, f = nodes_of(times), _state(x), _at(velocity)
 
-    # Its fixed solvers refuse times closer than 1e-5 to each other: their clock counts steps
-    fixed = solver in ("euler", "midpoint")
-
     def field(t: Tensor, x: Tensor, args: dict | None = None) -> Tensor:
-        if not fixed:
-            return f(x, float(t))
+        """Its solvers refuse times closer than 1e-5 to each other: this clock counts steps."""
         i = min(int(t), len(nodes) - 2)
         h = nodes[i + 1] - nodes[i]
         return h * f(x, nodes[i] + (float(t) - i) * h)
 
-    tolerances: dict = {} if fixed else {"rtol": rtol, "atol": atol}
     unused = [torch.nn.Parameter(torch.zeros(1))]  # without one torchdyn prints a line at every call
-    ode = NeuralODE(field, solver=solver, sensitivity="adjoint", optimizable_params=unused, **tolerances)
-    clock = torch.tensor(list(range(len(nodes))) if fixed else nodes, dtype=x.dtype, device=x.device)
-    states = ode.trajectory(x, clock)
+    ode = NeuralODE(field, solver="euler", sensitivity="adjoint", optimizable_params=unused)
+    states = ode.trajectory(x, torch.arange(len(nodes), dtype=x.dtype, device=x.device))
     return states if trajectory else states[-1]
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
 
 from common.metrics import rms
-from common.runtime import atomic_write, checked, file_hash, reading
+from common.runtime import atomic_write, checked, file_hash, reading, silent
 from common.solvers import integrate
 from common.solvers.grids import Times, adaptive_grid, nodes_of, time_grid
 from common.solvers.multistep import Slope, adams
@@ -101,13 +101,9 @@ class Teacher:
 Progress = Callable[[int], object]  # called with the evaluations of the batch that were made since the last call
 
 
-def _silent(evaluations: int) -> None:
-    """No progress bar."""
-
-
 @torch.no_grad()
 def teach(
-    velocity_for: VelocityFor, x0: Tensor, n_steps: int = 100, on_progress: Progress = _silent, landing: float = 1.0
+    velocity_for: VelocityFor, x0: Tensor, n_steps: int = 100, on_progress: Progress = silent, landing: float = 1.0
 ) -> Teacher:
     """Fine trajectories of the noises x0 by AB4 at the times u^(5/4); n_steps evaluations.
 
@@ -193,7 +189,7 @@ def fit_sampler(
     teacher: Teacher,
     n_steps: int,
     search: int = 30,
-    on_progress: Progress = _silent,
+    on_progress: Progress = silent,
 ) -> FittedSampler:
     """The best sampler of n steps for a model: weights by least squares, times by search.
 
@@ -330,22 +326,15 @@ def _key(entry: Mapping[str, Any]) -> tuple[float, str, str, float, int, str]:
 def key_of(
     n_steps: int, cfg: float, landing: float = 1.0, precision: str = FULL, guidance: Mapping[str, str] = {}
 ) -> dict[str, Any]:
-    """What an entry says of what it was made for.
-
-    Args:
-        guidance: interval and guiding weights, of ``Sampler.guidance``.
-    """
+    """What an entry is for, and is found by; ``guidance``: interval and guiding weights, of ``Sampler.guidance``."""
     of_precision = {} if precision == FULL else {"precision": precision}
     return {"n_steps": n_steps, "cfg": cfg, **guidance, "landing": landing, **of_precision}
 
 
-def entry_for(
-    weights: Path, kind: str, n_steps: int, cfg: float, landing: float, precision: str, guidance: Mapping[str, str] = {}
-) -> dict[str, Any] | None:
+def entry_for(weights: Path, kind: str, key: Mapping[str, Any]) -> dict[str, Any] | None:
     """The entry made in this precision, or else in full, which suits any network's arithmetic; never the reverse."""
     entries = {_key(entry): entry for entry in read_samplers(weights)[kind]}
-    wanted = (key_of(n_steps, cfg, landing, each, guidance) for each in (precision, FULL))
-    return next(filter(None, (entries.get(_key(key)) for key in wanted)), None)
+    return next(filter(None, (entries.get(_key(each)) for each in (key, {**key, "precision": FULL}))), None)
 
 
 def _sampler_of(entry: dict[str, Any]) -> FittedSampler:
@@ -365,46 +354,23 @@ def keep(weights: Path, kind: str, entries: Sequence[dict[str, Any]]) -> Path:
     return samplers_path(weights)
 
 
-def keep_fitted(
-    weights: Path,
-    sampler: FittedSampler,
-    cfg: float,
-    facts: dict[str, Any],
-    landing: float = 1.0,
-    precision: str = FULL,
-    guidance: Mapping[str, str] = {},
-) -> Path:
+def keep_fitted(weights: Path, sampler: FittedSampler, key: Mapping[str, Any], facts: Mapping[str, Any] = {}) -> Path:
     """Save a fitted sampler beside its weights."""
-    key = key_of(sampler.n_steps, cfg, landing, precision, guidance)
-    return keep(weights, "fitted", [key | asdict(replace(sampler, facts={**sampler.facts, **facts}))])
+    return keep(weights, "fitted", [{**key, **asdict(replace(sampler, facts={**sampler.facts, **facts}))}])
 
 
-def fitted_for(
-    weights: Path,
-    n_steps: int,
-    cfg: float,
-    landing: float = 1.0,
-    precision: str = FULL,
-    guidance: Mapping[str, str] = {},
-) -> FittedSampler | None:
-    """The sampler fitted to a weights file for a number of steps, a guidance and a landing, if there is one."""
-    entry = entry_for(weights, "fitted", n_steps, cfg, landing, precision, guidance)
+def fitted_for(weights: Path, key: Mapping[str, Any]) -> FittedSampler | None:
+    """The sampler fitted to a weights file for what :func:`key_of` says, if there is one."""
+    entry = entry_for(weights, "fitted", key)
     return None if entry is None else _sampler_of(entry)
 
 
-def find_fitted(
-    weights: Path,
-    n_steps: int,
-    cfg: float,
-    landing: float = 1.0,
-    precision: str = FULL,
-    guidance: Mapping[str, str] = {},
-) -> FittedSampler:
+def find_fitted(weights: Path, key: Mapping[str, Any]) -> FittedSampler:
     """As :func:`fitted_for`, but ValueError when there is none: which there are, and how to fit one."""
-    if sampler := fitted_for(weights, n_steps, cfg, landing, precision, guidance):
+    if sampler := fitted_for(weights, key):
         return sampler
     names = ", ".join(map(flags_of, read_samplers(weights)["fitted"])) or "none"
-    asked = flags_of(key_of(n_steps, cfg, landing, guidance=guidance))
+    asked = flags_of(key)
     raise ValueError(
         f"no sampler was fitted to {weights.name} for --n_steps {asked}; there are: {names}; "
         f"fit one with fit_sampler.py --n_steps {asked}"

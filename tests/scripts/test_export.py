@@ -101,7 +101,7 @@ HOW = [
 def test_graphs_of_a_u_net_by_the_command(tmp_path, config, how, words):
     two_times = config.method == "flowmap"
     file = run(tmp_path / "run", method="flowmap") if two_times else weights(tmp_path / "a_final.pt", config)
-    fitted.keep_fitted(file, fitted.adams_sampler(time_grid(4).tolist(), 2), 1.0, {})
+    fitted.keep_fitted(file, fitted.adams_sampler(time_grid(4).tolist(), 2), fitted.key_of(4, 1.0))
     out = tmp_path / ("graph.pt2" if "torch" in words else "graph.onnx")
     command.main([str(file), str(out), *words, *(word for key in how for word in (f"--{key}", str(how[key])))])
     miss = missed(out, make_sampler(folder(tmp_path), SampleConfig(weights=str(file), device="cpu", **how))[0])

@@ -35,7 +35,7 @@ def exported(tmp_path_factory):
     place = tmp_path_factory.mktemp("hub")
     file = weights(place / "run" / "a_final.pt", CONDITIONAL)
     write_card(file, {"note": "made up", "seed": 3, "measured": [{"solver": "euler", "nfe": 4, "effnet_kid": 0.0125}]})
-    fitted.keep_fitted(file, fitted.adams_sampler(time_grid(10).tolist(), 2), 1.0, {})
+    fitted.keep_fitted(file, fitted.adams_sampler(time_grid(10).tolist(), 2), fitted.key_of(10, 1.0))
     out = main(["export", str(file.parent), str(place / "out"), "--n_samples", "4", *CPU])
     return file, out
 

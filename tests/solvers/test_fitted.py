@@ -18,7 +18,7 @@ from common.scripts import fit, sampling
 from common.scripts.gen import gen_main
 from common.scripts.grid import grid_main
 from common.solvers import SOLVERS, CountNFE, fitted, integrate, time_grid
-from common.solvers.fitted import FittedSampler, Teacher, fit_sampler, fit_weights, rms, teach
+from common.solvers.fitted import FittedSampler, Teacher, fit_sampler, fit_weights, key_of, rms, teach
 from nets import randomised
 from problems import Mixture
 from tiny import TINY, network
@@ -173,17 +173,18 @@ def test_file_beside_the_weights(tmp_path):
     weights = tiny.weights(tmp_path / "w.pt")
     plans = [fitted.adams_sampler(time_grid(n, dtype=torch.float64), 2) for n in (4, 2)]
     for plan in plans:
-        path = fitted.keep_fitted(weights, plan, 1.0, {"rms": 0.1})
+        path = fitted.keep_fitted(weights, plan, key_of(plan.n_steps, 1.0), {"rms": 0.1})
     assert path == tmp_path / "w.samplers.json"
-    assert fitted.find_fitted(weights, 4, 1.0) == plans[0] and fitted.find_fitted(weights, 4, 1.0).facts["rms"] == 0.1
+    found = fitted.find_fitted(weights, key_of(4, 1.0))
+    assert found == plans[0] and found.facts["rms"] == 0.1
     better = fitted.adams_sampler(time_grid(4, "power", torch.float64), 1)
-    fitted.keep_fitted(weights, better, 1.0, {})
-    fitted.keep_fitted(weights, plans[1], 2.0, {})
+    fitted.keep_fitted(weights, better, key_of(better.n_steps, 1.0))
+    fitted.keep_fitted(weights, plans[1], key_of(plans[1].n_steps, 2.0))
     found = json.loads(path.read_text())["fitted"]
     assert [(e["cfg"], e["n_steps"]) for e in found] == [(1.0, 2), (1.0, 4), (2.0, 2)]
-    assert fitted.find_fitted(weights, 4, 1.0) == better and fitted.fitted_for(weights, 3, 1.0) is None
+    assert fitted.find_fitted(weights, key_of(4, 1.0)) == better and fitted.fitted_for(weights, key_of(3, 1.0)) is None
     with pytest.raises(ValueError, match=r"are: 2, 4, 2 --cfg 2; fit one with .* --n_steps 6 --cfg 3"):
-        fitted.find_fitted(weights, 6, 3.0)
+        fitted.find_fitted(weights, key_of(6, 3.0))
 
 
 def _grids(n_steps, times, **more):
@@ -216,7 +217,7 @@ def test_foreign_and_damaged_files_are_named(tmp_path, text, message, capsys):
     weights = tiny.weights(tmp_path / "w.pt")
     fitted.samplers_path(weights).write_text(text)
     with pytest.raises(ValueError, match=message):
-        fitted.find_fitted(weights, 4, 1.0)
+        fitted.find_fitted(weights, key_of(4, 1.0))
     made = sampling.resolved(Sampler(network(), "rf", (1, 8, 8)), SampleConfig(), weights)  # auto goes on without it
     assert made.solver == sampling.SOLVER and message in capsys.readouterr().out
 
@@ -253,10 +254,10 @@ def test_a_set_is_not_continued_with_another_fit(tmp_path):
     folder = tiny.folder(tmp_path)
     weights = tiny.weights(tmp_path / "results" / "shipped.pt")
     argv = ["--n_samples", "2", "--n_steps", "2", "--solver", "fitted", "--save_dir", str(tmp_path / "set")]
-    fitted.keep_fitted(weights, fitted.adams_sampler([0.0, 0.5, 1.0], 2), 1.0, {})
+    fitted.keep_fitted(weights, fitted.adams_sampler([0.0, 0.5, 1.0], 2), key_of(2, 1.0))
     gen_main(folder, "", argv)
     gen_main(folder, "", argv)
-    fitted.keep_fitted(weights, fitted.adams_sampler([0.0, 0.4, 1.0], 2), 1.0, {})
+    fitted.keep_fitted(weights, fitted.adams_sampler([0.0, 0.4, 1.0], 2), key_of(2, 1.0))
     with pytest.raises(ValueError, match="times"):
         gen_main(folder, "", argv)
 
@@ -314,7 +315,7 @@ def test_fits_and_grids_of_several_landings_lie_side_by_side(tmp_path, capsys):
     weights = tiny.weights(tmp_path / "results" / "shipped.pt")
     for flags in ([], ["--landing", "1"]):  # the folder's choice, and none
         fit.fit_main(folder, "", [*FIT, "--n_steps", "3", *flags])
-    ours, plain = (fitted.find_fitted(weights, 3, 1.0, landing) for landing in (0.8, 1.0))
+    ours, plain = (fitted.find_fitted(weights, key_of(3, 1.0, landing)) for landing in (0.8, 1.0))
     assert ours.times[-2] < 0.82 and ours != plain
     pictures = []
     for flags in ("", "--landing 1", "--solver euler", "--solver euler --landing 1", f"--weights {weights}"):
@@ -330,8 +331,9 @@ def test_a_sampler_fitted_in_less_precision_is_not_used_in_more(tmp_path):
     weights = tmp_path / "w.pt"
     torch.save({"w": torch.zeros(1)}, weights)
     rough, exact = (fitted.adams_sampler([0.0, middle, 1.0], 1) for middle in (0.3, 0.6))
-    fitted.keep_fitted(weights, rough, 1.0, {}, precision="bf16")
-    assert fitted.fitted_for(weights, 2, 1.0) is None and fitted.fitted_for(weights, 2, 1.0, 1.0, "bf16") == rough
-    fitted.keep_fitted(weights, exact, 1.0, {})
-    assert fitted.fitted_for(weights, 2, 1.0) == exact and fitted.fitted_for(weights, 2, 1.0, 1.0, "bf16") == rough
-    assert fitted.fitted_for(weights, 2, 1.0, 1.0, "fp16") == exact  # what holds in full holds in half
+    full, half = (key_of(2, 1.0, 1.0, precision) for precision in ("no", "bf16"))
+    fitted.keep_fitted(weights, rough, half)
+    assert fitted.fitted_for(weights, full) is None and fitted.fitted_for(weights, half) == rough
+    fitted.keep_fitted(weights, exact, full)
+    assert fitted.fitted_for(weights, full) == exact and fitted.fitted_for(weights, half) == rough
+    assert fitted.fitted_for(weights, key_of(2, 1.0, 1.0, "fp16")) == exact  # what holds in full holds in half
