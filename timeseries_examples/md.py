@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from common.runtime import write_json
+from common.runtime import number_of, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -200,8 +200,9 @@ def parts(options: Options) -> tuple[list[np.ndarray], list[np.ndarray], list[np
         longest, shortest = max(map(len, stretches)), min(map(len, stretches))
         if longest < window:
             raise ValueError(
-                f"{options.data}: the longest {name} stretch has {longest} frames, but --past {options.past} and "
-                f"--leads up to {options.leads[-1]} need {window}: give longer trajectories, or fewer --leads"
+                f"{options.data}: the longest {name} stretch has {number_of(longest, 'frame')}, but --past "
+                f"{options.past} and --leads up to {options.leads[-1]} need {window}: give longer trajectories, or "
+                "fewer --leads"
             )
         if shortest < FEWEST + options.past:
             raise ValueError(

@@ -14,13 +14,11 @@ import numpy as np
 
 from common.data.archives import open_lmdb, open_tar, open_zip
 from common.data.arrays import array_source, open_npy, open_npz
-from common.data.sources import Source, open_folder
+from common.data.sources import CONVERTED, PREPARE, Source, open_folder
 from common.data.splits import NoSplit
 from common.runtime import in_one_line
 
 ALLOWED = "torchvision:NAME, a folder, .zip or .tar of images, an LMDB, or a .npy/.npz file"
-PREPARE = "python -m common.prepare images --size SIZE --to FILE.zip --from"
-_CONVERTED = (".gz", ".tgz", ".bz2", ".xz", ".parquet", ".tfrecord", ".tfrecords")  # by it, but not read in training
 
 _OPENERS = {
     ".lmdb": open_lmdb,
@@ -63,7 +61,7 @@ def open_source(spec: str, root: str | Path | None = None, split: str = "train",
     if not path.is_file():
         raise ValueError(f"--data {spec}: no regular file; give {ALLOWED}")
     if suffix not in _OPENERS:
-        hint = f"; convert it by {PREPARE} {spec}" if suffix in _CONVERTED else ""
+        hint = f"; convert it by {PREPARE} {spec}" if suffix in CONVERTED else ""
         raise ValueError(f"--data {spec}: cannot read a {suffix} file; give {ALLOWED}{hint}")
     return _OPENERS[suffix](path, split)
 

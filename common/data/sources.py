@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 SPECIAL = "links and special files"
 AGAIN = "copy or download it again"
 MAX_IMAGE_BYTES = 128 * 2**20  # one encoded image; what is larger is taken for a bomb and left out
+PREPARE = "python -m common.prepare images --size SIZE --to FILE.zip --from"
+CONVERTED = (".gz", ".tgz", ".bz2", ".xz", ".parquet", ".tfrecord", ".tfrecords")  # by it, but not read in training
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".j2k")
 SUFFIXES += (".ppm", ".pgm", ".pbm", ".pnm", ".tga")
 # Images that are counted, since they are not read
@@ -111,6 +113,8 @@ def named_source(
             images.append(name)
     if not images:
         told = left_out(counts) if counts else f"names must end in {' '.join(SUFFIXES)}"
+        if held := [suffix for suffix in CONVERTED if others[suffix]]:
+            told = f"it holds {held[0]} files: convert them by {PREPARE} {path}"
         raise ValueError(f"--data {path}: no images in it; {told}")
     if others := +others:
         kinds = ", ".join(kind for kind, _ in others.most_common(4)) + (", ..." if len(others) > 4 else "")

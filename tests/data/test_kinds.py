@@ -275,6 +275,13 @@ def test_formats_are_read_or_counted(tmp_path, capsys):
     (tmp_path / "only" / "0.heic").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"no images in it; left out 1: 1 .heic \(not read here: convert them\)"):
         load(tmp_path / "only")
+    for name in ("train/0.parquet", "README.md"):  # as a hub's data set
+        (tmp_path / "hub" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "hub" / name).write_bytes(b"x")
+    with pytest.raises(
+        ValueError, match=r"it holds .parquet files: convert them by python -m common.prepare images .* --from /"
+    ):
+        load(tmp_path / "hub")
 
 
 def test_pipes_devices_and_links_out_of_the_folder_are_not_opened(tmp_path, capsys):
