@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -580,3 +581,24 @@ def test_the_sites_pages_are_the_documents():
     ours = sorted(path.as_posix() for path in documents if path.parts[0] != "build")
     assert sorted(pages) == ours and len(pages) > 20
     assert "http" not in re.sub("python -m http.server", "", text), "the site is built without network"
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_make_asks_uv_for_the_torch_that_fits_and_then_for_the_usual_one(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "requirements-demo.txt").touch()
+    (tmp_path / ".venv").mkdir()
+    uv, log = tmp_path / "bin" / "uv", tmp_path / "log"
+    uv.parent.mkdir()
+    uv.write_text(
+        f'#!/bin/sh\necho "$1 $2 ${{UV_TORCH_BACKEND-unset}}" >> {log}\n[ "$1 $UV_TORCH_BACKEND" != "pip auto" ]\n'
+    )
+    uv.chmod(0o755)
+    place = {"PATH": f"{uv.parent}{os.pathsep}{os.environ['PATH']}"}
+    place |= {key: value for key, value in os.environ.items() if key not in ("PATH", "UV_TORCH_BACKEND")}
+    subprocess.run(["make", ".venv/.demo"], cwd=tmp_path, env=place, check=True, capture_output=True)
+    assert log.read_text().splitlines() == ["venv --quiet auto", "pip install auto", "pip install unset"]
+    (tmp_path / ".venv" / ".demo").unlink()
+    log.unlink()
+    subprocess.run(["make", ".venv/.demo"], cwd=tmp_path, env={**place, "UV_TORCH_BACKEND": "cpu"}, check=True)
+    assert log.read_text().splitlines()[-1] == "pip install cpu"
