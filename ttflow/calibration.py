@@ -144,7 +144,8 @@ def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
     for axes_of, (name, result) in zip(axes, results.items()):
         for axis, (who, title) in zip(axes_of, WHO.items()):
             half = 1.96 * math.sqrt((1 / SHARES) * (1 - 1 / SHARES) / result["values"])
-            axis.axhspan(1 / SHARES - half, 1 / SHARES + half, color="0.88", lw=0)
+            for height, style in ((1 / SHARES - half, ":"), (1 / SHARES, "-"), (1 / SHARES + half, ":")):
+                axis.axhline(height, color="0.2", lw=0.8, linestyle=style, zorder=3)
             axis.bar(edges, result[who]["pit"], width=1 / SHARES, align="edge", color=COLOURS[who], edgecolor="white")
             inside = ", ".join(f"{part:.0%}" for part in result[who]["coverage"])
             axis.set_title(f"{name}, {title}\n50, 80, 95% hold {inside}", fontsize=9)

@@ -2,7 +2,8 @@
 
 All fit the same points, standardised by the deviations of those to fit; log p is that of the set's own units. What an
 estimate leaves open is chosen without the test points: the bandwidth by cross-validation, the components by BIC, and of
-small tables the ridge of the trains and the steps of the network by the likelihood of validation rows.
+small tables the jitter of the flows' points (normal noise, which they need there as kernels a bandwidth) by the
+likelihood of validation rows.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ METHODS = {
     "train": "train",
     "both": "train on mixture",
 }
-FEW = 1000  # rows to fit below which ridge and steps are chosen
-RIDGES = (1e-3, 1e-1)
-STEPS = (300, 1200)
+FEW = 1000  # rows to fit below which the jitter is chosen and a train's ridge is 0.1
+JITTERS = (0.2, 0.45)  # deviations, in those of the columns
+FEW_STEPS, FEW_PAIRS = 600, 5000  # of the network, of a sweep, for such tables
 MAF = ("power", "gas")
 
 
@@ -178,27 +179,45 @@ def _best(
 
 
 def _trains(points: Points, options: Options, mixture: Any = None) -> Iterable[tuple[Any, dict[str, Any]]]:
-    """Trains of some ridges, or the one of the options; alone, or on the flow of a mixture of scikit-learn."""
+    """The train of the options, for few rows of some jitters; alone, or on the flow of a mixture of scikit-learn."""
     from ttflow.datasets import Data
     from ttflow.experiment import Fitting, plan
 
-    train, validation, test = (part.float() for part in (points.train, points.validation, points.test))
-    fitting = Fitting(options, Data("", train, validation, test, test, test[None], test[None]))
-    if mixture is not None:
-        fitting.put_on(mixture)
-    for ridge in RIDGES if len(train) < FEW else (options.reg_coeff,):
-        shape, sweeps = plan(replace(options, reg_coeff=ridge), points.dim)
-        velocity, history = fitting.fit(shape, sweeps)
-        yield velocity, {"ridge": ridge, "ranks": velocity.train_.ranks, "sweeps": len(history)}
+    validation, test = points.validation.float(), points.test.float()
+    few = len(points.train) < FEW
+    if few:
+        options = replace(options, reg_coeff=0.1, n_pairs=min(options.n_pairs or FEW_PAIRS, FEW_PAIRS))
+    for jitter in (0.0, JITTERS[-1]) if few else (0.0,):
+        train = _jittered(points.train, jitter, options.seed)
+        fitting = Fitting(options, Data("", train, validation, test, test, test[None], test[None]))
+        if mixture is not None:
+            fitting.put_on(mixture)
+        velocity, history = fitting.fit(*plan(options, points.dim))
+        chosen = {"ridge": options.reg_coeff, "jitter": jitter, "ranks": velocity.train_.ranks}
+        yield velocity, chosen | {"sweeps": len(history)}
 
 
 def _networks(points: Points, options: Options) -> Iterable[tuple[Any, dict[str, Any]]]:
-    """Networks of some steps, or the one of the options."""
+    """Networks of some jitters, or the one of the options."""
     from ttflow import network
 
-    for steps in STEPS if len(points.train) < FEW else (options.nn_steps,):
-        velocity, _ = network.train(points.train.float(), n_steps=steps, seed=options.seed)
-        yield velocity, {"steps": steps}
+    few = len(points.train) < FEW
+    steps = FEW_STEPS if few else options.nn_steps
+    for jitter in JITTERS if few else (0.0,):
+        velocity, _ = network.train(_jittered(points.train, jitter, options.seed), n_steps=steps, seed=options.seed)
+        yield velocity, {"steps": steps, "jitter": jitter}
+
+
+def _jittered(rows: Tensor, deviation: float, seed: int) -> Tensor:
+    """float32 rows; with a deviation 20 copies of each with normal noise."""
+    import torch
+
+    from common.runtime import generator
+
+    if not deviation:
+        return rows.float()
+    copies = rows.repeat(20, 1)
+    return (copies + deviation * torch.randn(copies.shape, generator=generator(seed, "jitter")).to(copies)).float()
 
 
 # --------------------------------------------------------------------------------------------------------------- table

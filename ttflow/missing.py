@@ -1,6 +1,6 @@
 """Missing values of a table from a train's density, and whether they are calibrated.
 
-    python missing.py --names wine breast-cancer-10       # minutes; a picture and a table
+    python missing.py --names wine breast-cancer-8        # minutes; a picture and a table
     python missing.py --smoke
 
 Some entries of each test row are taken away and drawn again given the others, conditional.py says how. Intervals of 50,
@@ -24,13 +24,13 @@ from common.runtime import run_main, write_json
 class Options:
     """Options of the demonstration."""
 
-    names: tuple[str, ...] = ("wine", "breast-cancer-10")
+    names: tuple[str, ...] = ("wine", "breast-cancer-8")
     """Tables of scikit-learn, NAME or NAME-N for its first N columns"""
     n_missing: Count = 3
     """Entries that are taken away from each test row"""
-    n_draws: Count = 200
+    n_draws: Count = 100
     """Proposals for each row"""
-    seeds: tuple[Seed, ...] = (0, 1, 2)
+    seeds: tuple[Seed, ...] = (0, 1)
     """Seeds of splits, fits and draws"""
     n_pairs: Count = 5000
     """Pairs of a sweep of the train"""

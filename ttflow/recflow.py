@@ -35,7 +35,7 @@ from ttflow.als import fit, fit_each
 from ttflow.bases import make
 from ttflow.draws import data_pairs, flow_pairs, on_lines, on_trajectories, posterior_means, stratified
 from ttflow.sweeper import Sweeps
-from ttflow.tt import SeparateTT, Train, from_state, random_train
+from ttflow.tt import FunctionalTT, SeparateTT, Train, from_state, random_train
 
 if TYPE_CHECKING:
     from ttflow.draws import Draw
@@ -169,7 +169,7 @@ def on_mixture(frame: Frame, weights: Tensor, means: Tensor, covariances: Tensor
     """The frame with the velocity of a Gaussian mixture in place of that of one Gaussian.
 
     The train is then fitted to what the velocities have besides the mixture's, so it has to learn only what the mixture
-    lacks. For straight paths from independent standard normal noise alone.
+    lacks, as far as held-out rows confirm it. For straight paths from independent standard normal noise alone.
 
     Args:
         frame: See :func:`frame_of`.
@@ -483,7 +483,19 @@ def fit_velocity(
     held_out = None if validation is None else frame.rows(*validation)
     solve: Any = fit_each if isinstance(train, SeparateTT) else fit
     best, history = solve(train, rows, sweeps, held_out, progress)
+    if frame.components is not None and held_out is not None:  # little may be left to learn: noise would be all
+        best = _shrunk(best, *held_out)
     return TTVelocity(frame, best, bound).float(), history
+
+
+def _shrunk(train: Train, inputs: Tensor, targets: Tensor) -> Train:
+    """The train with each output times the factor in [0, 1] of least error on these rows, <f, y> / <f, f>."""
+    if isinstance(train, SeparateTT):
+        return SeparateTT([_shrunk(one, inputs, targets[:, k : k + 1]) for k, one in enumerate(train.trains)])
+    values = torch.cat([train(x) for x in inputs.split(8192)])
+    factors = ((values * targets).sum(0) / values.square().sum(0).clamp(min=1e-300)).clamp(0, 1)
+    cores = [core * factors[:, None] if p == train.output else core for p, core in enumerate(train.cores)]
+    return FunctionalTT(train.bases, cores, train.order, train.output)
 
 
 def _box(z: Tensor, coverage: float) -> tuple[float, float]:

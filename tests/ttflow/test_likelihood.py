@@ -16,7 +16,9 @@ from started import start
 from tiny import ROOT
 from ttflow import baselines, densities, held_out, maf
 from ttflow import recflow as rf
+from ttflow.bases import Legendre
 from ttflow.options import Options
+from ttflow.tt import random_train
 
 F64 = torch.float64
 
@@ -249,6 +251,18 @@ def test_a_root_is_asked_for():
 
 
 # --------------------------------------------------------------------------------------------------------------- rows
+def test_a_train_is_shrunk_to_what_other_rows_confirm():
+    g = torch.Generator().manual_seed(0)
+    parts = [Legendre(4, -1, 1) for _ in range(2)]
+    train = random_train(parts, 2, 3, g, None, 1)
+    x = 2 * torch.rand(2000, 2, generator=g, dtype=F64) - 1
+    values = train(x)
+    targets = values * torch.tensor([0.3, -0.5, 1.2]) + 0.1 * torch.randn(2000, 3, generator=g, dtype=F64)
+    ratio = rf._shrunk(train, x, targets)(x) / values
+    assert (ratio.median(0).values - torch.tensor([0.3, 0.0, 1.0])).abs().max() < 0.02
+    assert torch.allclose(ratio.amax(0), ratio.amin(0))
+
+
 def test_likelihoods_are_in_the_units_of_the_set():
     points = held_out.load("copula-6", 0, 400, 50)
     assert points.train.mean(0).abs().max() < 1e-9 and points.exact is not None
@@ -265,7 +279,7 @@ def test_a_gaussian_is_estimated_alike_by_all(monkeypatch):
     """The log-likelihood of a Gaussian is the closed form; what flows of a few sweeps miss is small."""
     root = np.linalg.cholesky(np.array([[2.0, 0.8], [0.8, 0.5]]))
     monkeypatch.setitem(densities.KNOWN, "normal", lambda: densities.Mixture(np.ones(1), np.ones((1, 2)), root[None]))
-    monkeypatch.setattr(held_out, "STEPS", (5, 60))
+    monkeypatch.setattr(held_out, "FEW_STEPS", 60)
     options = Options(n_train=800, n_test=100, n_pairs=1500, nn_steps=5, sweeps=2, budget=300)
     row = held_out.measure("normal", 0, options, 6)
     assert row["facts"]["mixture"]["components"] == 1
@@ -274,6 +288,7 @@ def test_a_gaussian_is_estimated_alike_by_all(monkeypatch):
         assert row["exact"] - row["nats"][method] < 0.02, method
     assert row["exact"] - row["nats"]["kde"] < 0.1
     assert row["exact"] - row["nats"]["network"] < 0.4 and row["facts"]["network"]["steps"] == 60
+    assert held_out._jittered(torch.ones(3, 2), 0.5, 0).std(0).sub(0.5).abs().max() < 0.15
     shown = held_out.table([row, {**row, "seed": 1}])  # type: ignore[list-item]
     assert f"| normal | 800 | 2 | {row['exact']:.2f} ± 0.00 |" in shown
     assert f"{-row['nats']['kde'] / 2 / math.log(2):.2f}" in held_out.table([row], bits=True)  # type: ignore[list-item]
