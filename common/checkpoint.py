@@ -183,10 +183,6 @@ def load(path: str | PathLike[str], map_location: str | torch.device = "cpu") ->
     On the CPU the tensors are mapped from the file and read when used. Files of our own format are verified against
     their checksums (about a second per GB).
 
-    Args:
-        path: a file, or a run folder (see ``find``).
-        map_location: device for the tensors.
-
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file is truncated, damaged, not a checkpoint, or holds more than tensors and primitives.
@@ -339,10 +335,7 @@ def start_from(
     A network of two times may start from one of one time: its flow map then begins as the velocity, whatever r is.
 
     Args:
-        path: a checkpoint of any project, or a run folder.
-        network: changed in place.
-        description: of the network.
-        method: of the run, for the line of a refusal.
+        network: changed in place; ``description`` is its own.
         sigma: that the file must have been trained with; None: any.
         flow: whether it has to know the velocity of a flow.
 

@@ -401,12 +401,9 @@ def sample_many(
     label: int | None = None,
     trajectory: bool = False,
 ) -> Iterator[tuple[list[int], Tensor, float]]:
-    """Sample the images of the given indices in batches.
+    """Sample the images of the given indices in batches; an image is the same in any order, batch and larger set.
 
     Args:
-        sampler: makes them.
-        indices: numbers of the images; any order, any part of a larger set: each image is the same in all of them.
-        batch_size: images at a time.
         label: one class for all; None: all classes in turn.
         trajectory: all states from the noise on, (B, n + 1, C, H, W), instead of the images, which are the last.
 
@@ -471,12 +468,9 @@ def interpolate(
 
     A row has one class (``labels_for`` of its number) and, with a stochastic solver, one path of later noise.
 
-    Args:
-        rows, columns: size of the picture; columns >= 2, with the two ends.
-        batch_size, label: as in ``sample_many``.
-
     Yields:
-        Row by row (columns, C, H, W) in [-1, 1] on the CPU, and the evaluations of an image of its last batch.
+        Row by row (columns, C, H, W), columns >= 2 with the two ends, in [-1, 1] on the CPU, and the evaluations of an
+        image of its last batch.
     """
     w = torch.linspace(0, 1, columns)
     for k in range(rows):
@@ -511,13 +505,7 @@ def invert(sampler: Sampler, images: Tensor, labels: Tensor | None = None) -> In
     it is held at its value at that time (for the x at hand), both ways. That changes the velocity there by O(0.005)
     over a time of 0.005. Landing on the data head, as samplers do, cannot be undone and is left out.
 
-    Args:
-        sampler: gives network, method, solver (one of ``INVERTERS``), times, guidance and precision.
-        images: (B, C, H, W) in [-1, 1].
-        labels: (B,) or None.
-
-    Returns:
-        Noise and images (B, C, H, W) on the CPU.
+    Images are (B, C, H, W) in [-1, 1], labels (B,) or None; what is returned is on the CPU.
 
     Raises:
         ValueError: a solver that cannot run backwards, or a ``landing``.

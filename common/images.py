@@ -114,13 +114,7 @@ def traits(image: Image, background: str = WHITE) -> list[str]:
 
 
 def fit(image: Image, size: int, channels: int, background: str = WHITE) -> np.ndarray:
-    """A PIL image as (channels,size,size) uint8: centre square, bicubic with antialiasing, grey or colour.
-
-    Args:
-        image: The image.
-        size: Side wanted.
-        channels: 1 or 3.
-        background: A colour, for what is transparent.
+    """A PIL image as (channels,size,size) uint8: centre square, bicubic with antialiasing, grey (1) or colour (3).
 
     Raises:
         ValueError: Floating point pixels or 32-bit integers, whose range is unknown.
@@ -215,13 +209,7 @@ def _header(names: Sequence[str], width: int, column: int, channels: int) -> Ten
 
 
 def save_png(path: str | Path, image: Tensor | np.ndarray, sync: bool = True) -> None:
-    """Writes a PNG file whole or not at all. Makes the folder.
-
-    Args:
-        path: File to write.
-        image: Its pixels, (H,W,1 or 3) uint8; see :func:`grid`.
-        sync: Wait until the disk has it (milliseconds).
-    """
+    """Writes pixels, (H,W,1 or 3) uint8, as a PNG file, whole or not at all; ``sync`` as in ``atomic_write``."""
     data = png(image)
     with atomic_write(path, sync=sync) as temporary:
         temporary.write_bytes(data)
@@ -245,13 +233,8 @@ def save_gif(path: str | Path, frames: Sequence[Tensor], most_bytes: int = MOST_
     Noise cannot be packed, so the moving frames get as many colours (256, 128, ..., 16) as ``most_bytes`` allow, the
     earlier the fewer; the last one has 256. Of more than MOST_FRAMES frames that many are taken, with both ends.
 
-    Args:
-        path: File to write; a folder is made.
-        frames: (H,W,1 or 3) uint8 each, see :func:`grid`.
-        most_bytes: Not promised where 16 colours are too many.
-
-    Returns:
-        Its bytes.
+    Frames are (H,W,1 or 3) uint8 each. Returns the file's bytes; ``most_bytes`` is not promised where 16 colours are
+    too many.
     """
     from PIL import Image
 
@@ -284,8 +267,7 @@ def open_writer(
 
     Args:
         path: Where to; made, or continued when it was begun with the same fingerprint.
-        count: Images of the whole set.
-        shape: (C,H,W) of an image.
+        count, shape: Images of the whole set, and (C,H,W) of one.
         fingerprint: What the pixels depend on (weights, seed, solver, ...), JSON-like; kept in samples.json.
 
     Raises:
@@ -371,7 +353,9 @@ class NpzWriter(PngFolder):
     def __init__(self, path: str | Path, count: int, shape: tuple[int, int, int]):
         self.npz, self.shape, self.count, self.path = Path(path), shape, count, Path(path).with_suffix(".part")
         channels, height, width = shape
-        self.header = _npy_header((count, height, width, channels))
+        header, facts = io.BytesIO(), {"descr": "|u1", "fortran_order": False}
+        np.lib.format.write_array_header_1_0(header, {**facts, "shape": (count, height, width, channels)})
+        self.header = header.getvalue()
         if self.npz.exists():
             self._check_finished()
         else:
@@ -420,13 +404,6 @@ class NpzWriter(PngFolder):
                     file.write(decode(self.file(index).read_bytes()).tobytes())
         except FileNotFoundError:
             self._check_finished()  # another process was faster
-
-
-def _npy_header(shape: tuple[int, ...]) -> bytes:
-    """The header of a .npy file of uint8 in C order."""
-    buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    return buffer.getvalue()
 
 
 def _chw(image: Tensor | np.ndarray) -> np.ndarray:

@@ -118,9 +118,7 @@ def frechet_distance(mu_a: Tensor, cov_a: Tensor, mu_b: Tensor, cov_b: Tensor) -
     below 0 by rounding set to 0. So covariances without full rank (fewer samples than features) need no special care
     and nothing is ever imaginary. Cost D^3; about 20 s for 2048 features on one core.
 
-    Args:
-        mu_a, mu_b: Means, shape (D,); tensors or arrays.
-        cov_a, cov_b: Covariances, shape (D, D).
+    Means are (D,), covariances (D, D), tensors or arrays.
 
     Raises:
         ValueError: shapes that do not fit, NaN or infinity.
@@ -275,11 +273,7 @@ def mmd(a: Tensor, b: Tensor, sigmas: Sequence[float] = (0.01, 0.1, 1.0, 10.0, 1
     """Squared maximum mean discrepancy with the kernel sum_s exp(-|x - y|^2 / (2 s^2)).
 
     The unbiased estimator (pairs of a sample with itself are left out) has mean 0 for equal distributions and so may be
-    negative.
-
-    Args:
-        a, b: Samples, shapes (N, D) and (M, D); at least 2 each.
-        sigmas: Bandwidths.
+    negative. Samples are (N, D) and (M, D), ``sigmas`` the bandwidths.
 
     Raises:
         ValueError: shapes that do not fit, fewer than 2 rows, NaN or infinity.
@@ -381,9 +375,7 @@ def crps_ensemble(members: Tensor, target: Tensor, fair: bool = False, mean: boo
     the score of the distribution the members were drawn from. Cost M log M for each target.
 
     Args:
-        members: M members, shape (M, ...).
-        target: What happened, shape (...).
-        fair: See above; needs M >= 2.
+        members, target: Shapes (M, ...) and (...).
         mean: Average over all targets; False: return the scores, shape (...), float64.
 
     Raises:

@@ -43,12 +43,7 @@ def save(figure: Any, path: str | Path, dpi: int = 150, crop: bool = True) -> No
 
 
 def image_rows(rows: Mapping[str, Tensor], path: str | Path) -> None:
-    """One labelled row of images for each entry, for example one solver a row on the same noises.
-
-    Args:
-        rows: label -> images in [-1, 1], shape (B, C, H, W), the same B in each.
-        path: picture to write.
-    """
+    """One labelled row of images in [-1, 1], (B, C, H, W), for each entry, as one solver a row on the same noises."""
     from common.images import grid
 
     plt = pyplot()
@@ -79,7 +74,6 @@ def curves(
 
     Args:
         panels: title -> line's label -> points (x, y); an empty line is left out.
-        path: picture to write.
         highlight: label of the line that is drawn black and thicker.
         floors: panel's title -> the best that y can be, drawn as a dashed line.
         scale: of both axes.
@@ -119,16 +113,7 @@ def curves(
 
 
 def panels(titles: Sequence[str], limit: float = 7.0, scale: float = 2.2) -> tuple[Any, list[Any]]:
-    """A row of square axes, one a title, each showing [-limit, limit]^2 without ticks.
-
-    Args:
-        titles: Titles of the axes.
-        limit: Half the side of what is seen.
-        scale: Inches of an axis.
-
-    Returns:
-        The matplotlib Figure, and its axes in the order of the titles.
-    """
+    """A figure and its row of square axes, a title each, ``scale`` inches wide, of [-limit, limit]^2 without ticks."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(scale * len(titles), scale + 0.25), dpi=85, layout="constrained")

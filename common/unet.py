@@ -31,19 +31,14 @@ ONE_TIME = "a second time was given to a network of one time: leave r out, or tr
 NO_LABELS = "labels were given to an unconditional network: leave y out, or train with --num_classes"
 
 
-def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """Sinusoidal features of the time: cosines, then sines, of geometrically spaced frequencies.
+def timestep_embedding(t: Tensor, dim: int) -> Tensor:
+    """Sinusoidal features of times (B,), used unscaled as in torchcfm: (B, dim) float32, cosines, then sines.
 
-    Args:
-        t: times, shape (B,). They are used unscaled, as in torchcfm.
-        dim: number of features; an odd one is padded with a zero.
-        max_period: the longest period, in units of t / (2 pi).
-
-    Returns:
-        Features, float32, shape (B, dim).
+    The frequencies are spaced geometrically, with periods from 1 to nearly 10,000 units of t / (2 pi); an odd ``dim``
+    is padded with a zero.
     """
     half = dim // 2
-    frequencies = torch.exp(-math.log(max_period) / half * torch.arange(half, device=t.device, dtype=torch.float32))
+    frequencies = torch.exp(-math.log(10_000.0) / half * torch.arange(half, device=t.device, dtype=torch.float32))
     angles = t.float()[:, None] * frequencies
     features = torch.cat([angles.cos(), angles.sin()], dim=-1)
     return F.pad(features, (0, dim % 2))
@@ -263,14 +258,11 @@ class UNet(ImageNetwork):
 
     Args:
         image_size: side of the images, before space-to-depth; it only decides where attention is used.
-        in_channels: channels of x.
-        out_channels: channels of the output.
         channels: channels of the first level.
         channel_mult: multiplier of each level, finest first; every level but the last ends in a downsampling.
         num_res_blocks: residual blocks of a level on the way down (one more on the way up).
         attention_resolutions: sides of the feature maps that get self-attention (the lowest level always has one).
-        num_heads: heads of an attention, used when head_channels is -1.
-        head_channels: channels of a head.
+        num_heads: heads of an attention, used when head_channels, the channels of a head, is -1.
         dropout: dropout in the residual blocks.
         num_classes: rows of the class embedding; 0 for an unconditional network.
         null_class: whether the last row stands for "no label" (classifier-free guidance).
@@ -375,18 +367,11 @@ class ConditionalUNet(ImageNetwork):
     Four levels by default (128 -> 64 -> 32 -> 16), as in the Flow Image Generator.
 
     Args:
-        in_channels: channels of x.
         out_channels: channels of the output; None: in_channels.
-        channels: channels of the first level.
-        channel_mult: multiplier of each level, finest first.
         num_res_blocks: residual blocks of a level, each way.
         attention_levels: how many of the coarsest levels get self-attention.
-        num_heads: heads of an attention.
-        dropout: dropout in the residual blocks.
-        num_classes: rows of the class embedding; 0: unconditional.
-        null_class: whether the last row stands for "no label".
-        checkpointing: recompute activations in the backward pass.
-        two_times: as in :class:`UNet`.
+
+    All others are as in :class:`UNet`.
 
     Shapes: x (B, in_channels, H, W), t (B,), y (B,), r (B,) -> (B, out_channels, H, W); H, W divisible by 2^(levels-1).
     """

@@ -24,11 +24,7 @@ def to_yaml(config: Any) -> str:
 
 
 def find_config(path: str, beside: Path | None = None) -> Path:
-    """The file of ``-c``: a path, or a run folder that holds config.yaml.
-
-    Args:
-        path: As it was given.
-        beside: Folder in which a relative path is looked for when it is not there from the current directory.
+    """The file of ``-c``: a path, or a run folder that holds config.yaml; what is not there is looked for ``beside``.
 
     Raises:
         FileNotFoundError: it is in neither.

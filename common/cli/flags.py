@@ -88,7 +88,6 @@ def read_flags(argv: Sequence[str] | None, names: Names, words: Sequence[str] = 
 
     Args:
         argv: The arguments without the program; None: those of this process.
-        names: The flags, and their spellings.
         words: Flags that may be left out: a word where a flag should be is the value of the next of them. A list
             adds up, wherever it stands: ``a --runs b --out x c`` are three runs.
 

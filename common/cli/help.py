@@ -19,6 +19,7 @@ CONFIG_HELP = "Options from a .yaml, .json or .py file (which is run), or a run 
 PRESET_HELP = "Where the options start; the defaults below are those of the preset given"
 WIDEST = 110  # columns of prose
 BARE: dict[str, Any] = {"frozen": True, "repr": False, "eq": False, "namespace": {"__doc__": "-"}}  # the rest is slow
+PROSE = re.compile(r"(?!(python|pip|accelerate|torchrun)\b)\S")  # how a line begins that is no command
 LONGEST = 60  # characters of names that stand beside a flag; more are told in its text
 
 
@@ -80,14 +81,10 @@ def laid_out(text: str, width: int) -> str:
     """A description for a terminal: prose is filled, a command or an indented line stays a line of its own."""
     fill = textwrap.TextWrapper(min(width, WIDEST), break_long_words=False, break_on_hyphens=False).wrap
     lines: list[str] = []
-    for is_prose, group in itertools.groupby(inspect.cleandoc(text).splitlines(), _is_prose):
+    for is_prose, group in itertools.groupby(inspect.cleandoc(text).splitlines(), lambda line: bool(PROSE.match(line))):
         part = list(group)
         lines += fill(" ".join(part)) if is_prose else part
     return "\n".join([*lines, ""])
-
-
-def _is_prose(line: str) -> bool:
-    return re.match(r"(?!(python|pip|accelerate|torchrun)\b)\S", line) is not None
 
 
 # ---- sections and texts of the source

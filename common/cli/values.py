@@ -133,28 +133,20 @@ def _to_choice(names: OneOf, value: Any) -> str:
 
 def _to_int(value: Any) -> int:
     """Whole numbers, also as 4e5 and 400_000."""
-    if isinstance(value, bool):
-        raise TypeError
+    value = _plain(value)
     try:
-        return int(_plain(value)) if isinstance(value, str) else operator.index(value)
+        return int(value) if isinstance(value, str) else operator.index(value)
     except (TypeError, ValueError):
-        if float(_plain(value)) != int(float(value)):
+        if float(value) != int(float(value)):
             raise
         return int(float(value))
 
 
 def _plain(value: Any) -> Any:
-    """A text that is not of other scripts' digits, which Python would read as numbers."""
-    if isinstance(value, str) and not value.isascii():
+    """What may be read as a number: no bool, and no text in other scripts' digits, which Python would read, too."""
+    if isinstance(value, bool) or (isinstance(value, str) and not value.isascii()):
         raise ValueError
     return value
-
-
-def _to_float(value: Any) -> float:
-    """Numbers, also those that YAML takes for text, such as 2e-4."""
-    if isinstance(value, bool):
-        raise TypeError
-    return float(_plain(value))
 
 
 def _to_str(value: Any) -> str:
@@ -167,7 +159,7 @@ def _to_str(value: Any) -> str:
 _SCALARS: dict[Any, Callable[[Any], Any]] = {
     bool: lambda value: value if isinstance(value, bool) else BOOLS[str(value).lower()],  # absl's, YAML's, the shell's
     int: _to_int,
-    float: _to_float,
+    float: lambda value: float(_plain(value)),  # also those that YAML takes for text, such as 2e-4
     str: _to_str,
     Path: lambda value: Path(_to_str(value)),
 }

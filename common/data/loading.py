@@ -110,11 +110,8 @@ class StreamingImages:
     of its indices.
 
     Args:
-        spec: ``torchvision:NAME``, a folder, .zip, .tar, LMDB, .npy or .npz; see ``common.data.opening.open_source``.
-        image_size: Side of the images wanted.
-        channels: 1 or 3.
-        root: Folder of torchvision's sets.
-        split: "train" or "test".
+        spec, root, split: See ``common.data.opening.open_source``.
+        image_size, channels: Side of the images wanted; 1 or 3.
         labels: False drops the labels.
         num_workers: Decoding threads.
         limit: Takes this many images, evenly spread over the source (a prefix would hold the first classes only).
@@ -269,7 +266,6 @@ class Batches:
     image is seen exactly once an epoch and a batch may reach into the next epoch.
 
     Args:
-        data: :class:`ImageData` or :class:`StreamingImages`.
         batch_size: Global batch, over all processes.
         seed: Orders, flips and hidden labels are functions of it and the step.
         flip: Horizontal flips, half of the images.

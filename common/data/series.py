@@ -17,10 +17,7 @@ Step = Callable[[Tensor, int], Tensor]
 def windows(series: Sequence[Tensor], past: int, horizon: int) -> Tensor:
     """Where each stretch of ``past + horizon`` frames begins; none reaches from one trajectory into another.
 
-    Args:
-        series: Trajectories, each (T, ...); those too short for a window are passed over.
-        past: Frames that are given.
-        horizon: Frames that follow and are to be predicted; 0: none.
+    Trajectories are (T, ...); those too short for ``past`` given frames and ``horizon`` predicted ones are passed over.
 
     Returns:
         (trajectory, first frame) of each window, int64, shape (N, 2); see ``frames_at``.
@@ -42,16 +39,7 @@ def windows(series: Sequence[Tensor], past: int, horizon: int) -> Tensor:
 
 
 def frames_at(series: Sequence[Tensor], index: Tensor, past: int, horizon: int) -> tuple[Tensor, Tensor]:
-    """The frames of some windows.
-
-    Args:
-        series: As given to ``windows``.
-        index: Rows of what it returned, shape (B, 2).
-        past, horizon: As there.
-
-    Returns:
-        The given frames, (B, past, ...), and those that follow, (B, horizon, ...).
-    """
+    """The given frames, (B, past, ...), and those that follow, (B, horizon, ...), of rows (B, 2) of ``windows``."""
     stretches = torch.stack([series[k][start : start + past + horizon] for k, start in index.tolist()])
     return stretches[:, :past], stretches[:, past:]
 
@@ -59,14 +47,10 @@ def frames_at(series: Sequence[Tensor], index: Tensor, past: int, horizon: int) 
 # ------------------------------------------------------------------------------------------------------------ roll-out
 @torch.no_grad()
 def roll_out(step: Step, start: Tensor, n_steps: int, progress: str = "", shown: int = 1) -> Tensor:
-    """Applies a one-step map again and again.
-
-    Memory: the result, on the device of ``start``.
+    """Applies a one-step map again and again to states (B, ...). Memory: the result, on the device of ``start``.
 
     Args:
         step: step(state, k) -> the next state; k = 0, 1, ... counts the steps.
-        start: States, shape (B, ...).
-        n_steps: Number of steps.
         progress: Text before a progress bar on stderr; empty: no bar.
         shown: What a step counts for in the bar, for example its rows.
 

@@ -144,13 +144,8 @@ def arranged(names: list[str], split: str, where: str) -> tuple[list[str], np.nd
 
 
 def summary(source: Source, count: int, traits: Mapping[str, int] = {}) -> str:
-    """One line: how many images are read of what was found, what is left out and why, and the classes.
-
-    Args:
-        source: Where they come from.
-        count: Images that are read.
-        traits: What else some of them are, and how many.
-    """
+    """One line: how many images are read of what was found, what else some of them are (``traits``, with their number),
+    what is left out and why, and the classes."""
     names = ["".join(c if c.isprintable() else ascii(c)[1:-1] for c in name) for name in source.class_names]
     shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
     classes = f"{len(names)} classes ({shown})" if names else "no classes"

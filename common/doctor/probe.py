@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-import time
+import timeit
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 
@@ -67,16 +66,6 @@ def about_halves() -> dict[str, Any]:
             loss = net(x).float().square().mean()
         loss.backward()
 
-    seconds = [best_of(3, lambda enabled=enabled: step(enabled)) for enabled in (False, True)]
+    times = (timeit.repeat(lambda enabled=enabled: step(enabled), number=1, repeat=4) for enabled in (False, True))
+    seconds = [min(each[1:]) for each in times]  # the first one warms up
     return {"bf16": bool(asked and asked()), "seconds": seconds}
-
-
-def best_of(count: int, action: Callable[[], None]) -> float:
-    """The shortest of some times of an action, after one that does not count."""
-    action()
-    times = []
-    for _ in range(count):
-        start = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - start)
-    return min(times)

@@ -102,10 +102,8 @@ def train_classifier(
     """Train on uint8 images with labels: AdamW, one-cycle learning rate, random shifts by up to an eighth of the side.
 
     Args:
-        data: with labels.
         epochs: None: 4, or 10 of a residual network.
         flip: mirror images at random.
-        seed, batch_size: of the batches.
         width, residual: of the network.
         precision: "no" or "bf16", of its arithmetic.
 
@@ -164,11 +162,7 @@ class Saved(TypedDict, total=False):
 def save_classifier(path: Path, net: Classifier, accuracy: float, source: str, data: str) -> None:
     """Write weights with what they are: float16, but float32 for vectors, since variances may be small.
 
-    Args:
-        path: the file.
-        net, accuracy: see :class:`Recogniser`.
-        source: what the training images are called.
-        data: their mark, see ``common.data.loading.mark_of``.
+    ``source`` is the name of the training images, ``data`` their mark (``common.data.loading.mark_of``).
     """
     half = {k: v.half() if v.ndim > 1 else v for k, v in net.state_dict().items()}
     checkpoint.save(
@@ -212,9 +206,8 @@ def feature_distance(a: Tensor, b: Tensor) -> float:
 def real_images(load: Callable[[str], ImageData], has_test: bool) -> tuple[ImageData, ImageData]:
     """Training and test images; without a test split, one image in five of the training images is held out.
 
-    Args:
-        load: load(split) -> the images of "train" or "test"; NoSplit where there are none.
-        has_test: whether a test split is to be used, where there is one.
+    ``load(split)`` gives the images of "train" or "test" and raises NoSplit where there are none; ``has_test``: whether
+    a test split is to be used, where there is one.
     """
     data = load("train")
     if has_test:
@@ -264,7 +257,6 @@ def make_recogniser(
     A classifier that was trained on other images is not used, and another one is kept beside it.
 
     Args:
-        train, test: images with labels.
         path: the file; None: train and keep nothing.
         seed, options: of the training, see :func:`train_classifier`.
         asked_for: the user named this file: it is used, whatever it was trained on.

@@ -230,8 +230,6 @@ def torchscript_network(
     objects is accepted.
 
     Args:
-        file: Written by ``torch.jit.save``.
-        device: Where to compute.
         pixels: What it takes: "signed" floats in [-1, 1], "unit" in [0, 1], "bytes" uint8.
         side: Resize to this side first (bilinear, antialiased); 0: the network sees the images as they are.
 

@@ -33,16 +33,17 @@ def measure(
     """All figures of generated images ``a`` against real ones ``b`` that their features allow.
 
     Args:
-        a, b: Features by the same network.
         kid_subsets: Subsets of KID, of up to 1000 images each.
         neighbours: The neighbour that gives the radius in precision and recall; 0: without them.
         resamples: Random halves of a's kept features that tell the spread of FID; 0: none.
-        seed: Of halves and subsets.
 
     Raises:
         ValueError: features of different networks.
     """
-    _check_same_features(a.about, b.about)
+    for key in ("backend", "weights", "resize"):
+        if a.about.get(key) != b.about.get(key):
+            others = f"{key} {a.about.get(key)} and {b.about.get(key)}"
+            raise ValueError(f"no distance between features of two networks: {others}")
     frechet, kernel, prefix = NAMES.get(a.about["backend"], OTHER_NAMES)
     figures: dict[str, Any] = {frechet: metrics.frechet_distance(a.mean, a.cov, b.mean, b.cov)}
     smaller = min(len(a.rows), len(b.rows))
@@ -66,12 +67,6 @@ def measure(
     return figures
 
 
-def _check_same_features(a: dict[str, Any], b: dict[str, Any]) -> None:
-    for key in ("backend", "weights", "resize"):
-        if a.get(key) != b.get(key):
-            raise ValueError(f"no distance between features of two networks: {key} {a.get(key)} and {b.get(key)}")
-
-
 @dataclass(frozen=True, eq=False)
 class Reference:
     """Real images that generated ones are compared with: a network, and the statistics of their features."""
@@ -90,13 +85,7 @@ class Reference:
 
 
 def reference(network: FeatureNetwork, real: Tensor, known: Path | None) -> Reference:
-    """Statistics of the features of real images.
-
-    Args:
-        network: See ``common.evaluate.features``.
-        real: uint8, (N, C, S, S).
-        known: Folder that keeps statistics by the content of the images; None: keep nothing.
-    """
+    """Statistics of the features of real images, uint8 (N, C, S, S), kept in the folder ``known`` by their content."""
     return Reference(network, sets.cached(sets.set_of(real, "the real images"), network, known))
 
 
@@ -110,9 +99,8 @@ def against_equally_many(
     measurements.
 
     Args:
-        network: See ``common.evaluate.features``.
         images, real: uint8, (N, C, S, S) and (M, C, S, S); of more than M / 2 images the first M / 2 are taken.
-        known: Folder that keeps statistics by the content of the images; None: keep nothing.
+        known: As in :func:`reference`.
 
     Raises:
         ValueError: fewer than 2 images, or fewer than 4 real ones.

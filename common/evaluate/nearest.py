@@ -68,14 +68,8 @@ def compare(samples: Tensor, training: Tensor, held_out: Tensor) -> tuple[dict[s
 
 
 def draw(path: Path, samples: Tensor, training: Tensor, found: Nearest, held_out: Tensor) -> None:
-    """The samples that are nearest to training images, each before its nearest ones, and the distances of all.
-
-    Args:
-        path: Picture to write.
-        samples, training: uint8 images (N, C, S, S) and (M, C, S, S).
-        found: The samples' nearest training images.
-        held_out: Distances of held-out images, (K,).
-    """
+    """The samples (N, C, S, S) that are nearest to training images (M, C, S, S), uint8, each before its nearest ones,
+    and the distances of all and of held-out images, (K,)."""
     from common.images import grid
 
     plt = plots.pyplot()

@@ -26,11 +26,7 @@ EQUAL = 1e-12  # squared distances below this share of the squared norms are rou
 
 # ---------------------------------------------------------------------------------------------------------- streaming
 class Kept:
-    """The rows with the smallest keys: a random sample that depends on the rows alone, where keys are hashes of them.
-
-    Args:
-        size: Rows to keep.
-    """
+    """The rows with the smallest keys: a random sample that depends on the rows alone, where keys are hashes."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -64,10 +60,7 @@ class ClassSums:
     exp(H(p(y)) - mean H(p(y|x))), which needs sums only. It lies between 1 (all images alike to the classifier) and
     the number of classes (each recognised for sure, all equally often), sees no real images, and falls with the size of
     a group: compare scores of as many images only. Source: Salimans et al. 1606.03498, section 4.
-
-    Args:
-        groups: Number of groups; published scores have 10.
-        classes: Number of logits.
+    Published scores have 10 groups.
     """
 
     def __init__(self, groups: int, classes: int) -> None:
@@ -98,14 +91,10 @@ class ClassSums:
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
     """Improved precision and recall: shares of samples that lie in the other set's manifold.
 
-    A set's manifold is the union of balls around its rows, each reaching to the row's k-th nearest neighbour in the
-    set. Precision is the share of fake rows in the real manifold, recall that of real rows in the fake one. Both grow
-    with the number of rows: compare figures of as many only (the paper takes 50,000 each). Cost: three products of all
-    pairs, in blocks of bounded memory; about a minute on one core for 10,000 rows of 2048 features.
-
-    Args:
-        real, fake: Features, (N, D) and (M, D).
-        k: Neighbour that gives the radius.
+    A set's manifold is the union of balls around its rows, (N, D) and (M, D), each reaching to the row's k-th nearest
+    neighbour in the set. Precision is the share of fake rows in the real manifold, recall that of real rows in the fake
+    one. Both grow with the number of rows: compare figures of as many only (the paper takes 50,000 each). Cost: three
+    products of all pairs, in blocks of bounded memory; about a minute on one core for 10,000 rows of 2048 features.
 
     Raises:
         ValueError: other shapes, not more than k rows, NaN or infinity.
@@ -146,7 +135,7 @@ def _radii(x: Tensor, k: int) -> Tensor:
 def frechet_of_halves(
     rows: Tensor, mean: Tensor, cov: Tensor, resamples: int, draw: torch.Generator | None = None
 ) -> tuple[float, float]:
-    """Frechet distances of random halves of the rows to a Gaussian: their mean and their standard deviation.
+    """Frechet distances of random halves of rows (K, D), K >= 4, to a Gaussian: their mean and standard deviation.
 
     Halves drawn without replacement differ among each other as much as sets of all the rows would (the jackknife that
     deletes half), so the standard deviation estimates the standard error at as many images as there are rows. The mean
@@ -154,12 +143,6 @@ def frechet_of_halves(
 
     Cost: eigenvalues of one D x D matrix for each half, or of a smaller one where a half has fewer rows; a few seconds
     each on one core for 2048 features.
-
-    Args:
-        rows: Features, (K, D), K >= 4.
-        mean, cov: Of the other set.
-        resamples: Number of halves, at least 2.
-        draw: Generator of the halves.
 
     Source: Shao and Wu 1989, section 3 (d = n / 2).
     """
@@ -304,10 +287,8 @@ def bits_per_dimension(
     each value, and turned from [-1, 1] to the scale of u (log2 127.5 bits more). By Jensen's inequality its mean is an
     upper bound of the bits of the discrete images. A flow that does not know the images needs 8.
 
-    Args:
-        velocity, times, method, probes, start: As in :func:`log_likelihood`.
-        images: uint8, (B, C, H, W), on the velocity's device.
-        draw: Generator of e and of the probes, on the CPU; or one for each image.
+    Images are (B, C, H, W), on the velocity's device; ``draw`` is of e and of the probes, all else as in
+    :func:`log_likelihood`.
 
     Source: Theis et al. 1511.01844, section 3.1.
     """

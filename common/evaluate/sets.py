@@ -81,10 +81,7 @@ class ImageSet:
 def open_set(spec: str, side: int = 0, split: str = "train") -> ImageSet:
     """A folder, zip, tar, LMDB, .npy or .npz of images.
 
-    Args:
-        spec: See ``common.data.opening.open_source``.
-        side: 0: all images must be squares of one size.
-        split: Taken where the set has sub-folders train/, test/.
+    With ``side`` 0 all images must be squares of one size.
 
     Raises:
         FileNotFoundError: no such path.
@@ -182,10 +179,8 @@ def collect(
 
     Args:
         batches: uint8 images (B, 3, H, W), or (B, 1, H, W), which are repeated.
-        network: See ``common.evaluate.features``.
         keep: Size of the random sample of features.
         seed: Of the sample, and of the groups of the Inception score.
-        total: Number of images, for the progress bar.
 
     Raises:
         ValueError: fewer than 2 images, or features that are not finite.
@@ -203,7 +198,8 @@ def collect(
             moments.add(rows)
             hashes = digests(images)
             content, side = content + sum(hashes), images.shape[-1]
-            keys = torch.tensor([_key(value, seed) for value in hashes])
+            marks = (hashlib.blake2b(f"{seed}:{value}".encode(), digest_size=8).digest() for value in hashes)
+            keys = torch.tensor([int.from_bytes(mark, "little") >> 1 for mark in marks])  # 63 bits
             kept.add(keys, rows)
             if logits is not None:
                 sums = sums or ClassSums(GROUPS, logits.shape[1])
@@ -215,12 +211,6 @@ def collect(
     about = {**network.about(), "side": side}
     score = None if sums is None else sums.score()
     return FeatureSet(moments.count, mean, cov, kept.rows(), score, about, content_of([content]))
-
-
-def _key(value: int, seed: int) -> int:
-    """A number of 63 bits from an image's hash and a seed."""
-    text = f"{seed}:{value}".encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
 
 # -------------------------------------------------------------------------------------------------------------- files
@@ -247,8 +237,6 @@ def load_statistics(path: str | Path, network: FeatureNetwork, foreign: bool = F
     """Read statistics, ours or another project's ``mu`` and ``sigma``, without running any code that they may contain.
 
     Args:
-        path: The .npz.
-        network: Whose statistics they must be.
         foreign: Take a file that does not say its network for one of this network; its count is then 0, unknown.
 
     Raises:

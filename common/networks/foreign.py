@@ -167,7 +167,6 @@ def describe(
     """Description of network and method for foreign weights; what was assumed is added to ``file.notes``.
 
     Args:
-        file: what was read of it.
         extra: training options that are known (keys of ``common.cli.configs.TrainConfig``).
         file_stem: the file's name, in which torchcfm and IDFF put the method.
         names: what methods are called there, see ``common.methods.NAMES``.

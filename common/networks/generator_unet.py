@@ -66,12 +66,7 @@ class GeneratorUNet(nn.Module):
     """Four levels, 1, 2, 4 and 8 times as wide: net(x, t) -> (B, out_channels, H, W), H and W multiples of 8.
 
     In that project's files time runs from data (0) to noise (1): ``reverse_time`` turns the weights.
-
-    Args:
-        in_channels, out_channels: of the images.
-        channels: of the first level.
-        time_channels: features of the time.
-        image_size: side of the images, for those who draw; the network takes any.
+    ``image_size`` is for those who draw; the network takes any.
     """
 
     num_classes, null_class = 0, False

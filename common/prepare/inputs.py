@@ -48,10 +48,8 @@ def open_input(spec: str, split: str, attribute: str, work: Path, say: Callable[
     Args:
         spec: Anything that ``open_source`` reads, a compressed .tar, a .parquet or TFRecord file or a folder of such
             files, a folder of .npy files, or a folder with list_eval_partition.txt.
-        split: "train", "val", "test" or "all".
         attribute: Column of the attribute file that becomes the label; empty: none.
         work: Folder for what has to be unpacked.
-        say: Gets lines of information.
 
     Raises:
         FileNotFoundError: No such path.
@@ -170,8 +168,6 @@ def open_partitioned(path: Path, split: str, attribute: str, say: Callable[[str]
     The images lie in a folder or zip called img_align*, else anywhere below ``path``; they are matched by file name.
 
     Args:
-        path: The folder of the list.
-        split: "train", "val", "test" or "all".
         attribute: Column of list_attr*.txt or .csv (values 1 and -1) to use as label 1 and 0; empty: no labels.
         say: Gets a line when listed images are missing.
 

@@ -143,7 +143,8 @@ def write_table(rows: Sequence[Mapping[str, Any]], out: str) -> str:
         ValueError: the name does not end in .md.
     """
     head = list(rows[0])
-    lines = [head, ["---"] * len(head), *([_cell(value) for value in row.values()] for row in rows)]
+    cells = ([in_words(value).replace("|", "\\|").replace("\n", " ") for value in row.values()] for row in rows)
+    lines = [head, ["---"] * len(head), *cells]
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     if not out:
         print(text, end="")
@@ -159,7 +160,3 @@ def write_table(rows: Sequence[Mapping[str, Any]], out: str) -> str:
         writer.writerows(rows)
     print(f"{len(rows)} rows: {file}, {file.with_suffix('.csv')}")
     return text
-
-
-def _cell(value: Any) -> str:
-    return in_words(value).replace("|", "\\|").replace("\n", " ")

@@ -233,9 +233,7 @@ def _maruyama(f: Slope, g: Rate, x: Tensor, nodes: list[float], noise: Noise | N
 def follow_map(flow_map: Callable[..., Tensor], x: Tensor, times: Times, trajectory: Trajectory = False) -> Tensor:
     """Jumps of a flow map from node to node: x' = x + (s - t) F(x, t, s), one network call each, exact if F is.
 
-    Args:
-        flow_map: flow_map(x, t, s) -> mean velocity from t to s at x; t and s of shape (B,).
-        x, times, trajectory: as in integrate.
+    ``flow_map(x, t, s)`` gives the mean velocity from t to s at x, both of shape (B,); all else is as in integrate.
 
     Raises:
         ValueError: steps back in time, of which no network has learnt any.
@@ -266,11 +264,9 @@ def consistency(
     One network call a step: n nodes and the end. With an exact D each step gives samples of the data.
 
     Args:
-        denoiser: denoiser(x, t) -> D(x, t), the end at t = 1 of the path through x; t has shape (B,).
-        x: standard normal noise, (B, ...).
+        denoiser: denoiser(x, t) -> D(x, t), the end at t = 1 of the path through x (normal noise, (B, ...)); t is (B,).
         times: ascending nodes in [0, 1]; the last one is where D ends.
         spread: standard deviation of the noise of a time.
-        noise: as in euler_maruyama.
         earliest: time at which earlier ones are taken: D is not trained before it.
         trajectory: Return x and all D, shape (n + 1, B, ...).
 
@@ -302,11 +298,9 @@ def idff_sampler(
 
     Args:
         heads: heads(x, t) -> (x1_hat, st), the prediction of the data and (sigma^2 / 2) times the score.
-        x: Noise, shape (B, ...).
         times: Ascending nodes in [0, 1].
         sigma: The sampler's sigma, in [0, 2].
-        noise: noise(i, x) as in euler_maruyama; None: the deterministic version.
-        trajectory: Return the states at all times.
+        noise: As in euler_maruyama; None: the deterministic version.
 
     Raises:
         ValueError: sigma or times out of range.

@@ -137,10 +137,7 @@ def _gram(trajectory: Tensor) -> np.ndarray:
 def partition(cost: np.ndarray, n_segments: int, shortest: int = 1) -> list[int]:
     """Indices 0 = i_0 < i_1 < ... < i_n = T that minimise sum cost[i_m, i_(m+1)]: exact dynamic programming.
 
-    Args:
-        cost: (T + 1, T + 1), as from :func:`segment_costs`.
-        n_segments: n.
-        shortest: fewest fine intervals of a segment.
+    ``cost`` is (T + 1, T + 1), as from :func:`segment_costs`; ``shortest``: fewest fine intervals of a segment.
 
     Cost n T^2. Raises ValueError if n segments of that length do not fit.
     """
@@ -163,10 +160,6 @@ def partition(cost: np.ndarray, n_segments: int, shortest: int = 1) -> list[int]
 
 
 def adaptive_grid(trajectory: Tensor, times: Times, n_steps: int, cost: str = "euler", shortest: int = 1) -> Tensor:
-    """The n_steps + 1 of the fine trajectories' times that divide them best; see :func:`segment_costs`.
-
-    Returns:
-        float64 nodes, from times[0] to times[-1].
-    """
+    """The n_steps + 1 of the fine trajectories' times that divide them best, float64; see :func:`segment_costs`."""
     nodes = torch.tensor(nodes_of(times), dtype=torch.float64)
     return nodes[partition(segment_costs(trajectory, times, cost), n_steps, shortest)]
