@@ -85,7 +85,7 @@ class TrainConfig:
     """ect, ect_idff: learn where the teacher's trajectories of this many steps from noise end, at all their points
     (CMT, 12 to 16 steps). None: consistency"""
     teacher_noises: Count = 8192
-    """With a teacher's steps: how many trajectories are made before the first step; they are kept in trajectories/ of the
+    """With teacher steps: how many trajectories are made before the first step; they are kept in trajectories/ of the
     run folder, and the time that they take is not of --minutes"""
     times: TimesName = "uniform"
     """Distribution of the training times t (0 noise, 1 data), stratified over a batch. logit-normal: logit t is normal;
