@@ -319,6 +319,7 @@ class FieldTrainer(Trainer):
         processes: this process among its peers.
     """
 
+    parts = ""  # no flag cuts a batch into parts here
     learnt: Mapping[str, Any] = {}  # what data the weights learn from, see ``forecast.Learnt``
     fixed = ("seed", "test_years", "val_years", "harmonics", "variable", "gaps", "box", "colour")
 

@@ -23,6 +23,8 @@ from common.scripts.grid import grid_main
 from common.scripts.hub import main
 from common.solvers import fitted, time_grid
 from mnist.config import FOLDER as MNIST
+from sst.forecast import load_forecaster
+from timeseries_examples import propagator
 from tiny import ROOT, difference, folder, network, options, run, weights
 
 CONDITIONAL = options(num_classes=3)
@@ -142,6 +144,18 @@ def test_a_file_becomes_safetensors_and_a_file_again_to_the_bit(exported, tmp_pa
             main(["convert", str(file), str(tmp_path / name)])
     with pytest.raises(ValueError, match="python -m common.hub convert RUN_FOLDER NEW_FILE"):
         main(["convert", str(file)])
+
+
+def test_forecasters_and_propagators_are_the_same_from_safetensors(tmp_path):
+    sst = main(["convert", str(ROOT / "sst/results/CFM-synthetic"), str(tmp_path / "sst.safetensors")])
+    one, two = (load_forecaster(path, torch.device("cpu")) for path in (ROOT / "sst/results/CFM-synthetic", sst))
+    assert (one.options, one.spread, one.learnt) == (two.options, two.spread, two.learnt)
+    chain = ROOT / "timeseries_examples/results/lorenz/CFM_lorenz_v1.pt"
+    (one, past), (two, again) = map(
+        propagator.load, (chain, main(["convert", str(chain), str(tmp_path / "l.safetensors")]))
+    )
+    assert (one.space, one.recipe, past) == (two.space, two.recipe, again)
+    assert difference(one.net.state_dict(), two.net.state_dict()) == ""
 
 
 def test_what_cannot_travel_is_refused_and_nothing_is_written(exported, tmp_path):

@@ -11,6 +11,7 @@ from celebA.epochs import train_epochs
 from common.scripts.train import train_main
 from common.training import loop, plan
 from common.training.trainer import Trainer
+from sst.flow import FieldTrainer
 from tiny import ALONE, NAME, folder, images, options, run
 
 OFTEN = {"channel_mult": (1,), "save_step": 6, "sample_step": 12, "val_step": 12}
@@ -90,6 +91,10 @@ def test_a_batch_that_does_not_fit_is_taken_in_parts(tmp_path, told, clock, monk
     monkeypatch.setattr(plan, "memory", lambda device: (100 + 10 * clock.rows[-1], 900))
     run(tmp_path, plan=True)
     assert told[1].flags[0] == "--batch_size: the memory has room for 64"  # (810 - 100) / 10 = 71
+    monkeypatch.setattr(plan, "memory", lambda device: (100 + 10 * clock.rows[-1], 160))
+    monkeypatch.setattr(Trainer, "parts", FieldTrainer.parts)  # sst and seqrf have no such flag
+    run(tmp_path, plan=True)
+    assert told[2].flags[0] == "--batch_size 4: the batch does not fit into memory"
 
 
 def test_a_gpu_that_runs_out_of_memory_gets_parts(tmp_path, told, clock, monkeypatch):
