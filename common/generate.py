@@ -170,41 +170,33 @@ class Samples(NamedTuple):
 
 @dataclass(frozen=True)
 class Sampler:
-    """A network, its method and a solver: ``sampler(indices, labels)`` gives images in [-1, 1], (B, C, H, W).
+    """A network in eval mode, on its device, its method and a solver: ``sampler(indices, labels)`` gives images in
+    [-1, 1], (B, C, H, W).
 
-    Args:
-        net: a network in eval mode, on its device.
-        method, sigma, coupling: what it was trained with (from its checkpoint); coupling "auto": the method's usual.
-        shape: (C, H, W) of one image.
-        solver, n_steps, grid, rtol, atol: the numerical method; see ``common.solvers``. For solver "fitted" give the
-            sampler as ``fitted``, for grid "adaptive" the times as ``nodes``.
-        landing: time from which the last step goes straight to the predicted data; 1: no such rule. A data head's and
-            euler_maruyama's last step always does: noise that is added there would stay in the image.
-        cfg: guidance scale.
-        interval: times that are guided; see ``guided``.
-        guide: the worse network of autoguidance, of the same method, shape and labels; None: classifier-free guidance.
-        seed: see ``noise_for``.
-        precision: "no", "bf16" or "fp16": of the network only.
+    Method, sigma and coupling are those of the training (from its checkpoint), the solver's options those of
+    ``common.solvers``.
     """
 
     net: nn.Module
     method: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, int, int]  # (C, H, W) of one image
     sigma: float = 0.0
     solver: str = "euler"
     n_steps: int = 10
     grid: str = "uniform"
-    fitted: FittedSampler | None = None
-    nodes: Tensor | None = None
+    fitted: FittedSampler | None = None  # the sampler, for solver "fitted"
+    nodes: Tensor | None = None  # the times, for grid "adaptive"
     rtol: float = 1e-5
     atol: float = 1e-5
     cfg: float = 1.0
-    seed: int = 0
-    precision: str = "no"
+    seed: int = 0  # see ``noise_for``
+    precision: str = "no"  # "no", "bf16" or "fp16": of the network only
+    # Time from which the last step goes straight to the predicted data; 1: no such rule. A data head's and
+    # euler_maruyama's last step always does: noise that is added there would stay in the image.
     landing: float = 1.0
-    coupling: str = "auto"
-    interval: tuple[float, float] = WHOLE
-    guide: Guide | None = None
+    coupling: str = "auto"  # the method's usual
+    interval: tuple[float, float] = WHOLE  # times that are guided; see ``guided``
+    guide: Guide | None = None  # of autoguidance, of the same method, shape and labels; None: classifier-free guidance
 
     def guidance(self) -> dict[str, Any]:
         """Interval and guiding weights as cards, marks and kept samplers say them, beside ``cfg``; {} as usual."""
@@ -315,7 +307,12 @@ class Sampler:
         if self.solver == "flowmap":
             return solvers.follow_map(self.output(net, y), x0, times, **all_of)
         if self.solver == "consistency":
-            return self._jump(net, x0, y, indices, times, seen)
+            method = METHODS[self.method]
+            path: Any = method.path(self.sigma)
+            assert method.denoiser is not None  # or check() has refused
+            earliest = float(path.time_of(torch.tensor(LEVELS[1])))  # where its training begins
+            denoiser, noise = method.denoiser(self.output(net, y)), self._path_noise(indices)
+            return solvers.consistency(denoiser, x0, times, path.remaining, noise, earliest, seen)
 
         def walk(times: list[float]) -> Tensor:
             """The SDE or the ODE over times, as far as no step lands."""
@@ -331,23 +328,6 @@ class Sampler:
         # The last step is Euler's, and lands on the predicted data
         x = walk(times[:-1]) if len(times) > 2 else x0
         return solvers.integrate(self.velocity(net, y, times[-2]), x, times[-2:], **all_of)
-
-    def _jump(
-        self,
-        net: CountedNetwork,
-        x0: Tensor,
-        y: Tensor | None,
-        indices: Sequence[int],
-        times: list[float],
-        seen: solvers.Trajectory,
-    ) -> Tensor:
-        """Steps of a consistency-tuned network."""
-        method = METHODS[self.method]
-        path: Any = method.path(self.sigma)
-        assert method.denoiser is not None  # or check() has refused
-        earliest = float(path.time_of(torch.tensor(LEVELS[1])))  # where its training begins
-        denoiser, noise = method.denoiser(self.output(net, y)), self._path_noise(indices)
-        return solvers.consistency(denoiser, x0, times, path.remaining, noise, earliest, seen)
 
     def _path_noise(self, indices: Sequence[int]) -> solvers.Noise:
         """The noise of a stochastic solver's steps, each image's from a stream of its own."""

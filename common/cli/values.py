@@ -24,25 +24,15 @@ from common.cli.ranges import MayBeEmpty, NoneFor, OneOf
 
 @dataclass(frozen=True)
 class Kind:
-    """An annotation taken apart.
+    """An annotation taken apart."""
 
-    Args:
-        base: The type without ``Annotated`` and ``| None``.
-        ranges: What a value must be, beside being of this type.
-        names: The names to choose from, where these are all that there is.
-        element: The kind of a tuple's elements, where it is one of any length.
-        optional: Whether None is a value.
-        nothing: Numbers that stand for None.
-        may_be_empty: Whether a list without values is one.
-    """
-
-    base: Any
-    ranges: tuple[Any, ...]
-    names: OneOf | None
-    element: Kind | None
-    optional: bool
-    nothing: tuple[float, ...]
-    may_be_empty: bool
+    base: Any  # the type without Annotated and | None
+    ranges: tuple[Any, ...]  # what a value must be, beside being of this type
+    names: OneOf | None  # to choose from, where these are all that there is
+    element: Kind | None  # of a tuple, where it is one of any length
+    optional: bool  # None is a value
+    nothing: tuple[float, ...]  # numbers that stand for None
+    may_be_empty: bool  # a list without values is one
 
 
 @functools.cache

@@ -34,21 +34,13 @@ _SMALL = 64  # up to this side decoding is mostly Python, where a second thread 
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """Images in memory.
+    """Images in memory."""
 
-    Attributes:
-        images: (N,C,H,W) uint8.
-        labels: (N,) int64, or None.
-        class_names: Name of each label; empty without labels.
-        source: Where they come from, as ``--data`` takes it.
-        root: Folder of torchvision's sets.
-    """
-
-    images: Tensor
-    labels: Tensor | None = None
-    class_names: tuple[str, ...] = ()
-    source: str = ""
-    root: str = ""
+    images: Tensor  # (N,C,H,W) uint8
+    labels: Tensor | None = None  # (N,) int64
+    class_names: tuple[str, ...] = ()  # empty without labels
+    source: str = ""  # where they come from, as --data takes it
+    root: str = ""  # folder of torchvision's sets
 
     def __len__(self) -> int:
         return self.images.shape[0]

@@ -37,33 +37,19 @@ _HIDDEN = ("__macosx", "#recycle", "#snapshot", "lost+found", "system volume inf
 
 @dataclass
 class Source:
-    """Images that can be read one by one.
+    """Images that can be read one by one."""
 
-    Attributes:
-        where: The spec that was opened, for messages.
-        load: ``load(i)`` gives image i as a decoded PIL image and raises when it cannot be read.
-        names: File name of each image, or None when images have no names (arrays).
-        count: Number of images.
-        labels: (count,) int64, or None.
-        class_names: Name of each label.
-        rows: For arrays, their uint8 pixels (N,C,H,W), perhaps mapped from a file; else None.
-        kind: What the images were found in: "folder", "zip", "tar", "lmdb", "array", ...
-        skipped: How many images that were found are left out, by reason.
-        files: What is read; none: it is in memory.
-        notes: What else there is to say.
-    """
-
-    where: str
-    load: Callable[[int], Image]
+    where: str  # the spec that was opened, for messages
+    load: Callable[[int], Image]  # gives image i, decoded; raises when it cannot be read
     count: int
-    names: Sequence[str] | None = None
-    labels: np.ndarray | None = None
+    names: Sequence[str] | None = None  # of the images' files; None: they have none (arrays)
+    labels: np.ndarray | None = None  # (count,) int64
     class_names: tuple[str, ...] = ()
-    rows: np.ndarray | None = None
-    kind: str = ""
-    skipped: Counter[str] = field(default_factory=Counter)
-    files: Sequence[Path] = ()
-    notes: list[str] = field(default_factory=list)
+    rows: np.ndarray | None = None  # of arrays: uint8 pixels (N,C,H,W), perhaps mapped from a file
+    kind: str = ""  # "folder", "zip", "tar", "lmdb", "array", ...
+    skipped: Counter[str] = field(default_factory=Counter)  # images that were found and are left out, by reason
+    files: Sequence[Path] = ()  # what is read; none: it is in memory
+    notes: list[str] = field(default_factory=list)  # what else there is to say
 
     def name(self, index: int) -> str:
         """What to call image ``index`` in a message."""

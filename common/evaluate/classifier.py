@@ -224,18 +224,12 @@ def real_images(load: Callable[[str], ImageData], has_test: bool) -> tuple[Image
 
 @dataclass(frozen=True, eq=False)
 class Recogniser:
-    """A classifier, and the features of the real images that generated ones are compared with.
-
-    Attributes:
-        net, accuracy: the classifier, and its accuracy on test images.
-        real: features of the test images, (N, F).
-        floor: the feature distance of as many training images to them: what perfect samples would get.
-    """
+    """A classifier, and the features of the real images that generated ones are compared with."""
 
     net: Classifier
-    accuracy: float | None
-    real: Tensor
-    floor: float
+    accuracy: float | None  # on test images
+    real: Tensor  # features of the test images, (N, F)
+    floor: float  # feature distance of as many training images to them: what perfect samples would get
 
     def measure(self, images: Tensor, labels: Tensor | None = None) -> dict[str, float | None]:
         """Recognised share and feature distance of uint8 images (N, C, H, W), N >= 2; without labels no share."""

@@ -35,17 +35,12 @@ CHUNK = 16  # images at a time on a CPU, where it is 10% faster than 50: activat
 
 @dataclass(frozen=True, eq=False)
 class FeatureNetwork:
-    """A network that gives each image a row of features, and what a number made with it must be quoted with.
+    """A network that gives each image a row of features, and what a number made with it must be quoted with."""
 
-    Attributes:
-        run: uint8 images (B, 3, H, W) -> features (B, D) float32, and logits (B, classes) or None.
-        backend, weights, resize: Its name, the SHA-256 of its file, how images come to the size that it sees.
-    """
-
-    run: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+    run: Callable[[Tensor], tuple[Tensor, Tensor | None]]  # uint8 (B, 3, H, W) -> features (B, D), logits or None
     backend: str
-    weights: str
-    resize: str
+    weights: str  # SHA-256 of its file
+    resize: str  # how images come to the size that it sees
 
     def about(self) -> dict[str, str]:
         """What two sets must share to be compared."""

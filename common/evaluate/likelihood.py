@@ -69,7 +69,7 @@ def bits(config: BitsConfig, command: str = "") -> dict[str, Any]:
         part = images[start : start + config.batch_size].to(device)
         draws = [generator(config.seed, "bits", start + k) for k in range(len(part))]
         per_image, density = scores.bits_per_dimension(
-            velocity, part, times, config.solver, config.probes, draws, noise
+            velocity, part, times, config.solver, draws, probes=config.probes, start=noise
         )
         values.append(per_image)
         nfe = density.nfe

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -164,17 +164,11 @@ def frechet_of_halves(
 
 # --------------------------------------------------------------------------------------------------------- likelihood
 class Likelihood(NamedTuple):
-    """Log densities of samples under a flow.
+    """Log densities of samples under a flow; the NFE is the sum of both passes."""
 
-    Attributes:
-        log_density: (B,) float64, in nats.
-        noise: Where the samples come from, the shape of x.
-        forwards, backwards: Passes through the network for each sample; the NFE is their sum.
-    """
-
-    log_density: Tensor
-    noise: Tensor
-    forwards: int
+    log_density: Tensor  # (B,) float64, in nats
+    noise: Tensor  # where the samples come from, the shape of x
+    forwards: int  # passes through the network for each sample
     backwards: int
 
     @property
@@ -273,13 +267,7 @@ def _divergence(velocity: Velocity, x: Tensor, t: Tensor, signs: Tensor | None) 
 
 
 def bits_per_dimension(
-    velocity: Velocity,
-    images: Tensor,
-    times: Times,
-    method: str = "heun",
-    probes: int | None = None,
-    draw: Draw = None,
-    start: float = 1.0,
+    velocity: Velocity, images: Tensor, times: Times, method: str = "heun", draw: Draw = None, **options: Any
 ) -> tuple[Tensor, Likelihood]:
     """Bits for each pixel value of uint8 images under a flow whose data are u / 127.5 - 1; (B,) float64.
 
@@ -295,6 +283,6 @@ def bits_per_dimension(
     if images.dtype != torch.uint8:
         raise ValueError(f"bits are those of uint8 images, not {images.dtype}")
     e = _uniform(1, images.shape, draw)[0].to(images.device) - 0.5
-    likelihood = log_likelihood(velocity, (images + e) / 127.5 - 1, times, method, probes, draw, start)
+    likelihood = log_likelihood(velocity, (images + e) / 127.5 - 1, times, method, draw=draw, **options)
     nats = -likelihood.log_density / images[0].numel()
     return nats / math.log(2) + math.log2(127.5), likelihood

@@ -39,17 +39,11 @@ FORMAT = "flow-statistics 1"
 # ------------------------------------------------------------------------------------------------------------- images
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images of one size that are read when they are needed.
-
-    Attributes:
-        source: Where they are.
-        side: Side to crop and resize them to (centre square, bicubic, antialiased); 0: they stay as they are.
-        shown: Side of the images that :meth:`batches` gives.
-    """
+    """Images of one size that are read when they are needed."""
 
     source: Source
-    side: int
-    shown: int
+    side: int  # to crop and resize them to (centre square, bicubic, antialiased); 0: they stay as they are
+    shown: int  # side of the images that :meth:`batches` gives
 
     def __len__(self) -> int:
         return self.source.count
@@ -150,24 +144,15 @@ def content_of(hashes: Iterable[int]) -> str:
 # ----------------------------------------------------------------------------------------------------------- features
 @dataclass(frozen=True, eq=False)
 class FeatureSet:
-    """What is kept of the features of a set of images.
-
-    Attributes:
-        count: Images.
-        mean, cov: Of all features, (D,) and (D, D) float64; covariance unbiased.
-        rows: Features of a random sample of the images, (K, D) float32; none where the file had none.
-        score: Inception score over groups, mean and standard deviation; None without logits.
-        about: Network and preparation: "backend", "weights", "resize", "side", ...
-        content: Hash of the pixels of all images; empty where unknown.
-    """
+    """What is kept of the features of a set of images."""
 
     count: int
-    mean: Tensor
-    cov: Tensor
-    rows: Tensor
-    score: tuple[float, float] | None
-    about: dict[str, Any]
-    content: str = ""
+    mean: Tensor  # of all features, (D,) float64
+    cov: Tensor  # (D, D) float64, unbiased
+    rows: Tensor  # features of a random sample of the images, (K, D) float32; none where the file had none
+    score: tuple[float, float] | None  # Inception score over groups, mean and standard deviation; None without logits
+    about: dict[str, Any]  # network and preparation: "backend", "weights", "resize", "side", ...
+    content: str = ""  # hash of the pixels of all images; empty where unknown
 
 
 def collect(

@@ -41,38 +41,21 @@ FEW = 4  # steps, at most, for which weights tuned for few of them are taken
 
 @dataclass(frozen=True)
 class Folder:
-    """What is particular to a data set's folder.
+    """What is particular to a data set's folder; ``weights``, ``few`` and ``run`` are relative to it."""
 
-    Args:
-        here: the folder.
-        presets: training options by name; the first is the default.
-        data: the usual ``--data``; empty where the images have to be fetched by hand, to one of ``places``.
-        weights: the weights that are shipped, or that their authors offer, relative to ``here``; nothing else is
-            written to their folder.
-        few: shipped weights that were tuned for 1 to ``FEW`` steps, which a plain call for so few takes; empty: none.
-        weights_name: name of a run's final weights; ``{METHOD}`` is replaced.
-        landing: the usual ``--landing``: below 1 for weights whose velocity near the data is mostly error.
-        load_data: loads the data when ``data`` needs more than ``common.data.loading.load_images``.
-        places: files and folders below data/ (or ``--data_root``) that are the images, the first that is there.
-        advice: what to fetch, and where from, when none of them is there.
-        classes: names of the shipped weights' classes, where their file does not hold them.
-        run: the run folder, relative to ``here``; empty: runs/ with a name that says method and constants.
-        for_cpu: the preset for a machine without a GPU, where the others are for one.
-    """
-
-    here: Path
-    presets: dict[str, TrainConfig]
-    data: str
-    weights: str
-    weights_name: str
-    few: str = ""
-    landing: float = 1.0
-    load_data: Callable[..., Any] | None = None
-    places: tuple[str, ...] = ()
-    advice: str = ""
-    classes: tuple[str, ...] = ()
-    run: str = ""
-    for_cpu: str = ""
+    here: Path  # the folder
+    presets: dict[str, TrainConfig]  # training options by name; the first is the default
+    data: str  # the usual --data; empty where the images have to be fetched by hand, to one of ``places``
+    weights: str  # that are shipped, or that their authors offer; nothing else is written to their folder
+    weights_name: str  # of a run's final weights; {METHOD} is replaced
+    few: str = ""  # shipped weights that were tuned for 1 to FEW steps, which a plain call for so few takes
+    landing: float = 1.0  # the usual --landing: below 1 for weights whose velocity near the data is mostly error
+    load_data: Callable[..., Any] | None = None  # where ``data`` needs more than ``common.data.loading.load_images``
+    places: tuple[str, ...] = ()  # below data/ (or --data_root), that are the images: the first that is there
+    advice: str = ""  # what to fetch, and where from, when none of them is there
+    classes: tuple[str, ...] = ()  # names of the shipped weights' classes, where their file does not hold them
+    run: str = ""  # the run folder; empty: runs/ with a name that says method and constants
+    for_cpu: str = ""  # the preset for a machine without a GPU, where the others are for one
 
     def advice_on(self, device: str, config: TrainConfig) -> str:
         """A line for who trains the network of a GPU's preset on a CPU; empty: there is nothing to say."""
