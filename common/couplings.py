@@ -36,9 +36,7 @@ def couple(
     starts every class from all of N(0, I). ``within_labels`` transports inside each class: p(x0 | y) stays normal.
 
     Args:
-        x0: Noise or source, shape (B, ...).
-        x1: Data, shape (B, ...), as many numbers a row as x0.
-        method: One of METHODS.
+        x0, x1: Noise or source, and data, (B, ...) with as many numbers a row.
         generator: Draws of "sinkhorn", on the CPU; None: torch's global one.
         y: Labels of x1, shape (B,); returned as they are.
         reg: Entropic regularisation in units of the squared distance (Schroedinger bridge with sigma: 2 sigma^2); None:
@@ -114,11 +112,9 @@ def entropic_plan(
     at 128, a thirtieth of POT's log-domain sweep.
 
     Args:
-        cost: (n, m).
         reg: Entropic regularisation; None: 0.1 std(cost).
         tol: Sum of the absolute errors of the row marginal at which to stop; the column marginal is exact.
         iterations: Sweeps at most; at the end of them the plan is used as it is.
-        absorb: Sweeps between absorptions.
 
     Source: Cuturi 1306.0895; Schmitzer 1610.06519 (absorption).
     """

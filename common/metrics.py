@@ -312,7 +312,6 @@ def kernel_distance(
 
     Args:
         a, b: Features, shapes (N, D) and (M, D).
-        subsets: Number of subsets.
         subset_size: Rows of each, drawn without replacement from both sets.
         generator: Draws the rows, on the CPU; None: torch's own.
 

@@ -29,9 +29,7 @@ def pyplot() -> Any:
 def save(figure: Any, path: str | Path, dpi: int = 150, crop: bool = True) -> None:
     """Write a figure whole or not at all, as a PNG unless the name says otherwise, and free it.
 
-    Args:
-        dpi: dots per inch.
-        crop: cut off empty margins; False: exactly the size that the figure was made with.
+    Without ``crop``, which cuts off empty margins, it has exactly the size that it was made with.
     """
     from common.runtime import atomic_write
 

@@ -47,8 +47,6 @@ class Classifier(nn.Module):
     Shapes: (B, C, H, W) in [-1, 1] -> logits (B, num_classes); ``features`` gives (B, 4 * width), residual 7 * width.
 
     Args:
-        channels: of the images.
-        num_classes: of the labels.
         width: of the first convolution.
         residual: False: three stages of two convolutions, each halving the sides, for digits. True: ResNet-9, for
             colour photographs: width, 2, 4 and 7 times that, with a residual pair at the second and the last.

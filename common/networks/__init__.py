@@ -22,10 +22,7 @@ class MLP(nn.Module):
     The defaults are the network of Tong et al.'s 2D experiments (2302.00482): 3 hidden layers of 64, SELU.
 
     Args:
-        dim: Features of x.
-        width: Units of each hidden layer.
-        depth: Number of hidden layers.
-        activation: Class of the nonlinearity.
+        width, depth: Units of each hidden layer, and their number.
         num_classes: Classes of y, appended one-hot; 0: unconditional. y = num_classes, or y = None, means "no label".
         out_dim: Features of the output; None: dim. IDFF's two heads need 2 * dim.
         two_times: Whether there is an embedding of a second time, added to the first layer's output.
@@ -106,7 +103,6 @@ def network_description(config: Any, heads: int = 1, two_times: bool = False) ->
     Args:
         config: an object with the network fields of ``common.cli.configs.TrainConfig``.
         heads: outputs per image channel: 1 for a velocity, 2 for IDFF (which also takes its input twice).
-        two_times: whether the network sees a second time.
 
     Raises:
         ValueError: an option that the network does not have, or no second time where there are two.

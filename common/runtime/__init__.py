@@ -332,7 +332,6 @@ def atomic_write(path: str | os.PathLike[str], sync: bool = True) -> Iterator[Pa
     ends in ``.tmp``: tell PIL the format, and give numpy an open file. The folder is made if it is missing.
 
     Args:
-        path: File to write.
         sync: Wait until the disk has it (milliseconds); False for many small files that can be made again.
 
     Raises:

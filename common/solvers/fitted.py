@@ -200,8 +200,6 @@ def fit_sampler(
     Args:
         velocity_for: velocity_for(t) -> the velocity of a sampler whose last step starts at t; most models have one
             velocity for all t.
-        teacher: fine trajectories of the noises to fit on.
-        n_steps: steps, which are the evaluations.
         search: fits of the weights that the search for times may take; 0: the best of the four grids.
 
     Returns:
