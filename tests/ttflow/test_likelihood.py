@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 
@@ -12,8 +11,6 @@ import torch
 from scipy import stats
 from scipy.special import ive
 
-from started import start
-from tiny import ROOT
 from ttflow import baselines, densities, held_out, maf
 from ttflow import recflow as rf
 from ttflow.bases import Legendre
@@ -279,25 +276,32 @@ def test_a_gaussian_is_estimated_alike_by_all(monkeypatch):
     """The log-likelihood of a Gaussian is the closed form; what flows of a few sweeps miss is small."""
     root = np.linalg.cholesky(np.array([[2.0, 0.8], [0.8, 0.5]]))
     monkeypatch.setitem(densities.KNOWN, "normal", lambda: densities.Mixture(np.ones(1), np.ones((1, 2)), root[None]))
-    monkeypatch.setattr(held_out, "FEW_STEPS", 60)
-    options = Options(n_train=800, n_test=100, n_pairs=1500, nn_steps=5, sweeps=2, budget=300)
-    row = held_out.measure("normal", 0, options, 6)
+    monkeypatch.setattr(held_out, "FEW_STEPS", 40)
+    options = Options(n_train=600, n_test=60, n_pairs=1000, nn_steps=5, sweeps=2, budget=300)
+    row = held_out.measure("normal", 0, options, 5)
     assert row["facts"]["mixture"]["components"] == 1
     assert row["nats"]["mixture"] == pytest.approx(row["nats"]["gaussian"], abs=1e-4)
     for method in ("gaussian", "train", "both"):
         assert row["exact"] - row["nats"][method] < 0.02, method
     assert row["exact"] - row["nats"]["kde"] < 0.1
-    assert row["exact"] - row["nats"]["network"] < 0.4 and row["facts"]["network"]["steps"] == 60
+    assert row["exact"] - row["nats"]["network"] < 0.4 and row["facts"]["network"]["steps"] == 40
     assert held_out._jittered(torch.ones(3, 2), 0.5, 0).std(0).sub(0.5).abs().max() < 0.15
     shown = held_out.table([row, {**row, "seed": 1}])  # type: ignore[list-item]
-    assert f"| normal | 800 | 2 | {row['exact']:.2f} ± 0.00 |" in shown
+    assert f"| normal | 600 | 2 | {row['exact']:.2f} ± 0.00 |" in shown
     assert f"{-row['nats']['kde'] / 2 / math.log(2):.2f}" in held_out.table([row], bits=True)  # type: ignore[list-item]
 
 
-def test_the_script_goes_on(tmp_path):
-    rows = tmp_path / "rows.jsonl"
-    done = {"set": "a", "seed": 0, "dim": 2, "n_train": 9, "n_test": 9, "exact": None, "entropy": None}
-    rows.write_text(json.dumps(done | {"nats": dict.fromkeys(held_out.METHODS, -1.5)}) + "\n")
-    words = ("--names", "a", "--seeds", "0", "--out", rows)
-    ended = start(ROOT / "ttflow" / "likelihood.py", *words, cwd=ROOT, packages=())
-    assert ended.returncode == 0 and ended.stdout.count("| a | 9 | 1 |  | -1.50 |") == 1, ended.stderr
+def test_rows_that_are_there_are_not_measured_again(tmp_path, monkeypatch):
+    rows, made = tmp_path / "rows.jsonl", []
+
+    def measure(name, seed, *_):
+        made.append((name, seed))
+        known = {"set": name, "seed": seed, "dim": 2, "n_train": 9, "n_test": 9, "exact": -1.0, "entropy": None}
+        return known | {"nats": dict.fromkeys(held_out.METHODS, -1.5 - seed)}
+
+    monkeypatch.setattr(held_out, "measure", measure)
+    for seeds in ((0,), (0, 1)):
+        held_out.add_missing(rows, ["a", "b"], seeds, Options(), 5, "")
+    assert made == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
+    shown = held_out.report(held_out.read(rows))
+    assert shown.count("| a | 9 | 2 | -1.00 ± 0.00 | -2.00 ± 0.50 |") == 1 and "| b | 1.000 ± 0.500 |" in shown
