@@ -176,7 +176,7 @@ class Fitting:
         self.points = torch.cat([data.train, data.validation]).cpu().numpy()
         n = options.n_pairs or (60_000 if data.dim < 4 else 20_000)
         pairs = data_pairs(data.train, min(n, 20_000), options.coupling, options.seed)
-        self.frame = frame_of(*pairs(0))
+        self.frame = frame_of(*pairs(0), rotate=options.rotate)
         if options.components:
             self.put_on(mixture(data.train.double().cpu().numpy(), options.components, options.seed))
         self.draw = self._draw(data.train, n, options.seed, 512)
@@ -214,6 +214,7 @@ class Fitting:
         most = budget(options, self.dim)
         about = {key: getattr(options, key) for key in ("coupling", "n_pairs", "seed")} | {"budget": most}
         about |= {"components": options.components} if options.components else {}
+        about |= {} if options.rotate else {"rotate": False}
         about |= {"sweeps": asdict(sweeps), "data": hashlib.sha256(self.points.tobytes()).hexdigest()[:16]}
         return hopt.search(error, size, shape, sweeps, options.hopt_max_eval, most, path, options.verbose > 0, about)
 

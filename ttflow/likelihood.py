@@ -40,9 +40,9 @@ class Options:
     """Points to fit, at most"""
     n_test: Count = 500
     """Points whose likelihood is measured, at most"""
-    n_pairs: Count = 10_000
+    n_pairs: Count = 20_000
     """Pairs of a sweep of the trains"""
-    sweeps: Count = 8
+    sweeps: Count = 6
     """Sweeps of the trains, at most"""
     nn_steps: Count = 2000
     """Training steps of the network"""

@@ -40,6 +40,8 @@ class Options:
     """Length of radial functions, in standard deviations of the data; none: the distance of two centres"""
     time_at: Annotated[Whole | None, NoneFor(-1)] = None
     """Position of t in the train; none: the first in three dimensions, else the last"""
+    rotate: bool = True
+    """To the principal axes of the data; off where columns of odd shapes depend on each other weakly"""
     components: Whole = 0
     """Gaussians of a mixture, by BIC at most so many, whose velocity the train corrects; 0: one, as the frame"""
     budget: Count = 3600

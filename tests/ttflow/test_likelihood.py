@@ -11,6 +11,7 @@ import torch
 from scipy import stats
 from scipy.special import ive
 
+from common.records.rows import JsonLines
 from ttflow import baselines, densities, held_out, maf
 from ttflow import recflow as rf
 from ttflow.bases import Legendre
@@ -248,6 +249,18 @@ def test_a_root_is_asked_for():
 
 
 # --------------------------------------------------------------------------------------------------------------- rows
+def test_a_row_keeps_what_it_has(monkeypatch):
+    one = lambda points, *_: {"kde": lambda: (lambda x: x[:, 0] * 0 - 3.0, {}), "train": lambda: 1 / 0}  # noqa: E731
+    monkeypatch.setattr(held_out, "_fits", one)
+    before = {"nats": {"train": -2.0}, "errors": {"train": 0.1}, "facts": {"train": {"ridge": 1.0}}}
+    row = held_out.measure("copula-6", 0, Options(n_train=50, n_test=20), 5, "", before)
+    assert (
+        row["nats"]["train"] == -2.0
+        and row["facts"]["train"] == {"ridge": 1.0}
+        and set(row["nats"]) == {"train", "kde"}
+    )
+
+
 def test_a_train_is_shrunk_to_what_other_rows_confirm():
     g = torch.Generator().manual_seed(0)
     parts = [Legendre(4, -1, 1) for _ in range(2)]
@@ -303,5 +316,10 @@ def test_rows_that_are_there_are_not_measured_again(tmp_path, monkeypatch):
     for seeds in ((0,), (0, 1)):
         held_out.add_missing(rows, ["a", "b"], seeds, Options(), 5, "")
     assert made == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
+    nats = {method: -1.0 for method in held_out.METHODS if method != "train"}
+    JsonLines(rows).append(measure("b", 1) | {"nats": nats})  # a row that lacks a method
+    made.clear()
+    held_out.add_missing(rows, ["a", "b"], (0, 1), Options(), 5, "")
+    assert made == [("b", 1)]
     shown = held_out.report(held_out.read(rows))
     assert shown.count("| a | 9 | 2 | -1.00 ± 0.00 | -2.00 ± 0.50 |") == 1 and "| b | 1.000 ± 0.500 |" in shown
