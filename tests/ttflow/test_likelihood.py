@@ -310,7 +310,8 @@ def test_rows_that_are_there_are_not_measured_again(tmp_path, monkeypatch):
     def measure(name, seed, *_):
         made.append((name, seed))
         known = {"set": name, "seed": seed, "dim": 2, "n_train": 9, "n_test": 9, "exact": -1.0, "entropy": None}
-        return known | {"nats": dict.fromkeys(held_out.METHODS, -1.5 - seed)}
+        values = {"nats": dict.fromkeys(held_out.METHODS, -1.5 - seed), "errors": dict.fromkeys(held_out.METHODS, 0.25)}
+        return known | values
 
     monkeypatch.setattr(held_out, "measure", measure)
     for seeds in ((0,), (0, 1)):
@@ -323,3 +324,4 @@ def test_rows_that_are_there_are_not_measured_again(tmp_path, monkeypatch):
     assert made == [("b", 1)]
     shown = held_out.report(held_out.read(rows))
     assert shown.count("| a | 9 | 2 | -1.00 ± 0.00 | -2.00 ± 0.50 |") == 1 and "| b | 1.000 ± 0.500 |" in shown
+    assert "| b | 0.500 ± 0.250 |" in held_out.gaps(held_out.read(rows)[1:2])
