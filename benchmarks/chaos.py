@@ -257,6 +257,7 @@ def table(options: Options) -> None:
 
     log, setup = JsonLines(RESULTS / "rows.jsonl").read(), setup_of(options)
     rows = {(row["system"], row["model"]): row for row in log if row["setup"] == setup}
+    models = [model for model in options.models if any(key[1] == model for key in rows)]
     measures: tuple[tuple[str, bool, Callable[[dict[str, Any]], float]], ...] = (
         ("valid prediction time (Lyapunov times)", True, lambda row: row["valid_time_mean"]),
         ("sMAPE up to one Lyapunov time", False, lambda row: row["smape"]["1"]),
@@ -265,12 +266,12 @@ def table(options: Options) -> None:
     )
     floors = ("correlation_dimension", "state_space_divergence")
     for (title, most, measure), floor in zip(measures, (None, None, *floors)):
-        print(f"\n| {title} | {' | '.join(options.models)} |" + (" real to real |" if floor else ""))
-        print("|---" * (len(options.models) + 1 + bool(floor)) + "|")
+        print(f"\n| {title} | {' | '.join(models)} |" + (" real to real |" if floor else ""))
+        print("|---" * (len(models) + 1 + bool(floor)) + "|")
         for name in options.systems:
-            found = {model: measure(rows[name, model]) for model in options.models if (name, model) in rows}
+            found = {model: measure(rows[name, model]) for model in models if (name, model) in rows}
             best = (max if most else min)(found.values(), default=0.0)
-            cells = [cell(found.get(model), best) for model in options.models]
+            cells = [cell(found.get(model), best) for model in models]
             cells += [f"{next(rows[name, m] for m in found)[floor]['real']:.2f}"] if floor and found else []
             print(f"| {name} | {' | '.join(cells)} |")
 

@@ -94,16 +94,17 @@ def ensembles(drawn: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray, np.
     figure = _figure(9, 2.1 * len(drawn) + 0.5)
     axes = figure.subplots(len(drawn), 1, squeeze=False)[:, 0]
     for axis, (name, times, truth, echo, members) in zip(axes, drawn):
-        drawings = axis.plot(times, members.T, color=MODEL, lw=0.6, alpha=0.45)
+        fine = _smooth(times)
+        drawings = axis.plot(fine, _smooth(members.T), color=MODEL, lw=0.6, alpha=0.45)
         drawings[0].set_label(f"flow from noise, {len(members)} members")
-        axis.plot(times, echo, color="#3a7ca5", lw=1.1, ls="--", label="echo-state network")
-        axis.plot(times, truth, color=REAL, lw=1.5, label="truth")
+        axis.plot(fine, _smooth(truth), color=REAL, lw=2.2, label="truth")
+        axis.plot(fine, _smooth(echo), color="#ffb703", lw=1.2, ls="--", label="echo-state network")
         low, high = truth.min(), truth.max()
         axis.set(ylabel="x", xlim=(0, times[-1]), ylim=(low - 0.25 * (high - low), high + 0.25 * (high - low)))
         axis.set_title(name, loc="left", fontsize=10)
     axes[-1].set_xlabel("Lyapunov times")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=9)
-    save(figure, path)
+    save(figure, path, dpi=100)
 
 
 # ---- dihedrals
