@@ -2,12 +2,13 @@
 
 All fit the same points, standardised by the deviations of those to fit; log p is that of the set's own units. What an
 estimate leaves open is chosen without the test points: the bandwidth by cross-validation, the components by BIC, and of
-small tables the jitter of the flows' points (normal noise, which they need there as kernels a bandwidth), of large
-ones the axes of the train, by the likelihood of validation rows.
+small tables the jitter of the flows' points (normal noise, which they need there as kernels a bandwidth), and
+the axes of a train, by the likelihood of validation rows.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -198,8 +199,8 @@ def _trains(points: Points, options: Options, mixture: Any = None) -> Iterable[t
     elif points.dim > 3:
         options = replace(options, n_centers=N_BASIS)
     # the axes of the data are exact for a Gaussian, the columns have margins that are functions of one coordinate
-    choices = [(0.0, True), (JITTERS[-1], True)] if few else [(0.0, True), (0.0, False)]
-    for jitter, rotate in choices if few or mixture is None else choices[1:]:
+    axes = (True, False) if mixture is None else (False,)
+    for jitter, rotate in itertools.product((0.0, JITTERS[-1]) if few else (0.0,), axes):
         train, options = _jittered(points.train, jitter, options.seed), replace(options, rotate=rotate)
         fitting = Fitting(options, Data("", train, validation, test, test, test[None], test[None]))
         if mixture is not None:
