@@ -13,7 +13,9 @@ docs/few-steps.md counts them, for minutes of different machines are no measure;
 from __future__ import annotations
 
 import csv
+import itertools
 import json
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +29,7 @@ from common.runtime import run_main
 ROOT = Path(__file__).resolve().parent.parent
 ROWS, PICTURE = ROOT / "benchmarks" / "ways.jsonl", ROOT / "assets" / "ways.png"
 STEP = {"ect": 4, "flowmap": 4, "meanflow": 7}  # passes an image; a forward derivative is about three
-NFES = (1, 2, 4, 8)
+NFES, PANELS = (1, 2, 4, 8), (1, 2, 4)
 WORST = 2.0  # feature distance, beyond which a sample is no digit; the picture ends there
 # seqrf/README.md: 6,000 pairs of the guided teacher, 16 calls for a whole path and 13.25 for a segment, and 1,200 steps
 # of batch 64; distillation is as many steps once more.
@@ -114,28 +116,36 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def ways(rows: list[dict[str, Any]]) -> list[str]:
     """Their names by cost."""
-    return sorted({row["way"] for row in rows}, key=lambda way: next(r["passes"] for r in rows if r["way"] == way))
+    cost = {row["way"]: row["passes"] for row in rows}
+    return sorted(cost, key=lambda way: (cost[way], way))
 
 
 def picture(rows: list[dict[str, Any]]) -> None:
     """A panel for each number of evaluations: the distance of each way against what its training cost."""
     from common.plots import pyplot, save
 
-    figure, axes = pyplot().subplots(1, len(NFES), figsize=(14, 3.6), sharey=True, layout="constrained")
-    colours = {way: f"C{i % 10}" for i, way in enumerate(ways(rows))}
-    for axis, nfe in zip(axes, NFES):
-        for row in (row for row in rows if row["nfe"] == nfe and row["feature_distance"] < WORST):
-            way, at = row["way"], (row["passes"] / 1e6, row["feature_distance"])
-            axis.plot(*at, "o" if row["passes"] else "s", color=colours[way])
-            axis.annotate(way, at, (4, 3), textcoords="offset points", fontsize=7, color=colours[way])
+    figure, axes = pyplot().subplots(1, len(PANELS), figsize=(11, 3.6), sharex=True, sharey=True, layout="constrained")
+    shown = [row for row in rows if row["feature_distance"] < WORST and row["nfe"] in PANELS]
+    for way, mark in zip(ways(shown), itertools.cycle("os^vD<>pX*")):
+        for axis, nfe in zip(axes, PANELS):
+            points = [
+                (row["passes"] / 1e6, row["feature_distance"])
+                for row in shown
+                if (row["way"], row["nfe"]) == (way, nfe)
+            ]
+            axis.plot(*zip(*points or [(math.nan, math.nan)]), mark, fillstyle="none", ms=8, mew=1.5, label=way)
+    for axis, nfe in zip(axes, PANELS):
         axis.set(title=f"{nfe} NFE", xlabel="million forward passes of training", yscale="log")
-        axis.margins(x=0.3)
-    axes[0].set_ylabel("feature distance")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}")
+        axis.grid(alpha=0.3, which="both")
+    axes[0].set_ylabel("feature distance to real digits")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     save(figure, PICTURE)
 
 
 def main() -> None:
-    options = cli.parse(Options, description=__doc__)
+    options = cli.parse(Options, description=__doc__ or "", words=("what",))
     if options.what == "add":
         return add(options.name, Path(options.run))
     from common.records.rows import JsonLines

@@ -426,6 +426,11 @@ def test_a_cpu_without_half_precision_computes_in_float32_and_says_so_once(preci
     for _ in range(2):
         with runtime.autocast(torch.device("cpu"), precision):
             assert (x @ x).dtype == torch.float32
+    assert (
+        runtime.computed_in(torch.device("cpu"), precision)
+        == "no"
+        != runtime.computed_in(torch.device("cuda"), precision)
+    )
     assert capsys.readouterr().err.count("float32") == 1
     monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())  # a build without that library
     cached.cache_clear()

@@ -121,10 +121,14 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     """
     import torch
 
-    dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    if device.type == "cpu" and dtype and not computes(precision):
-        dtype = None
+    halves = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+    dtype = halves[computed_in(device, precision)]
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def computed_in(device: torch.device, precision: str) -> str:
+    """The precision in which networks compute where one is asked for, see :func:`autocast`."""
+    return "no" if device.type == "cpu" and precision != "no" and not computes(precision) else precision
 
 
 @functools.cache

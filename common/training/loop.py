@@ -32,7 +32,7 @@ from common.methods import TIMES, method_of
 from common.records.cards import commit, without_folders, write_card
 from common.records.page import write_page
 from common.records.rows import JsonLines
-from common.runtime import Processes, atomic_write, hardware, run_lock
+from common.runtime import Processes, atomic_write, computed_in, hardware, run_lock
 from common.runtime.ending import end_lone_launcher, ending_with_others
 from common.training import snapshots
 from common.training.batches import Ahead, CoupledBatches
@@ -329,7 +329,7 @@ def card_facts(trainer: Trainer) -> dict[str, Any]:
         "hours": round(trainer.seconds / 3600, 3),
         **({"minutes": {"asked": c.minutes, "run": round(trainer.seconds / 60, 2)}} if c.minutes else {}),
         "hardware": hardware(trainer.device),
-        "precision": c.mixed_precision,
+        "precision": computed_in(trainer.device, c.mixed_precision),
         "seed": c.seed,
         "skipped_steps": trainer.bad_steps(),
         "best_validation_loss": trainer.best if math.isfinite(trainer.best) else None,

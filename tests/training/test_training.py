@@ -229,6 +229,8 @@ def test_half_precision_is_close_to_float32_and_keeps_float32_weights(tmp_path, 
     run(tmp_path / "full", num_classes=3)
     run(tmp_path / "half", num_classes=3, mixed_precision=precision, val_step=4, sample_step=pictures)
     logs = [JsonLines(tmp_path / name / "metrics.jsonl").read() for name in ("full", "half")]
+    said = [json.loads((tmp_path / name / NAME).with_suffix(".json").read_text()) for name in ("full", "half")]
+    assert [card["precision"] for card in said] == ["no", precision]
     full, half = ([row["loss"] for row in rows if "loss" in row] for rows in logs)
     assert half[0] == pytest.approx(full[0], rel=0.01) and half != full and half[-1] < half[0]
     if precision == "bf16":
