@@ -334,7 +334,9 @@ def test_a_folder_learns_ends_first_and_goes_on_from_them(tmp_path):
     method, sigma = "ect_idff", SIGMA
     more = {"sigma": sigma, "num_classes": 3, "total_steps": 1}
     first = weights(tmp_path / "a.pt", options(method="idff", **more))
-    ends = run(tmp_path / "b", method=method, init=str(first), teacher_cfg=1.5, teacher_steps=3, teacher_noises=8, **more)
+    ends = run(
+        tmp_path / "b", method=method, init=str(first), teacher_cfg=1.5, teacher_steps=3, teacher_noises=8, **more
+    )
     with pytest.raises(ValueError, match=f"^--teacher_cfg: --init {ends} was tuned by {method} and knows no flow"):
         run(tmp_path / "c", method=method, init=str(ends), teacher_cfg=1.5, **more)
     config = options(method=method, init=str(ends), **more)
