@@ -76,8 +76,9 @@ class TrajectoryBatches(Ahead):
     def _batch(self, k: int, folder: Path | None) -> dict[str, Any]:
         """The trajectories from the noises of batch k."""
         trainer, here, config = self.trainer, self.processes, self.trainer.config
+        names = ("seed", "batch_size", "label_dropout", "sigma", "teacher_cfg", "teacher_steps")
         key = {
-            **{name: getattr(config, name) for name in ("seed", "batch_size", "teacher_cfg", "teacher_steps")},
+            **{name: getattr(config, name) for name in names},
             **{"data": trainer.data, "world": here.world, "teacher": trainer.origin.get("sha256", "")},
         }
         file = folder / f"{k:05d}_{here.rank}.pt" if folder else None
