@@ -36,7 +36,7 @@ class TrajectoryBatches(Ahead):
         super().__init__(trainer.device, config.coupling_ahead)
         self.trainer, self.noises, self.seed, self.processes = trainer, noises, config.seed, trainer.processes
         self.count = -(-config.teacher_noises // config.batch_size)  # of files
-        self.states, self.times, self.labels = torch.empty(0), torch.empty(0), None
+        self.states, self.times, self.labels = torch.empty(0), torch.empty(0), None  # (T, N, C, H, W), (T,), (N,)
 
     def prepare(self, folder: Path | None) -> tuple[float, int]:
         """Make the trajectories, or read those that an earlier process of the run made; a file for each batch.
@@ -52,13 +52,20 @@ class TrajectoryBatches(Ahead):
         here, start = self.processes, time.perf_counter()
         numbers = range(self.count if folder else 1)
         shown = tqdm(numbers, "teacher", unit="batch", disable=not (folder and here.is_main), dynamic_ncols=True)
-        found = [self._batch(k, folder / "trajectories" if folder else None) for k in shown]
-        self.states = torch.cat([each["states"] for each in found], 1)  # (steps + 1, N, C, H, W)
-        self.times = found[0]["times"]  # (steps,)
-        self.labels = torch.cat([each["labels"] for each in found]) if "labels" in found[0] else None
+        size = self.noises.batches.batch_size // here.world
+        for k in shown:
+            made = self._batch(k, folder / "trajectories" if folder else None)
+            if not k:  # all at once, so that they never lie in memory twice
+                self.times, states, labels = made["times"], made["states"], made.get("labels")
+                self.states = states.new_empty((len(states), size * len(numbers), *states.shape[2:]))
+                self.labels = None if labels is None else labels.new_empty((size * len(numbers), *labels.shape[1:]))
+            rows = slice(k * size, (k + 1) * size)
+            self.states[:, rows] = made["states"]
+            if self.labels is not None:
+                self.labels[rows] = made["labels"]
         share = self.count / len(numbers)
-        size = self.states.numel() * self.states.element_size() * here.world
-        return share * (time.perf_counter() - start), round(share * size)
+        taken = self.states.numel() * self.states.element_size() * here.world
+        return share * (time.perf_counter() - start), round(share * taken)
 
     def make(self, step: int) -> Batch:
         """This process's points of a step."""
