@@ -14,7 +14,14 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import ways  # type: ignore[import-not-found]
 
 NO_TEACHER = {"method": "ect", "teacher_cfg": None, "teacher_steps": None, "teacher_noises": 8192}
-FIGURES = {"solver": "consistency", "feature_distance": 0.5, "recognised": 0.75, "generated": 10, "seed": 0, "commit": "c"}
+FIGURES = {
+    "solver": "consistency",
+    "feature_distance": 0.5,
+    "recognised": 0.75,
+    "generated": 10,
+    "seed": 0,
+    "commit": "c",
+}
 
 
 @pytest.mark.parametrize(
