@@ -329,9 +329,12 @@ def test_batches_of_trajectories(tmp_path, monkeypatch):
     trainer.config = replace(config, label_dropout=0.5)  # other labels would be dropped
     again.prepare(tmp_path)
     assert calls == [8] * 7
+    trainer.config = replace(trainer.config, sigma=0.5)  # the marginals are others
+    again.prepare(tmp_path)
+    assert calls == [8] * 10
     trainer.config = config
     again.prepare(None)
-    assert calls == [8] * 8 and again.states.shape[1] == 8
+    assert calls == [8] * 11 and again.states.shape[1] == 8
 
 
 def test_a_folder_learns_ends_first_and_goes_on_from_them(tmp_path):
