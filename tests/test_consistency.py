@@ -323,6 +323,11 @@ def test_batches_of_trajectories(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "taught_by", lambda y, known=trainer.taught_by: calls.append(len(y)) or known(y))
     again.prepare(tmp_path)
     assert calls == [8] and torch.equal(again.states, source.states)
+    whole = files[1].read_bytes()
+    files[1].write_bytes(whole[:3000])
+    with pytest.raises(ValueError, match="00001_0.pt is truncated or damaged .*: delete it, and it is made again$"):
+        again.prepare(tmp_path)
+    files[1].write_bytes(whole)
     trainer.origin = {"sha256": "another"}
     again.prepare(tmp_path)
     assert calls == [8] * 4

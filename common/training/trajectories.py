@@ -89,7 +89,7 @@ class TrajectoryBatches(Ahead):
             **{"data": trainer.data, "world": here.world, "teacher": trainer.origin.get("sha256", "")},
         }
         file = folder / f"{k:05d}_{here.rank}.pt" if folder else None
-        if file and file.exists() and (there := checkpoint.load(file)).get("key") == key:
+        if file and file.exists() and (there := _read(file)).get("key") == key:
             return there
         batch = self.noises.make(k)
         method, teacher = method_of(config.method), trainer.taught_by(batch.y)
@@ -100,3 +100,15 @@ class TrajectoryBatches(Ahead):
             file.parent.mkdir(exist_ok=True)
             checkpoint.save(file, made)
         return made
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A file of trajectories.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        return checkpoint.load(file)
+    except ValueError as error:
+        raise ValueError(f"{str(error).split(': ')[0]}: delete it, and it is made again") from None
