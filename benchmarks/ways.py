@@ -50,28 +50,30 @@ class Options:
 
 def passes(config: dict[str, Any], images: int) -> int:
     """Forward passes that a run of its options and images seen has cost."""
-    scale = config["teacher_cfg"]
+    scale = config.get("teacher_cfg")  # cards from before there were teachers know none
     of_teacher = 0 if scale is None else 1 if scale in (0, 1) else 2
-    if steps := config["teacher_steps"]:
+    if steps := config.get("teacher_steps"):
         return config["teacher_noises"] * steps * of_teacher + 3 * images
-    return (STEP[config["method"]] + of_teacher) * images
+    return (STEP.get(config["method"], 3) + of_teacher) * images  # a flow's step is one call with gradient
 
 
 def add(name: str, run: Path) -> None:
     """Copy the figures of a run's card.
 
     Raises:
-        ValueError: no name, or a card without figures.
+        ValueError: no name, no run, or a card without figures.
     """
     import yaml
 
     from common import checkpoint
     from common.records.rows import JsonLines
 
+    if not name or run == Path():
+        raise ValueError("add: give --name, what the way is called, and --run, the folder of its run")
     weights = checkpoint.find(run, "--run")
     card = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
-    if not name or not card.get("measured"):
-        raise ValueError(f"{run}: give --name, and figures to its card: python mnist/measure.py --weights {run} --card")
+    if not card.get("measured"):
+        raise ValueError(f"{run}: its card has no figures: python mnist/measure.py --weights {run} --card")
     config = yaml.safe_load((weights.parent / "config.yaml").read_text(encoding="utf-8"))
     about = {"way": name, "images": card["images_seen"], "passes": passes(config, card["images_seen"])}
     about |= {"minutes": round(60 * card["hours"], 1), "hardware": card["hardware"], "training_seed": card["seed"]}

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -30,6 +31,7 @@ FIGURES = {
         ({}, 400),  # one call without gradient, one with, which counts as three
         ({"method": "flowmap", "teacher_cfg": 1.0}, 500),  # the teacher's velocity
         ({"method": "meanflow"}, 700),  # and a forward derivative
+        ({"method": "rf"}, 300),  # a flow
         ({"teacher_cfg": 1.4}, 600),  # with labels and without
         ({"teacher_cfg": 1.4, "teacher_steps": 12}, 8192 * 12 * 2 + 300),  # trajectories first, then a regression
     ],
@@ -45,7 +47,7 @@ def test_figures_of_a_card_become_rows_once(tmp_path, monkeypatch):
     (run / "w_step_final.pt").touch()
     (run / "config.yaml").write_text(yaml.safe_dump(NO_TEACHER))
     card = {"images_seen": 100, "hours": 0.5, "hardware": "a CPU", "seed": 3}
-    with pytest.raises(ValueError, match="figures to its card"):
+    with pytest.raises(ValueError, match="no figures: python mnist/measure.py"):
         (run / "w_step_final.json").write_text(json.dumps(card))
         ways.add("ECT", run)
     card["measured"] = [{**FIGURES, "nfe": 1}, {**FIGURES, "nfe": 2, "feature_distance": 0.25}]
@@ -56,3 +58,13 @@ def test_figures_of_a_card_become_rows_once(tmp_path, monkeypatch):
     about = [(row["way"], row["passes"], row["minutes"], row["training_seed"], row["nfe"]) for row in rows]
     assert about == [("ECT", 400, 30.0, 3, 1), ("ECT", 400, 30.0, 3, 2)]
     assert "| ECT | 0.00 | 100 | 0.500, 75.0% | 0.250, 75.0% |  |  |" in ways.table(rows)
+
+
+@pytest.mark.parametrize(("name", "run"), [("", "runs/x"), ("ECT", "")])
+def test_a_row_needs_a_name_and_a_run(name, run):
+    with pytest.raises(ValueError, match="^add: give --name, .* and --run"):
+        ways.add(name, Path(run))
+
+
+def test_a_card_from_before_there_were_teachers():
+    assert ways.passes({"method": "rf"}, 100) == 300
