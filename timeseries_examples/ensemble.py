@@ -18,8 +18,11 @@ from timeseries_examples.measures import (
     circular_errors,
     circular_mean,
     correlation_time,
+    free_energy,
+    free_energy_error,
     helix_share,
     js_distance,
+    positive_phi_share,
     ramachandran,
 )
 from timeseries_examples.propagator import Propagator, count_nfe, examples
@@ -46,6 +49,7 @@ def evaluate(
     lag: float,
     options: Any,
     learnt: Sequence[np.ndarray] | None = None,
+    unseen: Sequence[np.ndarray] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The numbers, and what the pictures need.
 
@@ -55,8 +59,10 @@ def evaluate(
         lag: Picoseconds of a step.
         options: With leads, forecasts, members, rollouts, length and seed.
         learnt: what the model and its rivals learn from, if that is more than the training part.
+        unseen: all frames of the held-out part, if those are more.
     """
-    leads, pictures = forecasts(model, learnt or train_set, held_out, lag, options)
+    learnt, unseen = learnt or train_set, unseen or held_out
+    leads, pictures = forecasts(model, learnt, held_out, lag, options)
     made = long_runs(model, held_out, options)
     result = {
         "method": model.recipe.method,
@@ -68,6 +74,13 @@ def evaluate(
         "step_ps": lag,
         "leads": leads,
         "ramachandran_js": distances(made, train_set, held_out),
+        "free_energy_error": free_energy_errors(made, learnt, unseen),
+        "positive_phi": {
+            "model": mean_share(made),
+            "training": mean_share(learnt),
+            "held_out": mean_share(unseen),
+            **{f"held_out_{name}_half": mean_share(half) for name, half in zip(("first", "second"), halves(unseen))},
+        },
         "slow": {
             "model": slow(list(made), lag),
             "held out": slow(held_out, lag),
@@ -76,7 +89,8 @@ def evaluate(
         "kinetics": kinetics(list(made), [*train_set, *held_out], lag),
         "rollout_steps": int(made.shape[0] * made.shape[1]),
     }
-    return result, {"made": made, "real": list(held_out), **pictures}
+    surfaces = {"dynamics, training": surface(learnt), "dynamics, held out": surface(unseen), "model": surface(made)}
+    return result, {"made": made, "real": list(held_out), "surfaces": surfaces, **pictures}
 
 
 # ---- forecasts
@@ -161,7 +175,7 @@ def distances(
         return sum((ramachandran(x, bins) for x in parts), np.zeros((bins, bins)))
 
     real = [*train_set, *held_out]
-    first, second = ([x[: len(x) // 2] for x in real], [x[len(x) // 2 :] for x in real])
+    first, second = halves(real)
     model, ours, theirs = counts(list(made)), counts(train_set), counts(held_out)
     return {
         "model_to_held_out": js_distance(model, theirs),
@@ -171,6 +185,41 @@ def distances(
         "first_to_second_halves_of_real": js_distance(counts(first), counts(second)),
         "even_to_odd_real_stretches": js_distance(counts(real[::2]), counts(real[1::2])),
     }
+
+
+def surface(parts: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+    """Free energy of (phi, psi) in kT, all frames of stretches (T, residues, 2) and all residues together."""
+    angles = np.concatenate([x.reshape(-1, 2) for x in parts])
+    return free_energy(angles[:, 0], angles[:, 1])
+
+
+def halves(parts: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The first and the second halves of stretches (T, ...)."""
+    return [x[: len(x) // 2] for x in parts], [x[len(x) // 2 :] for x in parts]
+
+
+def free_energy_errors(
+    made: np.ndarray, learnt: Sequence[np.ndarray], unseen: Sequence[np.ndarray]
+) -> dict[str, float]:
+    """Errors in kT against the held-out part, and against the training part; beside the model's what real parts have.
+
+    A model that had learnt its training part exactly would be as far from the held-out part as that. The halves are
+    what chance leaves of a trajectory half as long.
+    """
+    ours, theirs, model = surface(learnt), surface(unseen), surface(made)
+    first, second = map(surface, halves(unseen))
+    return {
+        "model_to_held_out": free_energy_error(theirs, model),
+        "training_to_held_out": free_energy_error(theirs, ours),
+        "second_to_first_half_of_held_out": free_energy_error(first, second),
+        "model_to_training": free_energy_error(ours, model),
+        "held_out_to_training": free_energy_error(ours, theirs),
+    }
+
+
+def mean_share(parts: Sequence[np.ndarray] | np.ndarray) -> float:
+    """Share of residues in the left-handed states, over all frames of stretches (T, residues, 2)."""
+    return float(np.mean(np.concatenate([positive_phi_share(x) for x in parts])))
 
 
 def slow(parts: Sequence[np.ndarray], lag: float) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Pictures of attractors, forecasts, Ramachandran plots and traces; made without pyplot, so they need no display."""
+"""Pictures of attractors, forecasts, free energies and traces; made without pyplot, so they need no display."""
 
 from __future__ import annotations
 
@@ -110,37 +110,24 @@ def ensembles(drawn: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray, np.
 # ---- dihedrals
 
 
-def ramachandran(real: list[np.ndarray], made: np.ndarray, path: Path, bins: int = 60) -> None:
-    """Log densities of (phi, psi) in degrees, all residues: real, model, and the difference of the densities.
+def free_energy(surfaces: Mapping[str, np.ndarray], path: Path, most: float = 7.0) -> None:
+    """Free energies of (phi, psi) side by side on one colour scale, white where never visited.
 
     Args:
-        real: Stretches (T, residues, 2) in radians.
-        made: (runs, T, residues, 2).
+        surfaces: Title -> kT of each cell (bins of phi, bins of psi), minimum 0.
         path: Picture to write.
+        most: End of the scale in kT.
     """
-    from matplotlib.colors import LogNorm
-
-    from timeseries_examples.measures import ramachandran as histogram
-
-    cell = (360 / bins) ** 2
-    counts = [sum((histogram(x, bins) for x in parts), np.zeros((bins, bins))) for parts in (real, list(made))]
-    a, b = (c.T / c.sum() / cell for c in counts)  # rows of psi
-    figure = _figure(11, 3.6)
-    axes = figure.subplots(1, 3)
-    high = max(a.max(), b.max())
-    norm = LogNorm(high / 3000, high)
-    box: dict[str, Any] = {"extent": (-180, 180, -180, 180), "origin": "lower", "interpolation": "nearest"}
-    for axis, title, density in zip(axes, ("held-out dynamics", "model"), (a, b)):
-        drawn = axis.imshow(np.where(density > 0, density, np.nan), norm=norm, cmap="viridis", **box)
-        axis.set_title(title)
-    figure.colorbar(drawn, ax=axes[:2], label="density (1/degree$^2$)", shrink=0.85)
-    most = np.abs(b - a).max()
-    drawn = axes[2].imshow(b - a, vmin=-most, vmax=most, cmap="RdBu_r", **box)
-    axes[2].set_title("model - dynamics")
-    figure.colorbar(drawn, ax=axes[2], label="difference (1/degree$^2$)", shrink=0.85)
-    for axis in axes:
-        axis.set(xticks=range(-180, 181, 90), yticks=range(-180, 181, 90), xlabel="$\\phi$ (degrees)")
+    figure = _figure(3.4 * len(surfaces) + 0.9, 3.6)
+    axes = figure.subplots(1, len(surfaces), sharey=True, squeeze=False)[0]
+    levels = np.arange(1, most)
+    for axis, (title, surface) in zip(axes, surfaces.items()):
+        box: dict[str, Any] = {"extent": (-180, 180, -180, 180), "origin": "lower"}
+        drawn = axis.imshow(surface.T, vmin=0, vmax=most, cmap="viridis", interpolation="nearest", **box)
+        axis.contour(surface.T, levels, colors="white", linewidths=0.4, **box)
+        axis.set(title=title, xlabel="$\\phi$ (degrees)", xticks=range(-180, 181, 90), yticks=range(-180, 181, 90))
     axes[0].set_ylabel("$\\psi$ (degrees)")
+    figure.colorbar(drawn, ax=axes, label="free energy (kT)", shrink=0.9, pad=0.015, extend="max")
     save(figure, path)
 
 

@@ -134,15 +134,15 @@ def run(options: Options) -> None:
     model, seconds = None, 0.0
     if options.weights:
         model, options = load_as_trained(options, (*SPLIT, *FLOW), "dihedrals")
-    learnt, train_set, held_out, lag = parts(options)
+    learnt, train_set, held_out, lag, unseen = parts(options)
     if model is None:
         model, seconds = trained(options, learnt)
     else:
         check_data(Path(options.weights), [as_states(x, options.space) for x in learnt])
     out = Path(options.out)
-    result, pictures = evaluate(model, train_set, held_out, lag, options, learnt)
+    result, pictures = evaluate(model, train_set, held_out, lag, options, learnt, unseen)
     write_json(out / "md.json", {"training_seconds": round(seconds, 1), **result})
-    figures.ramachandran(pictures["real"], pictures["made"], out / "md_ramachandran.png")
+    figures.free_energy(pictures["surfaces"], out / "md_free_energy.png")
     figures.traces(pictures, lag, out / "md_traces.png")
     figures.slow(pictures, lag, out / "md_statistics.png")
     show(result)
@@ -157,7 +157,7 @@ def trained(options: Options, train_set: list[np.ndarray]) -> tuple[Propagator, 
     from timeseries_examples.propagator import Recipe, Space, train_and_save
 
     recipe = Recipe(
-        options.method,
+        options.method,  # type: ignore[arg-type] one of the two, as the option's range says
         options.source,
         "sde" if (options.method, options.source) == ("idff", "frame") else "ode",
         options.sigma,
@@ -177,11 +177,14 @@ def trained(options: Options, train_set: list[np.ndarray]) -> tuple[Propagator, 
 # ---- data
 
 
-def parts(options: Options) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray], float]:
+def parts(
+    options: Options,
+) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray], float, list[np.ndarray]]:
     """Stretches of angles (T, residues, 2): to learn from, the training part, the held-out part; and ps of one step.
 
     All are of every ``lag``-th frame. What is learnt from begins at each of the first ``lag`` frames, so that no pair
-    of frames a step apart is left out; the other two begin at the first, as trajectories do.
+    of frames a step apart is left out; the other two begin at the first, as trajectories do. At the end the held-out
+    part again, with all its frames, for what has no steps: populations.
 
     Raises:
         FileNotFoundError: no trajectories.
@@ -210,7 +213,7 @@ def parts(options: Options) -> tuple[list[np.ndarray], list[np.ndarray], list[np
                 f"{options.past} need {FEWEST + options.past}: give longer trajectories or a smaller --lag"
             )
     describe(trajectories, learnt, held_out, options)
-    return learnt, train_set, held_out, trajectories[0].lag * lag
+    return learnt, train_set, held_out, trajectories[0].lag * lag, rest
 
 
 def by_trajectory(whole: list[np.ndarray], options: Options) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -263,6 +266,10 @@ def show(result: dict[str, Any]) -> None:
     print("(degrees; the model's forecast is the circular mean of its ensemble; linear: least squares on sin and cos)")
     for name, value in result["ramachandran_js"].items():
         print(f"Ramachandran JS distance, {name.replace('_', ' ')}: {value:.4f}")
+    for name, value in result["free_energy_error"].items():
+        print(f"free energy error, {name.replace('_', ' ')}: {value:.2f} kT")
+    shares = (f"{name.replace('_', ' ')} {value:.3%}" for name, value in result["positive_phi"].items())
+    print(f"phi from 0 to 120 degrees: {', '.join(shares)}")
     for name, row in result["slow"].items():
         print(f"{name}: " + ", ".join(f"{key} {value:.3g}" for key, value in row.items()))
     show_kinetics(result["kinetics"])

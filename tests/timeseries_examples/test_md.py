@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import vonmises
 
 from common.cli import parse, validate
 from started import start
@@ -86,6 +88,60 @@ def test_ramachandran_puts_phi_first():
     assert np.array_equal(counts, expected)
 
 
+def von_mises_surface(kappas, centres, bins):
+    """Exact free energy of the cells for independent von Mises angles, minimum 0, as the histogram has it."""
+    edges = np.linspace(-np.pi, np.pi, bins + 1)
+    shares = [np.diff(vonmises.cdf(edges, k, loc=m)) % 1 for k, m in zip(kappas, centres)]
+    energy = -np.log(np.outer(*shares))
+    return energy - energy.min()
+
+
+def test_free_energy_of_von_mises_angles_is_the_one_in_closed_form():
+    """-log density is k (1 - cos(angle - centre)) each; quantiles in place of draws, so that chance has no part."""
+    kappas, centres, bins = (2.0, 0.7), (-1.2, 2.5), 24
+    quantiles = (np.arange(1200) + 0.5) / 1200
+    phi, psi = (dihedrals.wrap(vonmises.ppf(quantiles, k, loc=m)) for k, m in zip(kappas, centres))
+    surface = measures.free_energy(*np.meshgrid(phi, psi, indexing="ij"), bins=bins)
+    assert surface.min() == 0 and np.abs(surface - von_mises_surface(kappas, centres, bins)).max() < 0.15
+    middle = -np.pi + 2 * np.pi * (np.arange(bins) + 0.5) / bins
+    phi_part, psi_part = (k * (1 - np.cos(middle - m)) for k, m in zip(kappas, centres))
+    assert np.abs(surface - phi_part[:, None] - psi_part).max() < 0.2
+    assert np.isnan(measures.free_energy(phi[:1], psi[:1], 5)).sum() == 24
+
+
+def test_free_energy_error_of_a_turned_distribution():
+    """Turned by d, k (1 - cos) changes by 2 k sin(d / 2) times a sine: its root mean square is sqrt(2) k sin(d / 2)."""
+    grid = np.linspace(-np.pi, np.pi, 36, endpoint=False)
+    kappa, turn = 1.5, 0.8
+
+    def surface(centre):
+        return kappa * (1 - np.cos(grid - centre))[:, None] + 0.5 * (1 - np.cos(grid))
+
+    a, b = surface(0.0), surface(turn)
+    expected = np.sqrt(2) * kappa * np.sin(turn / 2)
+    assert measures.free_energy_error(a, b, within=9) == pytest.approx(expected)
+    assert measures.free_energy_error(a, a) == 0
+    assert measures.free_energy_error(a, a + 3) == pytest.approx(0, abs=1e-12)  # the constant that nobody knows
+
+
+def test_free_energy_error_counts_what_the_reference_visits():
+    """Six cells: one beyond 4 kT and one that is never visited do not count; one that only the other misses does."""
+    reference = np.array([[0.0, 1.0, 3.0], [3.5, 5.0, np.nan]])
+    other = np.array([[0.0, 1.0, 3.0], [np.nan, 0.0, 1.0]])
+    missed = 3 + np.log(2) - 3.5  # as half a visit would have it
+    assert measures.free_energy_error(reference, other) == pytest.approx(np.std([0, 0, 0, missed]))
+    assert measures.free_energy_error(reference, other, within=3) == 0
+    with pytest.raises(ValueError, match="need the same cells"):
+        measures.free_energy_error(reference, other[:1])
+    with pytest.raises(ValueError, match="not all NaN"):
+        measures.free_energy_error(reference, np.full((2, 3), np.nan))
+
+
+def test_left_handed_states_do_not_reach_into_the_extended_basin():
+    angles = np.deg2rad(np.array([[[60.0, 40.0], [-60.0, -40.0]], [[175.0, 170.0], [119.0, -60.0]]]))
+    assert measures.positive_phi_share(angles).tolist() == [0.5, 0.5]
+
+
 def test_helix_needs_three_in_a_row():
     helix, strand = np.deg2rad([-60, -40]), np.deg2rad([-120, 130])
 
@@ -151,20 +207,25 @@ def test_model_keeps_two_basins_that_are_far_apart():
 
 
 def options(path, **changes):
-    given = md.Options(data=str(path), **({"lag": 1} | changes))
+    words: dict[str, Any] = {"lag": 1} | changes
+    given = md.Options(data=str(path), **words)
     validate(given)
     return md.completed(given)
 
 
 def test_splits(tmp_path, capsys):
     folder = folder_of(tmp_path, (300, 200, 250))
-    learnt, train_set, held_out, lag = md.parts(options(folder, held_out=1))
+    learnt, train_set, held_out, lag, unseen = md.parts(options(folder, held_out=1))
+    assert len(unseen) == 1 and np.array_equal(unseen[0], held_out[0])
     assert [len(x) for x in train_set] == [300, 200] and [len(x) for x in held_out] == [250]
     assert lag == pytest.approx(0.5) and "500 steps to train on" in capsys.readouterr().out
     assert all(map(np.array_equal, learnt, train_set))
-    learnt, train_set, held_out, lag = md.parts(options(folder, held_out=2, split="blocks", lag=2, leads=(1, 2)))
+    learnt, train_set, held_out, lag, unseen = md.parts(
+        options(folder, held_out=2, split="blocks", lag=2, leads=(1, 2))
+    )
     assert len(held_out) == 6 and len(train_set) == 24 and lag == pytest.approx(1.0)
     assert sum(map(len, train_set)) + sum(map(len, held_out)) == 10 * (15 + 10 + 13)
+    assert sum(map(len, unseen)) == 2 * (30 + 20 + 25) and all(map(np.array_equal, (x[::2] for x in unseen), held_out))
     assert sum(map(len, learnt)) == 8 * (30 + 20 + 25)  # no frame is left out
     assert all(map(np.array_equal, learnt[::2], train_set))
 
@@ -179,7 +240,7 @@ def test_a_step_of_several_frames_is_learnt_from_all_pairs_of_frames_that_far_ap
 
 
 def test_no_window_reaches_over_a_gap(tmp_path):
-    _, train_set, _, _ = md.parts(options(folder_of(tmp_path), held_out=2, split="blocks", leads=(1, 2)))
+    _, train_set, *_ = md.parts(options(folder_of(tmp_path), held_out=2, split="blocks", leads=(1, 2)))
     series = [ensemble.as_states(x, "angle") for x in train_set]
     p = flows.build(flows.Space.of("angle", series), flows.Recipe(past=2), 8, 1, seed=0)
     given, following, k = flows.examples(p, series)
@@ -209,7 +270,7 @@ def test_script_trains_and_evaluates(trained, tmp_path):
     assert "RMSE model" in printed and "steps rolled out, all finite" in printed
     found = json.loads((out / "md.json").read_text())
     assert found["nfe"] == 2 and found["condition"] == "frame" and len(found["leads"]) == 2
-    for name in ("ramachandran", "traces", "statistics"):
+    for name in ("free_energy", "traces", "statistics"):
         assert (out / f"md_{name}.png").stat().st_size > 5000
     weights = next(out.glob("*_MD_v1.pt"))
     assert weights.stat().st_size < 2e6
