@@ -51,7 +51,7 @@ class Options:
     seed: Seed = 0
     """Of velocities and thermostat"""
     threads: Count = 1
-    """CPU threads; the molecule is too small for more to help"""
+    """CPU threads; the molecule is too small for more to help, and one of up to 60 atoms uses one only"""
     out: str = ""
     """Folder of the files; empty: trajectories/ here"""
     smoke: bool = False

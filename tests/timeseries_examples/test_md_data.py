@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import started
-from timeseries_examples import dihedrals, formats, md_data
+from timeseries_examples import dihedrals, formats, md_data, peptide
 from tiny import ROOT
 
 FOLDER = ROOT / "timeseries_examples"
@@ -144,7 +144,8 @@ def test_bad_contents_get_one_clear_line(tmp_path):
             "coarse": shift,
             "gap": gap,
         }.get(wrong, times)
-        np.savez(path, angles=bad, times=times, **({"recipe": np.array(more[wrong])} if wrong in more else {}))
+        recipe = {"recipe": np.array(more[wrong])} if wrong in more else {}
+        np.savez(path, angles=bad, times=times, **recipe)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=line) as error:
             dihedrals.load_trajectory(path)
         assert str(path) in str(error.value)
@@ -239,6 +240,19 @@ def test_blocks_cover_the_run():
 # ---- dynamics
 
 
+def test_small_molecules_take_the_platform_without_neighbour_lists():
+    assert [peptide.platform_name(atoms) for atoms in (22, 52, 62, 112)] == ["Reference"] * 2 + ["CPU"] * 2
+
+
+@needs_openmm
+@pytest.mark.parametrize("residues", [1, 5])
+def test_both_platforms_run(residues):
+    dynamics = peptide.Dynamics(residues, "helix", peptide.Physics(), seed=0, trajectory=0)
+    angles, state = dynamics.run(dynamics.begin(), 0, 3, 5)
+    again, _ = dynamics.run(dynamics.begin(), 0, 3, 5)
+    assert angles.shape == (3, residues, 2) and np.array_equal(angles, again) and "Position" in state
+
+
 @needs_openmm
 def test_structures_have_the_angles_asked_for():
     from timeseries_examples.peptide import STARTS, Physics, build, quads
@@ -253,8 +267,6 @@ def test_structures_have_the_angles_asked_for():
 @needs_openmm
 def test_compiled_solvent_has_the_energy_of_the_interpreted_one(monkeypatch):
     import openmm
-
-    from timeseries_examples import peptide
 
     energies = []
     for replace in (peptide.use_compiled_obc, lambda system: None):
