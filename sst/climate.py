@@ -56,6 +56,25 @@ def split(fields: Fields, val_years: float, test_years: float) -> Split:
     return Split(val, test, len(fields.times))
 
 
+def last_years(fields: Fields, parts: Split, years: float) -> tuple[Fields, Split]:
+    """Without the frames that are earlier than so many years before the validation years.
+
+    Raises:
+        ValueError: there are fewer years before them.
+    """
+    half = np.timedelta64(int(365.2425 / fields.per_year / 2), "D")
+    first = _years_before(fields.times[parts.val], years)
+    if fields.times[0] > first + half:
+        begin, val = fields.times[[0, parts.val]]
+        there = (val - begin).astype(int) / 365.2425
+        raise ValueError(
+            f"--train_years {years:g}: {fields.name} begins on {begin}, with {there:.1f} years before "
+            f"its validation years from {val}: give no more"
+        )
+    k = int(np.searchsorted(fields.times, first - half))
+    return fields.since(k), Split(parts.val - k, parts.test - k, parts.end - k)
+
+
 def _years_before(end: np.datetime64, years: float) -> np.datetime64:
     """The date so many years before another."""
     month = end.astype("datetime64[M]")

@@ -47,6 +47,8 @@ class Options:
     """Years at the end that are forecast and scored"""
     val_years: Positive = 1.0
     """Years before them: validation loss, choice of the weights, spread factors"""
+    train_years: Annotated[float | None, AtLeast(1)] = None
+    """So many years before these are learnt from, earlier ones left out; none: all"""
     harmonics: Count = 2
     """Harmonics of the seasonal cycle, which is fitted to the training years and removed"""
 

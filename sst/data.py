@@ -5,7 +5,7 @@ Whatever the file, the result is :class:`Fields`: one or more regions over the s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,12 @@ class Fields:
     def per_year(self) -> float:
         """Frames in a year."""
         return 365.2425 / float(np.median(np.diff(self.times).astype(float)))
+
+    def since(self, k: int) -> Fields:
+        """Without the first k frames."""
+        regions = [replace(region, values=region.values[k:]) for region in self.regions]
+        breaks = tuple(b - k for b in self.breaks if b > k)
+        return replace(self, regions=regions, times=self.times[k:], breaks=breaks)
 
 
 def load(path: str, variable: str = "", gaps: str = "error") -> Fields:

@@ -321,7 +321,7 @@ class FieldTrainer(Trainer):
 
     parts = ""  # no flag cuts a batch into parts here
     learnt: Mapping[str, Any] = {}  # what data the weights learn from, see ``forecast.Learnt``
-    fixed = ("seed", "test_years", "val_years", "harmonics", "variable", "gaps", "box", "colour")
+    fixed = ("seed", "test_years", "val_years", "train_years", "harmonics", "variable", "gaps", "box", "colour")
 
     def __init__(self, options: Options, torus: bool, processes: Processes):
         self.forecaster, self.torus = options, torus

@@ -76,7 +76,10 @@ def world(options: Options) -> World:
         FileNotFoundError, ValueError: see ``data.load``; and years or boxes that do not fit.
     """
     fields = source(options)
-    return fitted(fields, C.split(fields, options.val_years, options.test_years), options)
+    parts = C.split(fields, options.val_years, options.test_years)
+    if options.train_years:
+        fields, parts = C.last_years(fields, parts, options.train_years)
+    return fitted(fields, parts, options)
 
 
 def source(options: Options) -> Fields:

@@ -172,7 +172,8 @@ def model_of(options: Options, weights: Path, device: torch.device, **changes: A
     """
     keys = ("members", "starts", "chunk", "seed", "spread", "mixed_precision", "data", "smoke")
     model = load_forecaster(weights, device, **{key: getattr(options, key) for key in keys}, **changes)
-    keys = ("box", "past", "horizon", "harmonics", "colour", "test_years", "val_years", "variable", "gaps")
+    keys = ("box", "past", "horizon", "harmonics", "colour", "test_years", "val_years", "train_years")
+    keys += ("variable", "gaps")
     if differences := [key for key in keys if getattr(model.options, key) != getattr(options, key)]:
         flags = ", ".join(f"--{key} {getattr(model.options, key)}" for key in differences)
         raise ValueError(f"{weights} was trained with {flags}: give the same, or -c with the config.yaml beside it")

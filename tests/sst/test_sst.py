@@ -380,6 +380,7 @@ def test_a_torus_has_no_edges():
         ({"members": 1}, "--members 1: must be at least 2"),
         ({"box": 22}, "--box 22 and 4 cells at each edge must be divisible by 4"),
         ({"starts": -1}, "--starts -1: must be at least 0"),
+        ({"train_years": 0.5}, "--train_years 0.5: must be at least 1"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(changes, line):
@@ -387,6 +388,19 @@ def test_options_that_do_not_fit_are_refused(changes, line):
     with pytest.raises(ValueError, match=line):
         validate(options)
         F.check(options, torus=True)
+
+
+def test_fewer_years_of_training_are_tested_on_the_same_fields(world):
+    """The climate, too, is that of the years that are learnt from."""
+    less = P.world(replace(TINY, train_years=1))
+    whole, part = world.starts(TINY), less.starts(TINY)
+    assert less.parts.val == 73 and np.array_equal(world.fields.times[whole], less.fields.times[part])
+    first = world.parts.val - 73
+    wanted = C.fit(less.fields.regions[0], world.fields.times[first:], 73, TINY.harmonics, TINY.horizon)
+    assert torch.equal(less.boxes[0].anomalies, wanted.anomalies)
+    assert np.array_equal(less.fields.regions[0].values, world.fields.regions[0].values[first:])
+    with pytest.raises(ValueError, match="--train_years 3: synthetic begins on 2009-01-01, with 2.0 years before"):
+        P.world(replace(TINY, train_years=3))
 
 
 def test_training_lowers_the_validation_loss(world, tmp_path):
@@ -745,7 +759,7 @@ def test_a_run_goes_on_with_its_own_data_and_split_only(tmp_path, monkeypatch, c
     begun = replace(TINY, mode="train", out=str(tmp_path), total_steps=2, warmup=1)
     pipeline.run(begun)
     again = replace(begun, total_steps=3, resume="auto")
-    for changes in ({"seed": 1}, {"val_years": 0.5}, {"harmonics": 1}):
+    for changes in ({"seed": 1}, {"val_years": 0.5}, {"harmonics": 1}, {"train_years": 1.0}):
         ((key, value),) = changes.items()
         with pytest.raises(ValueError, match=f"{key} .* there and {value} now.*another --out"):
             pipeline.run(replace(again, **changes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -408,6 +409,28 @@ def test_a_split_needs_years_to_train_on():
     times = np.arange("2010-01", "2013-01", dtype="datetime64[M]").astype("datetime64[D]")
     with pytest.raises(ValueError, match="36 frames, 3.* years: 12 frames are left"):
         C.split(fields_of(times), 1, 1)
+
+
+@pytest.mark.parametrize("step", ["M", "D"])
+def test_the_last_years_before_the_validation_years_can_be_learnt_from_alone(step):
+    """Frames, gaps and split move together, so that the same dates are validated and tested."""
+    times = np.arange("2010-01", "2020-01", dtype=f"datetime64[{step}]").astype("datetime64[D]")
+    values = np.arange(len(times), dtype=np.float32)[:, None, None]
+    ones = np.ones(1)
+    region = D.Region("made", values, ones[None] > 0, ones, ones)
+    late, early = np.searchsorted(times, [np.datetime64("2016-01-01"), np.datetime64("2011-01-01")])
+    fields = replace(fields_of(times), regions=[region], breaks=(int(early), int(late)))
+    parts = C.split(fields, 1, 2)
+    for years in (1, 3, 7):
+        cut, now = C.last_years(fields, parts, years)
+        assert cut.times[0] == np.datetime64(f"{2017 - years}-01-01") and cut.times[now.val] == times[parts.val]
+        assert cut.times[now.test] == times[parts.test] and now.end == len(cut.times)
+        k = parts.val - now.val
+        assert np.array_equal(cut.regions[0].values, values[k:])
+        assert cut.breaks == tuple(b - k for b in fields.breaks if b > k)
+    line = "--train_years 8: made begins on 2010-01-01, with 7.0 years before its validation years from 2017-01-01"
+    with pytest.raises(ValueError, match=line):
+        C.last_years(fields, parts, 8)
 
 
 def test_starts_have_all_their_targets_in_the_years():
