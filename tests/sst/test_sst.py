@@ -257,6 +257,7 @@ def test_the_fair_crps_is_least_for_the_right_mean_and_spread(k):
 def test_the_fair_crps_is_that_of_common_metrics():
     members, target = (torch.randn(5, n, 3, 3, generator=generator(n)) for n in (4, 1))
     theirs = crps_ensemble(members.transpose(0, 1), target[:, 0], fair=True, mean=False)
+    assert isinstance(theirs, Tensor)
     assert torch.allclose(F.fair_crps(members, target), theirs.mean((1, 2)).float(), atol=1e-6)
 
 
@@ -319,11 +320,12 @@ def test_batches_are_pairs_of_frames_of_one_place(label):
     leads, columns = set(), set()
     for step in range(10):
         batch = source.make(step)
+        labels = [0] * options.batch_size if batch.y is None else batch.y.tolist()
         for k in range(options.batch_size):
             before, now = batch.condition[k, :2]
             ocean = batch.ocean[k, 0].bool()
             later = 2 * batch.x1[k, 0] + 0.5 * now
-            lead = int(batch.y[k]) + 1 if label == "lead" else 1
+            lead = labels[k] + 1 if label == "lead" else 1
             time, row, column = int(now[0, 0]) // 10_000, int(now[0, 0]) // 100 % 100, int(now[0, 0]) % 100
             assert torch.equal(now - before, torch.full((20, 20), 10_000.0))
             assert torch.equal((later - now)[ocean], torch.full((20, 20), lead * 10_000.0)[ocean])
@@ -333,7 +335,7 @@ def test_batches_are_pairs_of_frames_of_one_place(label):
             for field in (batch.x0, batch.x1, batch.noise):
                 assert (field[k, 0][~ocean] == 0).all()
             if label == "season":
-                assert int(batch.y[k]) == int(data.fields.times[time + 1].astype("datetime64[M]").astype(int) % 12)
+                assert labels[k] == int(data.fields.times[time + 1].astype("datetime64[M]").astype(int) % 12)
             leads.add(lead)
             columns.add(column)
     assert leads == ({1, 2, 3} if label == "lead" else {1}) and max(columns) > 20

@@ -210,7 +210,9 @@ def test_kelvin_with_codes_and_packed(tmp_path, capsys, units):
     """A fill code of the packed numbers is scaled with them: -32768 becomes -27.68 K, as no attribute names it."""
     field = np.nan_to_num(values() + 273.15, nan=-27.68)
     encoding = {"sst": {"dtype": "int16", "scale_factor": 0.01, "add_offset": 300.0, "_FillValue": None}}
-    fields = written(tmp_path, dataset(field, units=units) if units else dataset(field), "-27.68", capsys, **encoding)
+    fields = written(
+        tmp_path, dataset(field, units=units) if units else dataset(field), "-27.68", capsys, "error", **encoding
+    )
     assert not fields.regions[0].ocean[:, 0].any() and fields.regions[0].ocean[:, 1:].all()
     assert np.abs(fields.regions[0].values[:, :, 1:] - values()[:, :, 1:]).max() < 0.006
 
