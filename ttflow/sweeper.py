@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from ttflow.normal import Block
 
+SINGLE = 1e-5  # the least ridge beside which errors of 1e-7 in the normal equations do not count
 DISCARD = 1e-14  # of the squared norm at a bond: what ranks that adapt do without
 
 
@@ -113,7 +114,7 @@ class Sweeper:
         """Put the best core at p for the others as they are; returns the mean squared error, summed over outputs."""
         a, k, o, b = self.cores[p].shape
         # f = phi core with phi = left (x) basis (x) right, which the other cores fix: E[phi phi^T] core = E[phi y]
-        matrix, rhs, square, n = normal_equations(blocks, self.raw(), p)
+        matrix, rhs, square, n = normal_equations(blocks, self.raw(), p, self.ridge >= SINGLE)
         matrix, rhs = _in_new_basis(matrix / n, rhs / n, self.change[p], (a, b))  # (a k b, a k b), (a k b, o)
         core = solve(matrix, rhs, self.ridge)
         error = max(square / n - (core * (2 * rhs - matrix @ core)).sum().item(), 0.0)  # E |y - phi core|^2

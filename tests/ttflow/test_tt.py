@@ -149,6 +149,9 @@ def test_normal_equations_in_pieces_are_those_of_the_whole_least_squares_problem
             torch.testing.assert_close(matrix, part, rtol=1e-11, atol=1e-11 * part.abs().max().item())
         want = right.view(a, n, o, b).permute(0, 1, 3, 2).reshape(a * n * b, o)
         torch.testing.assert_close(rhs, want, rtol=1e-11, atol=1e-11 * want.abs().max().item())
+        fast, fast_rhs, *_ = normal.normal_equations(normal.Blocks(train, data, cache), train.cores, p, single=True)
+        for near, exact in ((fast, matrix), (fast_rhs, rhs)):
+            assert 0 < (near - exact).abs().max() < 1e-6 * exact.abs().max()  # float32, summed in float64
 
 
 @pytest.mark.parametrize("moves", [True, False])
