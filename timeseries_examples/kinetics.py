@@ -18,6 +18,7 @@ from timeseries_examples.measures import autocorrelation, cells
 MARGINAL, JOINT = 100, 50  # bins of a histogram of one number, and of each of two
 TICA_PS, CLUSTERS, STATES = 10.0, 100, 5  # lag of TICA and Markov models; clusters, and metastable states made of them
 MOST = 5000  # frames, about, that clusters are made of
+SLOWEST = "implied_timescale_ps"
 FEWEST = 40  # frames in the shortest trajectory, in lags of TICA
 
 
@@ -39,10 +40,11 @@ def kinetics(made: Sequence[np.ndarray], real: Sequence[np.ndarray], step_ps: fl
         return None
     whole = Reference(real, lag)
     others = [Reference([*real[:i], *real[i + 1 :]], lag) for i in range(len(real))]
-    model = _mean([whole.scores(x) for x in made])
-    floor = _mean([reference.scores(x) for reference, x in zip(others, real)])
-    model |= whole.times(made, step_ps)
-    floor |= whole.times(real, step_ps)
+    model: dict[str, float | None] = _mean([whole.scores(x) for x in made])
+    floor: dict[str, float | None] = _mean([reference.scores(x) for reference, x in zip(others, real)])
+    model |= decorrelations(made, step_ps) | {SLOWEST: _timescale([whole.memory(x) for x in made], lag * step_ps)}
+    memories = [reference.memory(x) for reference, x in zip(others, real)]
+    floor |= decorrelations(real, step_ps) | {SLOWEST: _timescale(memories, lag * step_ps)}
     return {"model": model, "floor": floor}
 
 
@@ -60,13 +62,13 @@ class Reference:
 
         self.parts, self.lag = parts, lag
         features = [to_features(x).astype(np.float64) for x in parts]
-        self.tica = TICA(lagtime=lag, dim=2).fit_from_timeseries(features).fetch_model()
+        self.tica: Any = TICA(lagtime=lag, dim=2).fit_from_timeseries(features).fetch_model()
         self.tics = [self.tica.transform(x) for x in features]
         self.whole, self.ours = np.concatenate(parts), np.concatenate(self.tics)
         points = self.ours[:: max(1, len(self.ours) // MOST)]
-        self.clusters = KMeans(min(CLUSTERS, len(points) // 10), fixed_seed=13, n_jobs=1, max_iter=200).fit_fetch(
-            points
-        )
+        count = min(CLUSTERS, len(points) // 10)
+        clustering = KMeans(count, fixed_seed=13, n_jobs=1, max_iter=200)  # type: ignore[arg-type] a seed, it says
+        self.clusters: Any = clustering.fit_fetch(points)
         self.member, self.states = self._states()
         self.occupied = self._occupied(self.tics)
 
@@ -79,8 +81,9 @@ class Reference:
         from deeptime.markov.msm import MaximumLikelihoodMSM
 
         walks = [self.clusters.transform(x) for x in self.tics]
-        counts = TransitionCountEstimator(self.lag, "sliding").fit_fetch(walks).submodel_largest()
-        model = MaximumLikelihoodMSM(reversible=True).fit_fetch(counts)
+        estimator: Any = TransitionCountEstimator(self.lag, "sliding")
+        counts = estimator.fit_fetch(walks).submodel_largest()
+        model: Any = MaximumLikelihoodMSM(reversible=True).fit_fetch(counts)
         symbols = counts.state_symbols
         n = min(STATES, len(symbols))
         member = np.full(self.clusters.n_clusters, n)
@@ -98,7 +101,7 @@ class Reference:
         low, high = _range(tics, ours)
         circle = (-np.pi, np.pi)
         residues = range(x.shape[1])
-        found = {
+        found: dict[str, Any] = {
             name: np.mean([distance(x[:, r, [i]], whole[:, r, [i]], *circle, MARGINAL) for r in residues])
             for i, name in enumerate(("phi", "psi"))
         }
@@ -108,22 +111,14 @@ class Reference:
         found["occupancies"] = _js(self._occupied([tics]), self.occupied)
         return {name: float(value) for name, value in found.items()}
 
-    def times(self, parts: Sequence[np.ndarray], step_ps: float) -> dict[str, float | None]:
-        """Times of trajectories in ps: when torsions decorrelate to 1/e, and the slowest implied timescale.
+    def memory(self, x: np.ndarray) -> float:
+        """Autocorrelation after ``lag`` frames of the slowest mode along one trajectory (T, residues, 2).
 
-        The former is the median over residues and None where most do not within a quarter of the trajectory; the
-        latter is of the reference's slowest mode: -lag / ln rho(lag).
+        A mode remembers the trajectories that it was fitted on for longer than others, the more so the shorter they
+        are: ask for it of others.
         """
-        most = min(map(len, parts)) // 4
-        found: dict[str, float | None] = {}
-        for i, name in enumerate(("phi", "psi")):
-            times = [decorrelation([x[:, r, i] for x in parts], most) for r in range(parts[0].shape[1])]
-            middle = float(np.median([np.inf if time is None else time for time in times]))
-            found[f"{name}_decorrelation_ps"] = middle * step_ps if np.isfinite(middle) else None
-        tics = [self.tica.transform(to_features(x).astype(np.float64))[:, 0] for x in parts]
-        rho = _pooled(tics, self.lag)
-        found["implied_timescale_ps"] = -self.lag * step_ps / float(np.log(rho)) if 0 < rho < 1 else None
-        return found
+        tic = self.tica.transform(to_features(x).astype(np.float64))[:, 0]
+        return float(autocorrelation(tic, self.lag)[self.lag])
 
 
 def distance(x: np.ndarray, y: np.ndarray, low: Any, high: Any, bins: int) -> float:
@@ -146,12 +141,24 @@ def decorrelation(angles: Sequence[np.ndarray], most: int) -> float | None:
     return float(k - 1 + (rho[k - 1] - np.exp(-1)) / (rho[k - 1] - rho[k]))
 
 
-def _pooled(series: Sequence[np.ndarray], lag: int) -> float:
-    """Correlation of series with themselves ``lag`` frames later, around the mean of all."""
-    mean = np.concatenate(series).mean()
-    before = np.concatenate([x[:-lag] - mean for x in series])
-    after = np.concatenate([x[lag:] - mean for x in series])
-    return float((before * after).sum() / np.sqrt((before**2).sum() * (after**2).sum()))
+def decorrelations(parts: Sequence[np.ndarray], step_ps: float) -> dict[str, float | None]:
+    """Times in ps at which phi and psi of trajectories (T, residues, 2) decorrelate to 1/e, medians over residues.
+
+    None where most do not within a quarter of the trajectory.
+    """
+    most = min(map(len, parts)) // 4
+    found: dict[str, float | None] = {}
+    for i, name in enumerate(("phi", "psi")):
+        times = [decorrelation([x[:, r, i] for x in parts], most) for r in range(parts[0].shape[1])]
+        middle = float(np.median([np.inf if time is None else time for time in times]))
+        found[f"{name}_decorrelation_ps"] = middle * step_ps if np.isfinite(middle) else None
+    return found
+
+
+def _timescale(memories: Sequence[float], lag_ps: float) -> float | None:
+    """Implied timescale -lag / ln rho in ps of the mean rho; None where nothing is remembered."""
+    rho = float(np.mean(memories))
+    return -lag_ps / float(np.log(rho)) if 0 < rho < 1 else None
 
 
 def _range(*parts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -37,7 +39,7 @@ def _few_clusters(monkeypatch):
 def test_times_are_those_of_the_process():
     real = [hopping(4000, STAY, 0.5, seed) for seed in range(3)]
     made = [hopping(4000, STAY**2, 0.5, seed) for seed in (7, 8)]
-    found = kinetics.kinetics(made, real, step_ps=2.0)
+    found: Any = kinetics.kinetics(made, real, step_ps=2.0)
     tau = -2.0 / np.log(STAY)  # ps; the noise within a basin takes 1% of the variance
     assert found["floor"]["psi_decorrelation_ps"] == pytest.approx(tau, rel=0.1)
     assert found["floor"]["implied_timescale_ps"] == pytest.approx(tau, rel=0.15)
@@ -47,9 +49,21 @@ def test_times_are_those_of_the_process():
     assert all(found["model"][name] < 1.5 * found["floor"][name] for name in ("psi", "phi_psi", "tic_0", "phi"))
 
 
+def test_no_slow_mode_is_found_in_noise():
+    """A mode of 40 features fitted to noise remembers that noise; on what it was not fitted on it remembers nothing."""
+    rng = np.random.default_rng(0)
+    real, made = (rng.uniform(-np.pi, np.pi, (4, 400, 10, 2)) for _ in range(2))
+    found: Any = kinetics.kinetics(list(made), list(real), step_ps=10.0)
+    reference = kinetics.Reference(list(real), 1)
+    assert np.mean([reference.memory(x) for x in real]) > 0.15
+    for who in ("model", "floor"):
+        time = found[who]["implied_timescale_ps"]
+        assert time is None or time < 4, who  # ps: less than 8% is left after a frame
+
+
 def test_distances_tell_populations():
     real = [hopping(4000, STAY, 0.5, seed) for seed in range(3)]
-    found = kinetics.kinetics([hopping(4000, STAY, 0.9, 7)], real, step_ps=2.0)
+    found: Any = kinetics.kinetics([hopping(4000, STAY, 0.9, 7)], real, step_ps=2.0)
     p, q = np.array([0.1, 0.9]), np.array([0.5, 0.5])
     m = (p + q) / 2
     exact = np.sqrt(((p * np.log(p / m)).sum() + (q * np.log(q / m)).sum()) / 2)
