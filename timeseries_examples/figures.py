@@ -133,12 +133,13 @@ def free_energy(surfaces: Mapping[str, np.ndarray], path: Path, most: float = 7.
 
 def traces(pictures: dict[str, Any], lag: float, path: Path, residues: int = 3) -> None:
     """Forecasts of an ensemble beside the truth for some residues (left), and long runs beside the dynamics (right)."""
+    residues = min(residues, pictures["real"][0].shape[1])
     figure = _figure(11, 1.6 * residues + 1)
     axes = figure.subplots(residues, 3, width_ratios=(1, 1.3, 1.3), sharey=True, squeeze=False)
     made, truth = np.rad2deg(pictures["forecast"]), np.rad2deg(pictures["truth"])
     real, model = np.rad2deg(pictures["real"][0]), np.rad2deg(pictures["made"][0])
     count = real.shape[1]
-    for row, residue in enumerate(np.linspace(0, count - 1, min(residues, count)).round().astype(int)):
+    for row, residue in enumerate(np.linspace(0, count - 1, residues).round().astype(int)):
         left, middle, right = axes[row]
         column = 2 * residue + 1  # psi, which tells helix from strand
         times = lag * np.arange(1, len(truth) + 1)
@@ -184,5 +185,6 @@ def slow(pictures: dict[str, Any], lag: float, path: Path) -> None:
             width = max(1, len(x) // 80)
             share = helix_share(x)[: len(x) // width * width].reshape(-1, width).mean(1)
             axes[2].plot(lag * width * (np.arange(len(share)) + 0.5) / 1000, share, color=colour, lw=1, alpha=0.6)
-    axes[2].set(xlabel="time (ns)", ylabel="share of residues in a helix", ylim=(0, 1))
+    what = "of residues in a helix" if real[0].shape[1] > 2 else "at a helix's angles"  # a helix takes three
+    axes[2].set(xlabel="time (ns)", ylabel=f"share {what}", ylim=(0, 1))
     save(figure, path)

@@ -19,6 +19,7 @@ from common.cli.configs import among, check_bridge
 from common.cli.ranges import AtLeast, Count, NoneFor, NotNegative, Positive, Seed
 
 HERE = Path(__file__).resolve().parent
+SHIPPED = {"": ("trajectories", "runs/md"), "dipeptide": ("trajectories/dipeptide", "runs/dipeptide")}  # data and runs
 FEWEST = 8  # frames of a stretch: correlation times are taken over a quarter of them
 SPLIT = ("split", "held_out", "lag")
 FLOW = ("method", "source", "space", "sigma", "condition", "past", "n_steps", "solver")  # besides, what weights fix
@@ -30,7 +31,8 @@ class Options:
 
     # ---- data
     data: str = ""
-    """Folder of trajectories, or one file: npz, xtc, trr, dcd, h5, nc, or MDGen's npy; empty: trajectories/ here"""
+    """Folder of trajectories, or one file: npz, xtc, trr, dcd, h5, nc, or MDGen's npy; dipeptide: alanine dipeptide,
+    trajectories/dipeptide/ here; empty: trajectories/ here, of ten alanines"""
     topology: str = ""
     """The molecule of xtc, trr, dcd and nc files (pdb, gro, prmtop, psf); empty: the one beside them"""
     frame: Annotated[Positive | None, NoneFor(0)] = None
@@ -94,7 +96,7 @@ class Options:
     seed: Seed = 0
     """One seed for everything"""
     out: str = ""
-    """Run folder; empty: runs/md here"""
+    """Run folder; empty: runs/md here, or runs/dipeptide"""
     smoke: bool = False
     """Seconds: a tiny network on a little of the data, or on made-up angles; writes to results/smoke-md"""
 
@@ -119,9 +121,15 @@ def completed(options: Options) -> Options:
             "solver": "euler",
         }
         options = replace(options, **tiny, leads=(1, 2), length=50)
-    folder = HERE / ("results/smoke-md" if options.smoke else "runs/md")
-    data = options.data or str(HERE / "trajectories")
-    return replace(options, out=options.out or str(folder), data=data)
+    data, runs = SHIPPED.get(options.data, ("", "runs/md"))
+    if not data and not Path(options.data).exists():
+        names = ", ".join(filter(None, SHIPPED))
+        raise FileNotFoundError(
+            f"--data {options.data}: no such folder or file; give one of trajectories (python make_md_data.py makes "
+            f"some), or a name of what is here: {names}"
+        )
+    folder = HERE / ("results/smoke-md" if options.smoke else runs)
+    return replace(options, out=options.out or str(folder), data=str(HERE / data) if data else options.data)
 
 
 def run(options: Options) -> None:

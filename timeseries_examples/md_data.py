@@ -53,7 +53,7 @@ class Options:
     threads: Count = 1
     """CPU threads; the molecule is too small for more to help, and one of up to 60 atoms uses one only"""
     out: str = ""
-    """Folder of the files; empty: trajectories/ here"""
+    """Folder of the files; empty: trajectories/ here for 10 residues, in it dipeptide/ for 1 and alaN/ for N others"""
     smoke: bool = False
     """Two trajectories of 2 ps of 2 residues, into results/smoke-md-data"""
 
@@ -68,7 +68,7 @@ class Options:
 
 def completed(options: Options) -> Options:
     """The options, with what --smoke changes and the folder filled in."""
-    folder = HERE / "trajectories"
+    folder = HERE / "trajectories" / {10: "", 1: "dipeptide"}.get(options.residues, f"ala{options.residues}")
     if options.smoke:
         tiny = {"residues": 2, "n_trajectories": 2, "nanoseconds": 0.002, "frame": 0.2, "equilibration": 0.4}
         options, folder = replace(options, **tiny), HERE / "results" / "smoke-md-data"

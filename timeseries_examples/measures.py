@@ -259,11 +259,14 @@ def helix_share(angles: np.ndarray) -> np.ndarray:
     """Share of residues in a helix for each frame: angles (..., residues, 2) -> (...).
 
     A residue counts if -100 < phi < -30 and -67 < psi < -7 degrees, and so do two neighbours that make three in a row
-    with it. Source: Best and Hummer 2009, J. Phys. Chem. B 113, 9004.
+    with it; where there are fewer than three residues, each for itself. Source: Best and Hummer 2009, J. Phys. Chem. B
+    113, 9004.
     """
     phi, psi = np.rad2deg(angles[..., 0]), np.rad2deg(angles[..., 1])
     inside = (phi > -100) & (phi < -30) & (psi > -67) & (psi < -7)
     padded = np.concatenate([np.zeros_like(inside[..., :2]), inside, np.zeros_like(inside[..., :2])], axis=-1)
     n = inside.shape[-1]
+    if n < 3:
+        return inside.mean(-1)
     triples = padded[..., : n + 2] & padded[..., 1 : n + 3] & padded[..., 2:]
     return (triples[..., :n] | triples[..., 1 : n + 1] | triples[..., 2:]).mean(-1)

@@ -12,7 +12,7 @@ from scipy.stats import vonmises
 
 from common.cli import parse, validate
 from started import start
-from timeseries_examples import dihedrals, ensemble, formats, md, measures
+from timeseries_examples import dihedrals, ensemble, figures, formats, md, measures
 from timeseries_examples import propagator as flows
 from tiny import ROOT
 
@@ -150,6 +150,7 @@ def test_helix_needs_three_in_a_row():
 
     assert share("hhhhh") == 1 and share("sshhs") == 0 and share("shhhs") == pytest.approx(3 / 5)
     assert share("hhshhhh") == pytest.approx(4 / 7)
+    assert share("h") == 1 and share("hs") == 0.5 and share("s") == 0  # too few for a row
 
 
 def test_a_linear_regression_finds_the_best_linear_forecast():
@@ -262,6 +263,18 @@ def test_data_that_do_not_suffice(tmp_path, lengths, changes, line):
         md.parts(options(folder_of(tmp_path, lengths), **changes))
 
 
+def test_the_shipped_dipeptide_has_a_name(tmp_path, monkeypatch):
+    """The name goes before a folder of that name; its runs have a folder of their own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dipeptide").mkdir()
+    found = md.completed(md.Options(data="dipeptide"))
+    assert found.data == str(FOLDER / "trajectories" / "dipeptide") and found.out == str(FOLDER / "runs" / "dipeptide")
+    assert md.completed(md.Options(data="./dipeptide")).data == "./dipeptide"
+    assert md.completed(md.Options()).out == str(FOLDER / "runs" / "md")
+    _, train_set, held_out, step, unseen = md.parts(md.completed(md.Options(data="dipeptide", lag=10)))
+    assert (len(train_set), len(held_out), step) == (3, 1, 10.0) and unseen[0].shape[1:] == (1, 2)
+
+
 # ---- the script
 
 
@@ -277,6 +290,16 @@ def test_script_trains_and_evaluates(trained, tmp_path):
     again = run("--smoke", "--data", folder, "--held_out", 1, "--weights", weights, "--out", tmp_path / "b")
     assert "steps of" not in again
     assert json.loads((tmp_path / "b" / "md.json").read_text())["leads"] == found["leads"]
+
+
+def test_traces_have_a_row_for_each_residue_that_there_is(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(figures, "save", lambda figure, path, dpi: seen.append(figure))
+    for residues in (1, 2, 5):
+        x, members = hopping(50, residues), np.zeros((4, 3, 2 * residues))
+        figures.traces({"forecast": members, "truth": members[:, 0], "real": [x], "made": [x]}, 1.0, tmp_path / "x.png")
+    assert [len(figure.axes) for figure in seen] == [3, 6, 9]
+    assert all(axis.lines for figure in seen for axis in figure.axes)
 
 
 @pytest.mark.parametrize(
@@ -298,7 +321,8 @@ def test_other_ways(tmp_path, flags, capsys):
     [
         (
             ("--data", "nowhere"),
-            "no trajectories in nowhere, of .npz, .xtc, .trr, .h5, .nc, .dcd, .npy: make some with python make_md_data",
+            "--data nowhere: no such folder or file; give one of trajectories (python make_md_data.py makes some), or "
+            "a name of what is here: dipeptide",
         ),
         (("--unit", "degrees"), "these are radians, not degrees: give --unit radians"),
         (("--past", 0), "--past 0"),
@@ -316,4 +340,4 @@ def test_mistakes_get_one_line(tmp_path, flags, line):
 
 def test_a_mistake_ends_the_script_with_code_2(tmp_path):
     printed = run("--smoke", "--data", tmp_path / "nowhere", code=2)
-    assert printed.startswith("error: no trajectories in ") and printed.count("\n") == 1
+    assert printed.startswith("error: --data ") and printed.count("\n") == 1

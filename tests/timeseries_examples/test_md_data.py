@@ -207,6 +207,22 @@ def test_shipped_trajectories():
     assert sum(path.stat().st_size for path in (FOLDER / "trajectories").glob("*.npz")) < 5e6
 
 
+def test_shipped_dipeptide():
+    """Independent ones of 20 ns with a frame each picosecond, below a megabyte."""
+    found = formats.load_all(FOLDER / "trajectories" / "dipeptide")
+    assert len(found) == 4 and all(t.angles.shape == (20_000, 1, 2) and t.lag == 1 for t in found)
+    assert [t.recipe["start"] for t in found] == ["helix", "extended"] * 2
+    assert {t.recipe["residues"] for t in found} == {1} and len({t.angles[-1].tobytes() for t in found}) == 4
+    assert sum(path.stat().st_size for path in (FOLDER / "trajectories" / "dipeptide").glob("*.npz")) < 1e6
+
+
+@pytest.mark.parametrize(
+    "residues, folder", [(10, "trajectories"), (1, "trajectories/dipeptide"), (5, "trajectories/ala5")]
+)
+def test_each_molecule_has_its_own_folder(residues, folder):
+    assert md_data.completed(md_data.Options(residues=residues)).out == str(FOLDER / folder)
+
+
 # ---- options
 
 
