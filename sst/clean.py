@@ -6,10 +6,14 @@ with one line.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+
+from sst import frames
+from sst.frames import Frames, Temporary, chunks, fields
 
 LEAST, MOST = -5.0, 50.0  # deg C: no sea is colder or warmer
 KELVIN = ("k", "kelvin", "kelvins", "degk", "deg_k", "degree_kelvin", "degrees_kelvin")
@@ -38,7 +42,7 @@ class Raw:
 
     Args:
         where: for messages: the file, and the variable's name.
-        values: (T, H, W), in the file's units.
+        values: (T, H, W), in the file's units, read when asked for.
         dates: (T,), datetime64[m].
         days: (T,), days since the first frame by the file's own calendar, in which months or years may be equally long.
         lat, lon: (H,) and (W,), degrees.
@@ -46,7 +50,7 @@ class Raw:
     """
 
     where: str
-    values: np.ndarray
+    values: Frames
     dates: np.ndarray
     days: np.ndarray
     lat: np.ndarray
@@ -57,13 +61,14 @@ class Raw:
 def cleaned(raw: Raw) -> Raw:
     """The field in deg C, with NaN for land and what is missing; frames in order of time, at most one a day.
 
+    Two passes over the file, which is not needed afterwards, and three over what is kept of it.
+
     Raises:
         ValueError: shapes, places, dates or values that cannot be right.
     """
     _check_places(raw)
     raw = in_order(in_places(raw))
-    raw = replace(raw, values=celsius(raw.where, raw.values, raw.units), units="degC")
-    return without_repeated(without_empty(daily(raw)))
+    return without_repeated(without_empty(daily(celsius(raw))))
 
 
 def _check_places(raw: Raw) -> None:
@@ -89,11 +94,11 @@ def in_places(raw: Raw) -> Raw:
     if not _one_way(steps[0]):
         order = np.argsort(raw.lat)
         print(f"{raw.where}: the rows were not in order of latitude: sorted")
-        raw = replace(raw, values=raw.values[:, order], lat=raw.lat[order])
+        raw = replace(raw, values=raw.values.crop(order, np.arange(len(raw.lon))), lat=raw.lat[order])
     if not _one_way(steps[1]) or abs(steps[1].sum()) >= 360:
         order = np.argsort(raw.lon % 360)
         print(f"{raw.where}: the columns were not in order of longitude: sorted")
-        raw = replace(raw, values=raw.values[:, :, order], lon=raw.lon[order])
+        raw = replace(raw, values=raw.values.crop(np.arange(len(raw.lat)), order), lon=raw.lon[order])
     return raw
 
 
@@ -123,7 +128,7 @@ def in_order(raw: Raw) -> Raw:
     if (order == np.arange(len(order))).all():
         return raw
     print(f"{raw.where}: the frames were not in order of time: sorted")
-    return replace(raw, values=raw.values[order], dates=raw.dates[order], days=days - days[0])
+    return replace(raw, values=raw.values.take(order), dates=raw.dates[order], days=days - days[0])
 
 
 def daily(raw: Raw) -> Raw:
@@ -142,35 +147,43 @@ def daily(raw: Raw) -> Raw:
         raise ValueError(f"{raw.where}: some frames are closer than a day, most are not: give one frame a day")
     left_out = f", {len(found) - len(whole)} days with another number are left out" if len(whole) < len(found) else ""
     print(f"{raw.where}: {usual} frames a day are averaged to {len(whole)} days{left_out}")
-    values = np.stack([raw.values[k : k + usual].mean(0, dtype=np.float64) for k in first[whole]])
+    means = Temporary((len(whole), *raw.values.shape[1:]))
+    for i, k in enumerate(first[whole].tolist()):
+        means.write(i, raw.values[k : k + usual].mean(0, dtype=np.float64))
     dates = raw.dates[first[whole]].astype("datetime64[D]").astype("datetime64[m]")
-    return replace(raw, values=values.astype(np.float32), dates=dates, days=found[whole] - found[whole][0])
+    return replace(raw, values=Frames(means), dates=dates, days=found[whole] - found[whole][0])
 
 
 def without_empty(raw: Raw) -> Raw:
     """Without the frames that have no temperature, or one and the same everywhere, between frames that have."""
-    flat = raw.values.reshape(len(raw.values), -1)
-    finite = np.isfinite(flat)
-    low, high = (
-        part(flat, axis=1, initial=start, where=finite) for part, start in ((np.min, np.inf), (np.max, -np.inf))
-    )
-    empty = ~finite.any(1) | ((low == high) & (finite.sum(1) > 1))
+    empty = np.array([_is_empty(field[np.isfinite(field)]) for field in fields(raw.values)])
     if not empty.any() or empty.all():
         return raw
     first = raw.dates[empty][0].astype("datetime64[D]")
     print(f"{raw.where}: {int(empty.sum())} frames without a field are left out, first {first}")
-    return replace(raw, values=raw.values[~empty], dates=raw.dates[~empty], days=raw.days[~empty])
+    return _kept(raw, ~empty)
+
+
+def _is_empty(found: np.ndarray) -> bool:
+    return not found.size or (found.size > 1 and found.min() == found.max())
 
 
 def without_repeated(raw: Raw) -> Raw:
     """Without the frames that are the one before to the last digit: a stuck feed, or a coarser series filled up."""
-    flat = raw.values.reshape(len(raw.values), -1)
-    same = np.array([False, *(np.array_equal(a, b, equal_nan=True) for a, b in zip(flat, flat[1:]))])
+    same, last = np.zeros(len(raw.values), bool), None
+    for k, field in enumerate(fields(raw.values)):
+        same[k], last = last is not None and np.array_equal(field, last, equal_nan=True), field
     if not same.any() or same[1:].all():  # a field that never changes is refused later
         return raw
     first = raw.dates[same][0].astype("datetime64[D]")
     print(f"{raw.where}: {int(same.sum())} frames repeat the one before, first {first}: they are left out")
-    return replace(raw, values=raw.values[~same], dates=raw.dates[~same], days=raw.days[~same])
+    return _kept(raw, ~same)
+
+
+def _kept(raw: Raw, which: np.ndarray) -> Raw:
+    """Some frames, (T,) bool."""
+    values = raw.values.take(np.flatnonzero(which))
+    return replace(raw, values=values, dates=raw.dates[which], days=raw.days[which])
 
 
 def breaks(where: str, dates: np.ndarray, days: np.ndarray) -> tuple[int, ...]:
@@ -196,24 +209,40 @@ def breaks(where: str, dates: np.ndarray, days: np.ndarray) -> tuple[int, ...]:
 # ---- values
 
 
-def celsius(where: str, values: np.ndarray, units: str) -> np.ndarray:
+def celsius(raw: Raw) -> Raw:
     """Temperatures in deg C, float32, NaN where there is none; codes of ice and of missing values are named.
 
     Raises:
         ValueError: units of something else, or values that no sea has.
     """
-    unit = _unit(where, units)
-    found = np.array(values, np.float64 if values.dtype.kind in "iu" else values.dtype, order="C")
-    if (infinite := np.isinf(found)).any():
-        print(f"{where}: {int(infinite.sum())} values are infinite: taken as missing")
-        found[infinite] = np.nan
-    unit = _unit(where, units) or _undeclared(where, found)
-    for code, count in _codes(found, unit).items():
+    where, values = raw.where, raw.values
+    unit = _unit(where, raw.units) or _undeclared(where, values)
+    infinite, codes = _codes(values, unit)
+    if infinite:
+        print(f"{where}: {infinite} values are infinite: taken as missing")
+    for code, count in codes.items():
         print(f"{where}: {count} values are {code:.7g}{NAMES.get(code, '')}: taken as missing")
-        found[found == code] = np.nan
-    degrees = _converted(found, unit).astype(np.float32)
-    _check_range(where, degrees, found, units or "no units")
-    return _without_zeros(where, degrees)
+    kept, seen = Temporary(values.shape), _Range(where, raw.units or "no units")
+    zeros = np.zeros(values.shape[1:], int)
+    least = np.full(values.shape[1:], np.inf, np.float32)  # of each cell, but for zeros
+    for a, b in chunks(values):
+        found = _numbers(values[a:b])
+        found[np.isinf(found)] = np.nan
+        for code in codes:
+            found[found == code] = np.nan
+        degrees = _converted(found, unit).astype(np.float32)
+        seen.add(degrees, found)
+        zeros += (degrees == 0).sum(0)
+        least = np.fmin(least, np.where(degrees == 0, np.inf, degrees).min(0, initial=np.inf, where=degrees == degrees))
+        kept.write(a, degrees)
+    seen.check()
+    _without_zeros(where, kept, zeros, least)
+    return replace(raw, values=Frames(kept), units="degC")
+
+
+def _numbers(values: np.ndarray) -> np.ndarray:
+    """A copy that can hold NaN."""
+    return np.array(values, np.float64 if values.dtype.kind in "iu" else values.dtype, order="C")
 
 
 def _unit(where: str, units: str) -> str:
@@ -237,12 +266,21 @@ def _outside(values: np.ndarray, unit: str) -> np.ndarray:
     return (degrees < LEAST) | (degrees > MOST)
 
 
-def _codes(values: np.ndarray, unit: str) -> dict[Any, int]:
-    """Numbers outside the plausible range that stand for something else, and how often each does."""
-    numbers, counts = np.unique(values[_outside(values, unit)], return_counts=True)
-    known = np.array([_is_usual(x) for x in numbers.tolist()], bool)
-    several = counts >= (REPEATED if len(numbers) <= CODES else np.inf)  # many different ones are measurements
-    return {x: int(n) for x, n in zip(numbers[known | several], counts[known | several])}
+def _codes(values: Frames, unit: str) -> tuple[int, dict[Any, int]]:
+    """How many values are infinite; numbers out of range that stand for something else, and how often each does."""
+    infinite, usual, others = 0, Counter(), Counter()
+    for a, b in chunks(values):
+        found = _numbers(values[a:b])
+        infinite += int(np.isinf(found).sum())
+        numbers, counts = np.unique(found[_outside(found, unit) & np.isfinite(found)], return_counts=True)
+        for x, n in zip(numbers.tolist(), counts.tolist()):
+            if x in others or x not in usual and len(others) <= CODES and not _is_usual(x):
+                others[x] += n
+            elif x in usual or _is_usual(x):
+                usual[x] += n
+    if len(usual) + len(others) <= CODES:  # many different ones are measurements
+        usual.update({x: n for x, n in others.items() if n >= REPEATED})
+    return infinite, dict(sorted(usual.items()))
 
 
 def _is_usual(number: float) -> bool:
@@ -251,48 +289,68 @@ def _is_usual(number: float) -> bool:
     return abs(number) >= 1000 or (len(digits) > 1 and set(digits) == {"9"}) or number == 0
 
 
-def _undeclared(where: str, values: np.ndarray) -> str:
-    """K where the middle of the values is a sea's in kelvin, else C."""
-    rest = values[np.isfinite(values) & (values != 0) & (np.abs(values) < 900)]
-    if not rest.size or _outside(np.median(rest), "K"):
+def _undeclared(where: str, values: Frames) -> str:
+    """K where the middle of the values is a sea's in kelvin, else C; of many frames some of all times are seen."""
+    step = -(-values.shape[0] * values.shape[1] * values.shape[2] // frames.CHUNK)
+    found = values[::step]
+    rest = found[np.isfinite(found) & (found != 0) & (np.abs(found) < 900)]
+    if not rest.size or _outside(_numbers(np.median(rest)), "K"):
         return "C"
     print(f"{where} has no units: values of about {np.median(rest):.4g} are taken as kelvin")
     return "K"
 
 
-def _check_range(where: str, degrees: np.ndarray, values: np.ndarray, units: str) -> None:
-    """Raise ValueError if a temperature is outside the plausible range."""
-    outside = _outside(degrees, "C")
-    if not outside.any():
-        return
-    ends = np.array([np.nanmin(values), np.nanmax(values)])
-    names = {"K": "kelvin", "F": "degrees Fahrenheit", "C": "deg C"}
-    guess = [name for unit, name in names.items() if not _outside(ends, unit).any()]
-    hint = f"they look like {guess[0]}: correct its units" if guess else "mask what is none, or choose with --variable"
-    count = f"{int(outside.sum())} of {int(np.isfinite(values).sum())} values"
-    raise ValueError(
-        f"{where} ({units}): {count}, for example {float(values[outside][0]):.6g}, are no temperatures of a sea "
-        f"({LEAST:g} to {MOST:g} deg C): {hint}"
-    )
+class _Range:
+    """What is outside the plausible range, counted chunk by chunk."""
+
+    def __init__(self, where: str, units: str):
+        self.where, self.units, self.outside, self.finite = where, units, 0, 0
+        self.least, self.most, self.example = np.inf, -np.inf, None
+
+    def add(self, degrees: np.ndarray, values: np.ndarray) -> None:
+        """Temperatures in deg C, and as the file has them."""
+        outside, there = _outside(degrees, "C"), np.isfinite(values)
+        self.outside, self.finite = self.outside + int(outside.sum()), self.finite + int(there.sum())
+        self.least = min(self.least, values.min(initial=np.inf, where=there))
+        self.most = max(self.most, values.max(initial=-np.inf, where=there))
+        if self.example is None and outside.any():
+            self.example = float(values[outside][0])
+
+    def check(self) -> None:
+        """Raise ValueError if a temperature is outside the plausible range."""
+        if not self.outside:
+            return
+        ends = np.array([self.least, self.most])
+        names = {"K": "kelvin", "F": "degrees Fahrenheit", "C": "deg C"}
+        guess = [name for unit, name in names.items() if not _outside(ends, unit).any()]
+        hint = (
+            f"they look like {guess[0]}: correct its units" if guess else "mask what is none, or choose with --variable"
+        )
+        raise ValueError(
+            f"{self.where} ({self.units}): {self.outside} of {self.finite} values, for example {self.example:.6g}, are "
+            f"no temperatures of a sea ({LEAST:g} to {MOST:g} deg C): {hint}"
+        )
 
 
-def _without_zeros(where: str, degrees: np.ndarray) -> np.ndarray:
-    """NaN for cells that are exactly 0 always, as land may be marked, and for zeros in cells that else are warm."""
-    zero = degrees == 0
-    if not zero.any():
-        return degrees
-    land = (zero | ~np.isfinite(degrees)).all(0) & zero.any(0)
-    if land.any() and not land.all():
+def _without_zeros(where: str, kept: Temporary, zeros: np.ndarray, least: np.ndarray) -> None:
+    """NaN for cells that are exactly 0 always, as land may be marked, and for zeros in cells that else are warm.
+
+    Args:
+        where: for messages.
+        kept: temperatures, changed in their place.
+        zeros: how many a cell has.
+        least: the lowest of its other temperatures; infinite: it has none.
+    """
+    land, warm = (zeros > 0) & np.isinf(least), (zeros > 0) & np.isfinite(least) & (least > WARM)
+    land &= not land.all()
+    if land.any():
         print(f"{where}: {int(land.sum())} cells are exactly 0 at all times: taken as land")
-        degrees[:, land] = np.nan
-    cells = np.flatnonzero((zero & ~land).any(0).ravel())
-    flat, wrong = degrees.reshape(len(degrees), -1), 0
-    for cell in cells:
-        column = flat[:, cell]
-        rest = column[np.isfinite(column) & (column != 0)]
-        if rest.size and rest.min() > WARM:
-            wrong += int((column == 0).sum())
-            column[column == 0] = np.nan
-    if wrong:
-        print(f"{where}: {wrong} values are exactly 0 in cells that are warm otherwise: taken as missing")
-    return degrees
+    if warm.any():
+        print(
+            f"{where}: {int(zeros[warm].sum())} values are exactly 0 in cells that are warm otherwise: taken as missing"
+        )
+    if (wrong := land | warm).any():
+        for a, b in chunks(kept):
+            found = kept[np.arange(a, b)]
+            found[(found == 0) & wrong] = np.nan
+            kept.write(a, found)

@@ -8,9 +8,10 @@ the test years come is in the state that a forecast starts from.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from common.data.series import windows
 from sst.data import Fields, Region
+from sst.frames import Frames, chunks
 from sst.synthetic import filtered, mean_power, season
 
 FLOOR = 0.25  # least standard deviation, as a share of the median one: cells under ice hardly change
@@ -72,7 +74,7 @@ def last_years(fields: Fields, parts: Split, years: float) -> tuple[Fields, Spli
             f"its validation years from {val}: give no more"
         )
     k = int(np.searchsorted(fields.times, first - half))
-    return fields.since(k), Split(parts.val - k, parts.test - k, parts.end - k)
+    return fields.between(k, parts.end), Split(parts.val - k, parts.test - k, parts.end - k)
 
 
 def _years_before(end: np.datetime64, years: float) -> np.datetime64:
@@ -89,28 +91,95 @@ def seasonal_basis(times: np.ndarray, harmonics: int) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Cycle:
+    """Seasonal cycle in deg C, worked out for the frames that are asked for: ``basis`` (T, K), ``waves`` (K, H, W)."""
+
+    basis: Tensor
+    waves: Tensor
+
+    def exact(self, frames: Any) -> Tensor:
+        """Of some frames (...), float64, (..., H, W). A sum term by term: it does not depend on what else is asked."""
+        basis = self.basis[frames][..., None, None]
+        total = basis[..., 0, :, :] * self.waves[0]
+        for k in range(1, len(self.waves)):
+            total += basis[..., k, :, :] * self.waves[k]
+        return total
+
+    def __getitem__(self, frames: Any) -> Tensor:
+        return self.exact(frames).float()
+
+
+@dataclass(frozen=True)
+class Anomalies:
+    """Anomalies, float32, made of the temperatures that are asked for: an index gives what that of (T, H, W) would.
+
+    Args:
+        values: temperatures.
+        cycle: is taken from them.
+        std: (H, W), float64, deg C, by which they are divided.
+        ocean: (H, W), bool; elsewhere they are 0.
+    """
+
+    values: Frames
+    cycle: Cycle
+    std: Tensor
+    ocean: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(T, H, W)."""
+        return self.values.shape
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def store(self) -> Any:
+        """What is read, for ``frames.chunks``."""
+        return self.values.store
+
+    def exact(self, frames: Any) -> Tensor:
+        """Of some frames (...), float64, (..., H, W)."""
+        off = torch.from_numpy(self.values[frames]).double() - self.cycle.exact(frames)
+        return torch.where(self.ocean, off, 0.0) / self.std
+
+    def __getitem__(self, key: Any) -> Tensor:
+        first, *others = key if isinstance(key, tuple) else (key,)
+        found = self.exact(first).float()
+        return found[(*[slice(None)] * (found.ndim - 2), *others)] if others else found
+
+    def crop(self, rows: Tensor, columns: Tensor) -> Anomalies:
+        """Of some rows and columns."""
+        waves, std, ocean = (x[..., rows, :][..., columns] for x in (self.cycle.waves, self.std, self.ocean))
+        return Anomalies(self.values.crop(rows.numpy(), columns.numpy()), Cycle(self.cycle.basis, waves), std, ocean)
+
+
+@dataclass(frozen=True)
 class Climate:
     """Anomalies of a region, and the maps that belong to them.
 
     Args:
         region: the region.
-        anomalies: (T, H, W), float32, in standard deviations; 0 on land.
+        anomalies: (T, H, W), in standard deviations; 0 on land.
         ocean: (H, W), 1 on water, 0 on land.
         area: (H, W), ocean times the cosine of the latitude: the weights of all scores.
-        cycle: seasonal cycle, (T, H, W), deg C.
         std: (H, W), deg C; 1 on land.
         damping: regression of the anomaly h frames later on the present one, (horizon, H, W).
         residual: standard deviation of what that leaves, (horizon, H, W), in standard deviations; 1 on land.
     """
 
     region: Region
-    anomalies: Tensor
+    anomalies: Anomalies
     ocean: Tensor
     area: Tensor
-    cycle: Tensor
     std: Tensor
     damping: Tensor
     residual: Tensor
+
+    @property
+    def cycle(self) -> Cycle:
+        """Seasonal cycle, (T, H, W), deg C."""
+        return self.anomalies.cycle
 
     def crop(self, rows: Tensor, columns: Tensor) -> Climate:
         """The same of some rows and columns, which may go around the globe."""
@@ -119,9 +188,9 @@ class Climate:
             return x[..., rows, :][..., columns]
 
         r, i, j = self.region, rows.numpy(), columns.numpy()
-        part = Region(r.name, r.values[:, i][:, :, j], r.ocean[i][:, j], r.lat[i], r.lon[j], False)
-        maps = (self.anomalies, self.ocean, self.area, self.cycle, self.std, self.damping, self.residual)
-        return Climate(part, *map(cut, maps))
+        part = Region(r.name, Frames.of(r.values).crop(i, j), r.ocean[i][:, j], r.lat[i], r.lon[j], False)
+        maps = (self.ocean, self.area, self.std, self.damping, self.residual)
+        return Climate(part, self.anomalies.crop(rows, columns), *map(cut, maps))
 
 
 def fit(
@@ -129,25 +198,31 @@ def fit(
 ) -> Climate:
     """Estimate a region's climate from its first ``n_train`` frames; ``breaks`` as ``Fields`` has them.
 
+    Three passes over them, a chunk at a time.
+
     Raises:
         ValueError: the field does not change in time.
     """
-    values = torch.from_numpy(region.values).double()
-    basis, ocean = seasonal_basis(times, harmonics), torch.from_numpy(region.ocean)
-    found = torch.linalg.lstsq(basis[:n_train], values[:n_train].flatten(1)).solution
-    cycle = (basis @ found).reshape(values.shape)
-    raw = torch.where(ocean, values - cycle, 0.0)
-    std = raw[:n_train].square().mean(0).sqrt()
+    values, ocean = Frames.of(region.values), torch.from_numpy(region.ocean)
+    basis = seasonal_basis(times, harmonics)
+    inverse = torch.linalg.pinv(basis[:n_train])  # least squares: waves = inverse @ values
+    waves = torch.zeros(basis.shape[1], *ocean.shape, dtype=torch.float64)
+    for a, b in chunks(values, n_train):
+        waves += torch.tensordot(inverse[:, a:b], torch.from_numpy(values[a:b]).double(), 1)
+    plain = Anomalies(values, Cycle(basis, waves), torch.ones((), dtype=torch.float64), ocean)  # deg C
+    std = torch.zeros(ocean.shape, dtype=torch.float64)
+    for a, b in chunks(values, n_train):
+        std += plain.exact(slice(a, b)).square().sum(0)
+    std = (std / n_train).sqrt()
     typical = std[ocean].median()
     if not typical > 1e-6:
         raise ValueError(f"{region.name} does not change in the training years: is it the right variable?")
     std = torch.where(ocean, std.clamp(min=FLOOR * typical.item()), 1.0)
-    anomalies = raw / std
-    damping, residual = persistence(anomalies[:n_train], horizon, breaks)
+    anomalies = replace(plain, std=std)
+    damping, residual = persistence(anomalies, horizon, breaks, n_train)
     residual = torch.where(ocean, residual, 1.0)
     area = ocean * torch.from_numpy(np.cos(np.deg2rad(region.lat)))[:, None].clamp(min=0)
-    maps = (anomalies, ocean, area, cycle, std, damping, residual)
-    return Climate(region, *(x.float() for x in maps))
+    return Climate(region, anomalies, *(x.float() for x in (ocean, area, std, damping, residual)))
 
 
 def origins(begin: int, end: int, past: int, horizon: int, breaks: Sequence[int] = ()) -> Tensor:
@@ -169,16 +244,35 @@ def lagged(x: Tensor, lead: int, breaks: Sequence[int] = ()) -> tuple[Tensor, Te
     return x[now], x[now + lead]
 
 
-def persistence(anomalies: Tensor, horizon: int, breaks: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+def pairs(
+    x: Any, leads: int, breaks: Sequence[int] = (), end: int | None = None
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Those of ``lagged`` for leads 1 to ``leads`` in the first ``end`` frames, chunk by chunk: lead, now, later."""
+    end = len(x) if end is None else end
+    piece = torch.from_numpy(np.searchsorted(breaks, np.arange(end), "right"))
+    for a, b in chunks(x, end):
+        block = x[a : min(b + leads, end)]
+        for lead in range(1, leads + 1):
+            now = torch.arange(a, max(a, min(b, end - lead)))
+            now = now[piece[now] == piece[now + lead]] - a
+            yield lead, block[now], block[now + lead]
+
+
+def persistence(
+    anomalies: Any, horizon: int, breaks: Sequence[int] = (), end: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Damping and residual standard deviation at leads 1 to ``horizon``, each (horizon, H, W), from (T, H, W)."""
-    damping, residual = [], []
-    for lead in range(1, horizon + 1):
-        now, later = lagged(anomalies, lead, breaks)
-        power = now.square().mean(0)
-        factor = (now * later).mean(0) / (power * (1 + RIDGE)).clamp(min=1e-12)
-        damping.append(factor.clamp(-1, 1))
-        residual.append((later - damping[-1] * now).square().mean(0).sqrt().clamp(min=0.05))
-    return torch.stack(damping), torch.stack(residual)
+    moments = torch.zeros(horizon, 3, *anomalies[0].shape, dtype=torch.float64)
+    counts = torch.zeros(horizon, 1, 1, 1)
+    for lead, now, later in pairs(anomalies, horizon, breaks, end):
+        now, later = now.double(), later.double()
+        counts[lead - 1] += len(now)
+        for moment, product in zip(moments[lead - 1], (now.square(), now * later, later.square())):
+            moment += product.sum(0)
+    power, product, last = (moments / counts).unbind(1)
+    damping = (product / (power * (1 + RIDGE)).clamp(min=1e-12)).clamp(-1, 1)
+    left = last - 2 * damping * product + damping.square() * power  # the mean of (later - damping now)^2
+    return damping, left.clamp(min=0).sqrt().clamp(min=0.05)
 
 
 def boxes(climate: Climate, side: int) -> list[Climate]:
@@ -232,9 +326,11 @@ def spectrum(
     power, seen = torch.zeros(side, side // 2 + 1, dtype=torch.float64), 0.0
     for climate in climates:
         for box in boxes(climate, side):
-            (now, later), weight = lagged(box.anomalies[:n_train], 1, breaks), window(box.ocean, torus)
-            innovation = (later - box.damping[0] * now) / box.residual[0] * weight
-            power += torch.fft.rfft2(innovation).abs().square().mean(0)
+            weight, count, total = window(box.ocean, torus), 0, torch.zeros_like(power)
+            for _, now, later in pairs(box.anomalies, 1, breaks, n_train):
+                innovation = (later - box.damping[0] * now) / box.residual[0] * weight
+                total, count = total + torch.fft.rfft2(innovation).abs().square().sum(0), count + len(now)
+            power += total / count
             seen += weight.square().sum().item()
     # Power over what the weights let through adds up to the innovations' variance, about 1; noise is given exactly 1.
     return (power / seen / mean_power(power / seen, side)).sqrt().float()

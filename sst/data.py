@@ -13,6 +13,7 @@ import numpy as np
 
 from sst import clean, netcdf
 from sst.clean import Raw
+from sst.frames import Frames, chunks
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Region:
 
     Args:
         name: for titles.
-        values: (T, H, W), float32, deg C; 0 on land.
+        values: (T, H, W), float32, deg C; 0 on land. Of files, read when asked for.
         ocean: (H, W), bool.
         lat: (H,), degrees.
         lon: (W,), degrees.
@@ -29,7 +30,7 @@ class Region:
     """
 
     name: str
-    values: np.ndarray
+    values: np.ndarray | Frames
     ocean: np.ndarray
     lat: np.ndarray
     lon: np.ndarray
@@ -56,11 +57,13 @@ class Fields:
         """Frames in a year."""
         return 365.2425 / float(np.median(np.diff(self.times).astype(float)))
 
-    def since(self, k: int) -> Fields:
-        """Without the first k frames."""
-        regions = [replace(region, values=region.values[k:]) for region in self.regions]
-        breaks = tuple(b - k for b in self.breaks if b > k)
-        return replace(self, regions=regions, times=self.times[k:], breaks=breaks)
+    def between(self, first: int, end: int, later: np.ndarray | None = None) -> Fields:
+        """Frames [first, end), and empty ones of ``later`` dates."""
+        later = self.times[:0] if later is None else later
+        index = np.concatenate([np.arange(first, end), np.full(len(later), -1)])
+        regions = [replace(region, values=Frames.of(region.values).take(index)) for region in self.regions]
+        breaks = tuple(b - first for b in self.breaks if first < b < end)
+        return replace(self, regions=regions, times=np.concatenate([self.times[first:end], later]), breaks=breaks)
 
 
 def load(path: str, variable: str = "", gaps: str = "error") -> Fields:
@@ -86,9 +89,15 @@ def load(path: str, variable: str = "", gaps: str = "error") -> Fields:
         raise ValueError(f"{file} is no regular file: give a NetCDF file, a folder of boxes or a .npz")
     if file.suffix in (".pkl", ".pickle"):
         raise ValueError(f"{file} is a pickle, which may run any program when read: convert it to .npz (see README.md)")
-    raw = clean.cleaned(_read_npz(file) if file.suffix == ".npz" else netcdf.read(file, variable))
+    raw = _read_npz(file) if file.suffix == ".npz" else _read(file, variable)
     name, region = file.name.split(".nc")[0].removesuffix(".npz"), _region(file.stem, raw, gaps)
     return Fields(name, [region], _days(raw), breaks=clean.breaks(raw.where, raw.dates, raw.days))
+
+
+def _read(file: Path, variable: str) -> Raw:
+    """A NetCDF file's field, cleaned."""
+    with netcdf.opened(file, variable) as raw:
+        return clean.cleaned(raw)
 
 
 def _days(raw: Raw) -> np.ndarray:
@@ -102,7 +111,7 @@ def _load_boxes(folder: Path, variable: str, gaps: str) -> Fields:
         raise FileNotFoundError(f"no file like sst.day.mean.box84.nc in {folder}: give a NetCDF file or another folder")
     regions, first = [], None
     for file in files:
-        raw = clean.cleaned(netcdf.read(file, variable))
+        raw = _read(file, variable)
         first = first or raw
         if not np.array_equal(raw.dates, first.dates):
             raise ValueError(f"{file} has other times than {files[0].name}: boxes must cover the same days")
@@ -112,7 +121,7 @@ def _load_boxes(folder: Path, variable: str, gaps: str) -> Fields:
 
 
 def _read_npz(file: Path) -> Raw:
-    """What an npz holds; what it lacks is counted up, and said."""
+    """What an npz holds, cleaned; what it lacks is counted up, and said. While it is read, it is in memory."""
     try:
         with np.load(file, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
@@ -130,7 +139,7 @@ def _read_npz(file: Path) -> Raw:
     lat, lon = (_degrees(file, arrays, key, n) for key, n in zip(("lat", "lon"), values.shape[1:]))
     dates = _dates(file, arrays.get("time"), len(values))
     days = (dates - dates[0]) / np.timedelta64(1, "D")
-    return Raw(f"{file}: sst", values, dates, days, lat, lon, str(arrays.get("units", "")))
+    return clean.cleaned(Raw(f"{file}: sst", Frames(values), dates, days, lat, lon, str(arrays.get("units", ""))))
 
 
 def _dates(file: Path, time: np.ndarray | None, n: int) -> np.ndarray:
@@ -163,20 +172,23 @@ def _degrees(file: Path, arrays: dict[str, np.ndarray], key: str, n: int) -> np.
 
 def _region(name: str, raw: Raw, gaps: str) -> Region:
     """Mark the land of one field."""
-    missing = ~np.isfinite(raw.values)
-    land = missing.all(0)
-    if gaps == "land":
-        land = missing.any(0)
-    elif (count := int((missing.any(0) & ~land).sum())) > 0:
-        t, i, j = np.argwhere(missing & ~land)[0]
+    some, every = np.zeros(raw.values.shape[1:], bool), np.ones(raw.values.shape[1:], bool)
+    first = np.full(raw.values.shape[1:], len(raw.values))  # frame that a cell is missing in
+    for a, b in chunks(raw.values):
+        missing = ~np.isfinite(raw.values[a:b])
+        some, every = some | missing.any(0), every & missing.all(0)
+        first = np.where(missing.any(0), np.minimum(first, a + missing.argmax(0)), first)
+    land = some if gaps == "land" else every
+    if (holes := some & ~land).any():
+        t = first[holes].min()
+        i, j = np.argwhere(holes & (first == t))[0]
         raise ValueError(
-            f"{raw.where}: {count} ocean cells are missing at some times (first {_days(raw)[t]}, row {i}, column {j}): "
-            "fill them, or take them as land with --gaps land"
+            f"{raw.where}: {int(holes.sum())} ocean cells are missing at some times (first {_days(raw)[t]}, row {i}, "
+            f"column {j}): fill them, or take them as land with --gaps land"
         )
     if land.all():
         raise ValueError(f"{raw.where}: no cell has a temperature at all times: is it the right variable?")
     spacing = (np.diff(raw.lon) + 180) % 360 - 180  # 359, 0 are neighbours
     even = len(raw.lon) > 2 and np.allclose(spacing, spacing[0], atol=1e-3)
     cyclic = bool(even and abs(abs(spacing[0]) * len(raw.lon) - 360) < 1e-2)
-    values = np.where(land, 0, raw.values).astype(np.float32)
-    return Region(name, values, np.asarray(~land), raw.lat.astype(float), raw.lon.astype(float), cyclic)
+    return Region(name, raw.values.with_land(land), ~land, raw.lat.astype(float), raw.lon.astype(float), cyclic)

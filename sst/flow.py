@@ -295,10 +295,9 @@ class FieldBatches(Ahead):
         def cut(x: Tensor) -> Tensor:
             return x[..., i, :][..., j % width]
 
-        frames = cut(climate.anomalies[now - o.past + 1 : now + 1])
-        later, damping, residual = (
-            cut(x)[None] for x in (climate.anomalies[now + lead], climate.damping[lead - 1], climate.residual[lead - 1])
-        )
+        anomalies = climate.anomalies.crop(i, j % width)
+        frames, later = anomalies[now - o.past + 1 : now + 1], anomalies[now + lead][None]
+        damping, residual = (cut(x)[None] for x in (climate.damping[lead - 1], climate.residual[lead - 1]))
         x1, ocean = (later - damping * frames[-1:]) / residual, cut(climate.ocean)[None]
         label = self.month[now + lead] if o.label_by == "season" else torch.tensor(lead - 1)
         return x1 * ocean, condition_of(frames, cut(maps), self.season[now]), ocean, label

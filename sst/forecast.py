@@ -23,6 +23,7 @@ from sst.climate import Climate
 from sst.config import Options, restored
 from sst.data import Fields, load
 from sst.flow import Conditioned, Method, condition_of, description, draw_innovation, method_of
+from sst.frames import chunks
 
 
 class Learnt(TypedDict):
@@ -59,8 +60,9 @@ class World:
     def mark(self) -> str:
         """A mark of frames, times and split, by which other data are told."""
         digest = hashlib.sha256(repr((self.fields.times.tolist(), self.parts)).encode())
-        for climate in self.climates:
-            digest.update(climate.anomalies.contiguous().numpy().tobytes())
+        for values in (climate.anomalies.values for climate in self.climates):
+            for a, b in chunks(values):
+                digest.update(values[a:b].tobytes())
         return f"{len(self.fields.times)} frames {digest.hexdigest()[:16]}"
 
     def starts(self, options: Options, validation: bool = False) -> Tensor:

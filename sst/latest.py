@@ -98,14 +98,7 @@ def _spacing(region: Region) -> list[float]:
 
 def _until(fields: Fields, begin: int, now: int, horizon: int) -> Fields:
     """Frames ``begin`` to ``now``, and ``horizon`` more of which nothing is known."""
-    times = np.concatenate([fields.times[begin : now + 1], times_after(fields.times, now, horizon)])
-
-    def cut(values: np.ndarray) -> np.ndarray:
-        return np.concatenate([values[begin : now + 1], np.full((horizon, *values.shape[1:]), np.nan, values.dtype)])
-
-    regions = [replace(region, values=cut(region.values)) for region in fields.regions]
-    breaks = tuple(k - begin for k in fields.breaks if begin < k <= now)
-    return replace(fields, regions=regions, times=times, breaks=breaks, made=None)
+    return replace(fields.between(begin, now + 1, times_after(fields.times, now, horizon)), made=None)
 
 
 def times_after(times: np.ndarray, now: int, horizon: int) -> np.ndarray:

@@ -9,13 +9,14 @@ Source: Penland and Magorian 1993 (J. Climate 6, 1067), whose G(tau) is fitted h
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from sst.climate import Climate, lagged, origins
+from sst.climate import Climate, lagged, origins, pairs
+from sst.frames import chunks
 
 if TYPE_CHECKING:
     from sst.forecast import World
@@ -46,44 +47,69 @@ class Inverse:
         return later + self.damping[lead - 1] * (anomalies - kept)
 
 
-def patterns(anomalies: Tensor, most: int) -> Tensor:
-    """The leading orthogonal functions (most, H, W) of fields (T, H, W), by the smaller of the two covariances."""
-    x = anomalies.flatten(1)
-    t, n = x.shape
-    vectors = torch.linalg.eigh(x @ x.T if t < n else x.T @ x)[1][:, -most:].flip(1)
-    vectors = x.T @ vectors if t < n else vectors
-    return (vectors / vectors.norm(dim=0)).T.reshape(-1, *anomalies.shape[1:])
+def patterns(anomalies: Any, most: int, end: int | None = None) -> Tensor:
+    """The leading orthogonal functions (most, H, W) of the first ``end`` fields of (T, H, W).
+
+    By the smaller of the two covariances: of the fields, which then are fewer than cells, or of the cells, in chunks.
+    """
+    t = len(anomalies) if end is None else end
+    shape = anomalies[0].shape
+    if t < (n := shape.numel()):
+        x = anomalies[:t].flatten(1)
+        vectors = x.T @ torch.linalg.eigh(x @ x.T)[1][:, -most:].flip(1)
+    else:
+        covariance = torch.zeros(n, n)
+        for a, b in chunks(anomalies, t):
+            x = anomalies[a:b].flatten(1)
+            covariance.addmm_(x.T, x)
+        vectors = torch.linalg.eigh(covariance)[1][:, -most:].flip(1)
+    return (vectors / vectors.norm(dim=0)).T.reshape(-1, *shape)
 
 
 def fit(box: Climate, found: Tensor, n_train: int, leads: int, breaks: Sequence[int] = ()) -> Inverse:
     """The model with these patterns, fitted to the first ``n_train`` frames."""
-    a = box.anomalies[:n_train]
-    amplitudes = torch.einsum("nij,kij->nk", a, found)
+    return with_spread(_fitted(box, found, amplitudes(box, found, n_train), leads, breaks), box, n_train, breaks)
+
+
+def amplitudes(box: Climate, found: Tensor, n_train: int) -> Tensor:
+    """Of the patterns in the first ``n_train`` frames, (n_train, K)."""
+    a = box.anomalies
+    return torch.cat([torch.einsum("nij,kij->nk", a[i:j], found) for i, j in chunks(a, n_train)])
+
+
+def _fitted(box: Climate, found: Tensor, known: Tensor, leads: int, breaks: Sequence[int]) -> Inverse:
+    """The model whose patterns have had these amplitudes; its spread is not known yet."""
     maps = torch.zeros(leads, len(found), len(found))
     if len(found):
-        maps = torch.stack([torch.linalg.lstsq(*lagged(amplitudes, k, breaks)).solution for k in range(1, leads + 1)])
-    model = Inverse(found, maps, box.damping, torch.empty(0))
-    spread = []
-    for lead in range(1, leads + 1):
-        now, later = lagged(a, lead, breaks)
-        freedom = max(1, len(now) - len(found))  # each amplitude's regression has so many coefficients
-        spread.append(((later - model.mean(now, lead)).square().sum(0) / freedom).sqrt().clamp(min=0.05))
-    return Inverse(found, maps, box.damping, torch.stack(spread))
+        maps = torch.stack([torch.linalg.lstsq(*lagged(known, k, breaks)).solution for k in range(1, leads + 1)])
+    return Inverse(found, maps, box.damping, torch.empty(0))
+
+
+def with_spread(model: Inverse, box: Climate, n_train: int, breaks: Sequence[int] = ()) -> Inverse:
+    """The model with the spread of its errors in the first ``n_train`` frames."""
+    leads = len(model.maps)
+    power, counts = torch.zeros(leads, *box.anomalies[0].shape), torch.zeros(leads, 1, 1)
+    for lead, now, later in pairs(box.anomalies, leads, breaks, n_train):
+        power[lead - 1] += (later - model.mean(now, lead)).square().sum(0)
+        counts[lead - 1] += len(now)
+    freedom = (counts - len(model.patterns)).clamp(min=1)  # each amplitude's regression has so many coefficients
+    return replace(model, residual=(power / freedom).sqrt().clamp(min=0.05))
 
 
 def models(data: World, leads: int) -> list[Inverse]:
     """The model of each evaluation box, all with the number of patterns that forecasts the validation years best."""
     n, breaks = data.parts.val, data.fields.breaks
     most = [count for count in COUNTS if count <= n // 4]
-    found = [patterns(box.anomalies[:n], most[-1]) for box in data.boxes]
+    found = [patterns(box.anomalies, most[-1], n) for box in data.boxes]
+    known = [amplitudes(box, p, n) for box, p in zip(data.boxes, found)]
     frames = origins(n - 1, data.parts.test, 1, leads, breaks)
     best, least = [], float("inf")
     for count in most:
-        fitted = [fit(box, p[:count], n, leads, breaks) for box, p in zip(data.boxes, found)]
+        fitted = [_fitted(b, p[:count], a[:, :count], leads, breaks) for b, p, a in zip(data.boxes, found, known)]
         error = sum(_error(model, box, frames, leads) for model, box in zip(fitted, data.boxes))
         if error < least:
             best, least = fitted, error
-    return best
+    return [with_spread(model, box, n, breaks) for model, box in zip(best, data.boxes)]
 
 
 def _error(model: Inverse, box: Climate, frames: Tensor, leads: int) -> float:

@@ -232,7 +232,7 @@ def _places(figure: Any, result: dict[str, Any], data: World, drawn: Ensemble) -
     from matplotlib.colors import LogNorm
 
     reference, leads = skill.GAUSSIAN[1], _three(len(drawn.target))
-    rival = skill.baselines(data, drawn)[reference]
+    rival = skill.Normal(*skill.damped_persistence(data, drawn))
     axes = figure.subplots(2, len(leads), squeeze=False)
     images: dict[int, Any] = {}
     for j, lead in enumerate(leads):
@@ -274,5 +274,5 @@ def _label_places(axis: Any, lon: np.ndarray, lat: np.ndarray) -> None:
     if np.ptp(lat) == 0:
         return
     columns, rows = (np.linspace(0, len(x) - 1, n).round().astype(int) for x, n in ((lon, 5), (lat, 3)))
-    axis.set_xticks(columns, [_degrees(lon[k], "E", "W") for k in columns], fontsize=6)
-    axis.set_yticks(rows, [_degrees(lat[k], "N", "S") for k in rows], fontsize=6)
+    axis.set_xticks(columns, [_degrees(float(lon[k]), "E", "W") for k in columns], fontsize=6)
+    axis.set_yticks(rows, [_degrees(float(lat[k]), "N", "S") for k in rows], fontsize=6)

@@ -7,10 +7,14 @@ units), else from their names; what cannot be placed is refused. Source: CF conv
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from sst.frames import Frames
 
 if TYPE_CHECKING:
     from sst.clean import Raw
@@ -23,8 +27,9 @@ CALENDARS = {"360": "360_day", "365": "noleap", "365_day": "noleap", "366": "all
 REGRID = "interpolate it first, for example: cdo remapbil,r360x180 IN.nc OUT.nc"
 
 
-def read(file: Path, variable: str = "") -> Raw:
-    """The values, dates and places of a NetCDF file, with the file's own units.
+@contextmanager
+def opened(file: Path, variable: str = "") -> Iterator[Raw]:
+    """The values, dates and places of a NetCDF file, with the file's own units; values are read while it is open.
 
     Raises:
         ValueError: damaged, or not a field over time, latitude and longitude.
@@ -35,17 +40,27 @@ def read(file: Path, variable: str = "") -> Raw:
         import xarray
     except ImportError as error:
         raise ValueError("NetCDF files need xarray and netCDF4: pip install xarray netCDF4, or give an .npz") from error
-    try:
-        with xarray.open_dataset(file, decode_times=False) as data:
+    with ExitStack() as stack:
+        with _readable(file):
+            data = stack.enter_context(xarray.open_dataset(file, decode_times=False))
             array = _choose(file, data, variable)
             names = _dimensions(file, array)
-            array = array.transpose(*names).load()
+            values = Stored(file, array, names)
             if array.dtype.kind not in "iuf" or not array.size:
                 raise ValueError(
-                    f"{file}: {array.name} is {array.dtype} {array.shape}: it must be numbers, some of them"
+                    f"{file}: {array.name} is {array.dtype} {values.shape}: it must be numbers, some of them"
                 )
-            places = [_places(file, array, name, kind) for name, kind in zip(names[1:], ("latitude", "longitude"))]
+            lat, lon = (_places(file, array, *which) for which in zip(names[1:], ("latitude", "longitude")))
             dates, days = _dates(file, array, names[0])
+        units = str(array.attrs.get("units", "")).strip()
+        yield Raw(f"{file}: {array.name}", Frames(values), dates, days, lat, lon, units)
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """What goes wrong in xarray, in one line."""
+    try:
+        yield
     except (OSError, RuntimeError, KeyError, EOFError) as error:
         raise ValueError(
             f"{file} is damaged or not NetCDF ({type(error).__name__}): copy or download it again"
@@ -54,8 +69,23 @@ def read(file: Path, variable: str = "") -> Raw:
         if str(error).startswith(str(file)):
             raise
         raise ValueError(f"{file} is not NetCDF that xarray can read: copy or download it again") from error
-    units = str(array.attrs.get("units", "")).strip()
-    return Raw(f"{file}: {array.name}", array.values, dates, days, *places, units)
+
+
+class Stored:
+    """A variable as a store of fields (N, H, W), see ``frames.Frames``; ``packed``: frames of a compressed piece."""
+
+    def __init__(self, file: Path, array: Any, names: tuple[str, str, str]):
+        self.file, self.array, self.names, self.dtype = file, array, names, array.dtype
+        self.shape = tuple(array.sizes[name] for name in names)
+        pieces = dict(zip(array.dims, array.encoding.get("chunksizes") or ()))
+        self.packed = pieces.get(names[0], 1)
+
+    def __getitem__(self, index: np.ndarray) -> np.ndarray:
+        """Fields (n, H, W) of an index (n,)."""
+        step = np.diff(index)
+        key = slice(index[0], index[-1] + 1) if len(index) and (step == 1).all() else index
+        with _readable(self.file):  # loaded before it is transposed: the other way round it is read cell by cell
+            return self.array.isel({self.names[0]: key}).load().transpose(*self.names).values
 
 
 # ---- which variable, which dimensions

@@ -14,7 +14,7 @@ from torch import Tensor
 from common.metrics import crps_ensemble
 from common.runtime import generator
 from sst import climate as C
-from sst import linear, scores
+from sst import frames, linear, scores
 from sst.scores import crps_gaussian, weighted_mean
 from sst.synthetic import season
 
@@ -63,8 +63,16 @@ def area_of(data: World, box: Tensor) -> Tensor:
 
 def warm_of(data: World, box: Tensor) -> Tensor:
     """The warm decile of the training years at each cell, (N, H, W), in standard deviations."""
-    limits = [np.quantile(b.anomalies[: data.parts.val].numpy(), WARM, axis=0) for b in data.boxes]
-    return torch.from_numpy(np.stack(limits)).float()[box]
+    return torch.stack([quantile(b.anomalies, WARM, data.parts.val) for b in data.boxes])[box]
+
+
+def quantile(anomalies: C.Anomalies, share: float, end: int) -> Tensor:
+    """A quantile of each cell's first ``end`` anomalies, (H, W), some rows at a time: it needs all times at once."""
+    _, height, width = anomalies.shape
+    bands = torch.arange(height).split(max(1, 8 * frames.CHUNK // (end * width)))
+    parts = [anomalies.crop(rows, torch.arange(width)) for rows in bands]
+    series = (torch.cat([part[a:b] for a, b in frames.chunks(part, end)]) for part in parts)
+    return torch.from_numpy(np.concatenate([np.quantile(x.numpy(), share, axis=0) for x in series])).float()
 
 
 def std_of(data: World, box: Tensor) -> Tensor:
@@ -88,9 +96,8 @@ def baselines(data: World, drawn: Ensemble, validation: Tensor | None = None) ->
     ``validation``: frames of forecasts to which the spread of one more, FITTED, is fitted.
     """
     leads = len(drawn.target)
-    maps = {n: torch.stack([getattr(data.boxes[k], n) for k in drawn.box.tolist()], 1) for n in ("damping", "residual")}
     still, zero = drawn.start.expand(leads, *drawn.start.shape), torch.zeros_like(drawn.target)
-    damped, residual = maps["damping"][:leads] * drawn.start, maps["residual"][:leads]
+    damped, residual = damped_persistence(data, drawn)
     found: dict[str, Forecast] = {name: Normal(mean, None) for name, mean in zip(POINT, (still, zero, damped))}
     found[PAST] = Members(climatological(data, drawn))
     found[GAUSSIAN[0]] = Normal(zero, torch.ones_like(zero))
@@ -104,6 +111,13 @@ def baselines(data: World, drawn: Ensemble, validation: Tensor | None = None) ->
         modes = torch.stack([ocean.innovation(k) / ocean.forecast_std(k) for k in range(1, leads + 1)]).float()
         found[EXACT] = Normal(*exact(data, drawn), modes)
     return found
+
+
+def damped_persistence(data: World, drawn: Ensemble) -> tuple[Tensor, Tensor]:
+    """Mean and spread of an AR(1) process in each cell, each (L, N, H, W)."""
+    leads, box = len(drawn.target), drawn.box.tolist()
+    damping, residual = (torch.stack([getattr(data.boxes[k], n) for k in box], 1) for n in ("damping", "residual"))
+    return damping[:leads] * drawn.start, residual[:leads]
 
 
 def climatological(data: World, drawn: Ensemble) -> Tensor:
@@ -141,7 +155,7 @@ def exact(data: World, drawn: Ensemble) -> tuple[Tensor, Tensor]:
     """The synthetic field's own forecast from the true state, in the units of ``drawn``."""
     ocean, box = data.fields.made, data.boxes[0]
     truth = ocean.climatology(data.fields.times)
-    start = torch.from_numpy(box.region.values).double()[drawn.frame] - truth[drawn.frame]
+    start = torch.from_numpy(box.region.values[drawn.frame.numpy()]).double() - truth[drawn.frame]
     means, stds = [], []
     for lead in range(1, len(drawn.target) + 1):
         later = drawn.frame + lead
@@ -303,7 +317,7 @@ def evaluate(
     result["without_units"] = {key: without for key, (_, without) in rows.items()}
     result["box"] = data.amplitude.shape[0]
     if EXACT in rows:
-        table = result["units"]["normalised"]
+        table: dict[str, Any] = result["units"]["normalised"]
         result["exact_ratio"] = [a / b for a, b in zip(table[name]["crps"], table[EXACT]["crps"], strict=True)]
         result["exact_ratio_mean"] = table[name]["crps_mean"] / table[EXACT]["crps_mean"]
     return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def test_a_forecast_from_a_date_is_that_of_the_evaluation(world, drawn, monkeypa
         fields = months()
         before = np.arange("2000-08", "2001-01", dtype="datetime64[M]").astype("datetime64[D]")[:extra]
         region = fields.regions[0]
-        longer = np.concatenate([np.full((extra, 20, 40), 20, np.float32), region.values])
+        longer = np.concatenate([np.full((extra, 20, 40), 20, np.float32), region.values[:]])
         longer[start + extra + 1 :] = 99  # the future
         more = replace(fields, regions=[replace(region, values=longer)], times=np.concatenate([before, fields.times]))
         monkeypatch.setattr(latest, "source", lambda options, more=more: more)
@@ -102,7 +103,7 @@ def test_frames_to_come_have_the_dates_of_their_kind():
     ],
 )
 def test_what_cannot_be_forecast_from_is_refused(world, monkeypatch, changes, line):
-    known = {**latest.learnt(world), **{key: changes[key] for key in ("first", "spacing") if key in changes}}
+    known: Any = {**latest.learnt(world), **{key: changes[key] for key in ("first", "spacing") if key in changes}}
     known["frames"] += 24 * ("first" in changes)
     monkeypatch.setattr(latest, "source", lambda options: replace(months(), breaks=changes.get("breaks", ())))
     with pytest.raises(ValueError, match=line) as caught:
