@@ -40,7 +40,8 @@ class Options:
     unit: Literal["auto", "radians", "degrees"] = "auto"
     """Of the angles in the files; auto: radians, and an error if they cannot be"""
     lag: Count = 20
-    """Frames of the data in one step of the model, here 10 ps; shorter steps see few crossings and forget too soon"""
+    """Frames of the data in one step of the model, 10 ps of the ten alanines (for the dipeptide give 10); shorter steps
+    see few crossings and forget too soon"""
     split: Literal["trajectories", "blocks"] = "trajectories"
     """What is held out: whole trajectories, or every so many blocks of time of all of them"""
     held_out: Count = 1
