@@ -1,4 +1,4 @@
-"""Fields over time that are read when they are asked for, a chunk of frames at a time: memory does not grow with them.
+"""Fields over time that are read when they are asked for, a chunk of frames at a time: memory hardly grows with them.
 
 What a file holds is decoded once into a temporary file, which is gone when the program ends, however it ends.
 """
