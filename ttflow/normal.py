@@ -35,7 +35,7 @@ class Block:
         self.x = [inputs[:, k].contiguous() for k in train.order]
         self.train = train
         self.values: dict[int, Tensor] = {}
-        self.sorted: dict[int, tuple] = {}
+        self.sorted: dict[tuple[int, Any], tuple] = {}
         one = self.y.new_ones(1, 1, 1)
         self.left, self.right = {0: one}, {len(self.x) - 1: one}
 
@@ -47,13 +47,13 @@ class Block:
 
     def groups(self, p: int, dtype: Any) -> Iterator[tuple[int, slice, Tensor, Any]]:
         """Runs of rows with the same functions: the first one, the run, its values (width, n), all row numbers."""
-        if p not in self.sorted:
+        if (p, dtype) not in self.sorted:
             basis = self.train.bases[p]
             start, values = basis.local(self.x[p])
             rows = start.argsort() if basis.width < basis.n else slice(None)
             ends = start.bincount(minlength=basis.n - basis.width + 1).cumsum(0).tolist()
-            self.sorted[p] = (rows, values.T[:, rows].contiguous().to(dtype), ends)
-        rows, values, ends = self.sorted[p]
+            self.sorted[p, dtype] = (rows, values.T[:, rows].contiguous().to(dtype), ends)
+        rows, values, ends = self.sorted[p, dtype]
         begin = 0
         for first, end in enumerate(ends):
             for at in range(begin, end, ROWS):
@@ -131,13 +131,12 @@ def normal_equations(
     Cost per row, for one train of rank r and a basis of width w: the products of three half matrices of r^2, w^2, r^2.
 
     Args:
-        single: Products of up to ROWS rows in float32, their sums in float64: twice as fast, entries off by about 1e-7
-            of their size.
+        single: Products of up to ROWS rows in float32, their sums in float64: these products take half the time,
+            entries are off by about 1e-7 of their size.
     """
     import torch
 
     dtype = torch.float32 if single else torch.float64
-
     a, m, o, b = cores[p].shape
     w = blocks.train.bases[p].width
     hw, ha, hb = (torch.tril_indices(n, n) for n in (w, a, b))

@@ -142,14 +142,15 @@ def test_normal_equations_in_pieces_are_those_of_the_whole_least_squares_problem
     whole = whole.view(a, n, o, b, a, n, o, b)
     pieces = [(x[i : i + 40], y[i : i + 40]) for i in range(0, 150, 40)]
     for data, cache in (((x, y), 1 << 30), (pieces, 1 << 30), (pieces, 0)):
-        matrix, rhs, square, rows = normal.normal_equations(normal.Blocks(train, data, cache), train.cores, p)
+        blocks = normal.Blocks(train, data, cache)
+        matrix, rhs, square, rows = normal.normal_equations(blocks, train.cores, p)
         assert rows == 150 and square == pytest.approx(y.square().sum().item(), rel=1e-12)
         for k in range(o):
             part = whole[:, :, k, :, :, :, k].reshape(a * n * b, a * n * b)
             torch.testing.assert_close(matrix, part, rtol=1e-11, atol=1e-11 * part.abs().max().item())
         want = right.view(a, n, o, b).permute(0, 1, 3, 2).reshape(a * n * b, o)
         torch.testing.assert_close(rhs, want, rtol=1e-11, atol=1e-11 * want.abs().max().item())
-        fast, fast_rhs, *_ = normal.normal_equations(normal.Blocks(train, data, cache), train.cores, p, single=True)
+        fast, fast_rhs, *_ = normal.normal_equations(blocks, train.cores, p, single=True)
         for near, exact in ((fast, matrix), (fast_rhs, rhs)):
             assert 0 < (near - exact).abs().max() < 1e-6 * exact.abs().max()  # float32, summed in float64
 
