@@ -94,11 +94,13 @@ class Stored:
 def _choose(file: Path, data: Any, variable: str) -> Any:
     """The variable that is meant, without levels of height 1, as OISST has."""
     there = [str(key) for key in data.data_vars if data[key].ndim >= 3] or [str(key) for key in data.data_vars]
+    if not there:
+        raise ValueError(f"{file} holds no variables: copy or download it again, or give another file")
     if variable and variable not in data.data_vars:
-        raise ValueError(f"{file} has no variable {variable}, but {', '.join(there) or 'none'}: choose with --variable")
+        raise ValueError(f"{file} has no variable {variable}, but {', '.join(there)}: choose with --variable")
     found = [variable] if variable else [key for key in VARIABLES if key in data.data_vars] or there
     if not variable and found[0] not in VARIABLES and len(found) != 1:
-        raise ValueError(f"{file} has no variable sst, but {', '.join(there) or 'none'}: choose with --variable")
+        raise ValueError(f"{file} has no variable sst, but {', '.join(there)}: choose with --variable")
     chosen = data[found[0]]
     # two-dimensional latitudes that no "coordinates" attribute names are still those of this field
     loose = [key for key in data.data_vars if _kind(data[key]) or (_by_name(key) and data[key].ndim < 3)]

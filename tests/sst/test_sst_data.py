@@ -110,6 +110,7 @@ BAD = {  # name: (what writes the file, options, what the line says)
     "pickle.pkl": (lambda p: p.write_bytes(pickle.dumps([1])), {}, "is a pickle.*convert it to .npz"),
     "other.nc": (lambda p: dataset(name="ice").assign(wind=dataset()["sst"]).to_netcdf(p), {}, "no variable sst, but"),
     "named.nc": (lambda p: dataset().to_netcdf(p), {"variable": "tos"}, "no variable tos, but sst"),
+    "empty.nc": (lambda p: xarray.Dataset().to_netcdf(p), {}, "holds no variables"),
     "flat.nc": (lambda p: dataset().isel(lat=0).to_netcdf(p), {}, "dimensions .time, lon.*must be time, lat, lon"),
     "deep.nc": (lambda p: xarray.concat([dataset()] * 2, "level").to_netcdf(p), {}, "must be time, lat, lon"),
     "gaps.nc": (
