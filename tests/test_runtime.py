@@ -474,6 +474,21 @@ def test_a_value_of_another_kind_is_named_by_its_place():
             checked(bad, kind, "x.json")
 
 
+@pytest.mark.parametrize("kind", [IndexError, AttributeError, RuntimeError, KeyError, OverflowError])
+def test_an_entry_that_only_looks_like_a_mapping_is_refused_however_it_fails(kind):
+    """Some tensors did: which error they raise depends on what else is loaded."""
+
+    class Indexed:
+        def keys(self):
+            return ["name"]
+
+        def __getitem__(self, _):
+            raise kind("too many\nindices")
+
+    with pytest.raises(ValueError, match=r"^x\.pt: an entry is no plain value \(.*too many.*indices.*\)$"):
+        checked({"a": Indexed()}, dict[str, dict[str, int]], "x.pt")
+
+
 def test_what_goes_wrong_in_a_file_is_the_files_fault(tmp_path):
     for error, line in [
         (KeyError("w"), "w.pt is damaged (KeyError: 'w'): copy it again"),

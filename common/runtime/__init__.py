@@ -42,7 +42,11 @@ def checked(value: Any, kind: Any, name: str) -> Any:
 
     try:
         msgspec.convert(value, kind)
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:  # tensors: some are taken for mappings
+    except MemoryError:
+        raise
+    except Exception as error:  # what has indices is taken for a mapping where one belongs, and fails in its own way
+        if not isinstance(error, msgspec.ValidationError):
+            raise ValueError(f"{name}: an entry is no plain value ({in_one_line(error)})") from error
         what, _, place = str(error).partition(" - at ")
         place = place.replace("`", "").replace("$.", "").replace("$", "")
         raise ValueError(f"{name}{place and f', {place}'}: {what[0].lower()}{what[1:]}") from error
