@@ -6,6 +6,7 @@ units), else from their names; what cannot be placed is refused. Source: CF conv
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,6 +25,7 @@ TIMES = ("time", "valid_time", "time_counter", "date", "t")
 LATITUDES, LONGITUDES = ("lat", "latitude", "y", "nav_lat"), ("lon", "longitude", "x", "nav_lon")
 STANDARD = {"time": TIMES, "latitude": LATITUDES, "longitude": LONGITUDES}
 CALENDARS = {"360": "360_day", "365": "noleap", "365_day": "noleap", "366": "all_leap", "366_day": "all_leap"}
+BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 4, 6: 8, 7: 1, 8: 1, 9: 2, 10: 4, 11: 8}  # of NetCDF-3's types
 REGRID = "interpolate it first, for example: cdo remapbil,r360x180 IN.nc OUT.nc"
 
 
@@ -42,6 +44,7 @@ def opened(file: Path, variable: str = "") -> Iterator[Raw]:
         raise ValueError("NetCDF files need xarray and netCDF4: pip install xarray netCDF4, or give an .npz") from error
     with ExitStack() as stack:
         with _readable(file):
+            _check_whole(file)
             data = stack.enter_context(xarray.open_dataset(file, decode_times=False))
             array = _choose(file, data, variable)
             names = _dimensions(file, array)
@@ -61,7 +64,7 @@ def _readable(file: Path) -> Iterator[None]:
     """What goes wrong in xarray, in one line."""
     try:
         yield
-    except (OSError, RuntimeError, KeyError, EOFError) as error:
+    except (OSError, RuntimeError, LookupError, EOFError, OverflowError) as error:
         raise ValueError(
             f"{file} is damaged or not NetCDF ({type(error).__name__}): copy or download it again"
         ) from error
@@ -69,6 +72,73 @@ def _readable(file: Path) -> Iterator[None]:
         if str(error).startswith(str(file)):
             raise
         raise ValueError(f"{file} is not NetCDF that xarray can read: copy or download it again") from error
+
+
+def _check_whole(file: Path) -> None:
+    """Raise ValueError if a NetCDF-3 file ends before its header says, for the library reads zeros past the end."""
+    asked, size = _bytes_asked(file), file.stat().st_size
+    if size < asked:
+        raise ValueError(
+            f"{file} is cut: it has {size:,} bytes, its header asks for {asked:,}: copy or download it again"
+        )
+
+
+def _bytes_asked(file: Path) -> int:
+    """Where the last variable of a NetCDF-3 file ends, by its header; 0: the file is no NetCDF-3.
+
+    Raises:
+        EOFError, LookupError, OverflowError: the header itself is cut or damaged.
+
+    Source: NetCDF classic, 64-bit offset and 64-bit data format specifications.
+    """
+    with file.open("rb") as stream:
+
+        def number(size: int) -> int:
+            data = stream.read(size)
+            if len(data) < size:
+                raise EOFError
+            return int.from_bytes(data, "big")
+
+        def listed() -> range:
+            number(4)  # a tag
+            return range(number(wide))
+
+        def skip(size: int) -> None:
+            stream.seek(_padded(size), 1)
+
+        def skip_attributes() -> None:
+            for _ in listed():
+                skip(number(wide))  # its name
+                skip(BYTES[number(4)] * number(wide))
+
+        if stream.read(3) != b"CDF":
+            return 0
+        version = number(1)
+        wide = 8 if version == 5 else 4
+        records, lengths, ends, slabs = number(wide), [], [0], []
+        if records == 256**wide - 1:  # as many as there are in the file
+            records = 0
+        for _ in listed():
+            skip(number(wide))
+            lengths.append(number(wide))
+        skip_attributes()
+        for _ in listed():
+            skip(number(wide))
+            shape = [lengths[number(wide)] for _ in range(number(wide))]
+            skip_attributes()
+            size = BYTES[number(4)]
+            number(wide)  # the variable's size, which overflows where it is large
+            begin = number(4 if version == 1 else 8)
+            if shape[:1] == [0]:
+                slabs.append((begin, size * math.prod(shape[1:])))
+            else:
+                ends.append(begin + size * math.prod(shape))
+    record = slabs[0][1] if len(slabs) == 1 else sum(_padded(size) for _, size in slabs)
+    return max(ends + [begin + (records - 1) * record + size for begin, size in slabs if records])
+
+
+def _padded(size: int) -> int:
+    return -(-size // 4) * 4
 
 
 class Stored:

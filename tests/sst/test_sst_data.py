@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.io
 import torch
 
 from sst import climate as C
@@ -168,6 +169,64 @@ def test_bad_files_give_one_line(tmp_path, name):
     with pytest.raises((ValueError, FileNotFoundError), match=line) as error:
         D.load(str(tmp_path / name), **options)
     assert "\n" not in str(error.value)
+
+
+# ---- NetCDF-3 files that are cut: the library reads zeros past the end
+
+
+def classic(path, version: int, last: str, records: bool, cells: int = 4):
+    """A NetCDF-3 file by another writer than the reader's; ``last``: what its end holds, without records."""
+    field = (100 * np.nan_to_num(values(120, 3, cells + 1))[:, :, 1:]).astype(np.int16)
+    places = {"lat": ("lat", np.linspace(50, 0, 3)), "lon": ("lon", 10.0 * np.arange(cells))}
+    days = ("time", (MONTHS - MONTHS[0]) / np.timedelta64(1, "D"))
+    written = places | {key: days if key == "time" else (("time", "lat", "lon"), field) for key in ("time", "sst")}
+    with scipy.io.netcdf_file(path, "w", version=version) as file:
+        for name, n in (("time", None if records else 120), ("lat", 3), ("lon", cells)):
+            file.createDimension(name, n)
+        for name in sorted(written, key=lambda name: name == last):
+            dims, data = written[name]
+            variable = file.createVariable(name, data.dtype.char, (dims,) if isinstance(dims, str) else dims)
+            variable[:] = data
+            if name == "time":
+                variable.units = b"days since 2000-01-01"
+            if name == "sst":
+                variable.scale_factor, variable.units = 0.01, b"degC"
+    return field / 100
+
+
+@pytest.mark.parametrize("records", [False, True])
+@pytest.mark.parametrize("last", ["time", "sst"])
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_classic_file_that_is_cut_is_refused(tmp_path, version, last, records):
+    """In its last date, its last field, in the middle, and in its header; the fields have an odd number of numbers."""
+    path = tmp_path / "a.nc"
+    field = classic(path, version, last, records, cells=5)
+    (region,) = D.load(str(path)).regions
+    assert np.allclose(region.values[:], field, atol=1e-4)
+    whole, pad = path.read_bytes(), 2 if records and last == "sst" else 0
+    for size in {len(whole) - pad - 1, len(whole) - pad - 5, len(whole) * 2 // 3}:
+        path.write_bytes(whole[:size])
+        line = (
+            f"a.nc is cut: it has {size:,} bytes, its header asks for {len(whole) - pad:,}: copy or download it again"
+        )
+        with pytest.raises(ValueError, match=line) as error:
+            D.load(str(path))
+        assert "\n" not in str(error.value)
+    path.write_bytes(whole[:90])
+    with pytest.raises(ValueError, match="damaged or not NetCDF"):
+        D.load(str(path))
+    path.write_bytes(whole[: len(whole) - pad])  # not all writers pad the last record
+    assert np.allclose(D.load(str(path)).regions[0].values[:], field, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["NETCDF3_CLASSIC", "NETCDF3_64BIT", "NETCDF3_64BIT_DATA"])
+def test_the_library_s_own_classic_files_are_whole_and_cut(tmp_path, kind):
+    path, data = tmp_path / "a.nc", dataset(units="degC").assign(other=dataset().sst.astype("f8"))
+    data.to_netcdf(path, format=kind, engine="netcdf4", unlimited_dims=["time"])
+    assert np.array_equal(D.load(str(path)).regions[0].values[:, :, 1:], values()[:, :, 1:])
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="is cut: it has .* bytes"):
+        D.load(str(path))
 
 
 def test_cells_with_gaps_can_be_land(tmp_path):
