@@ -36,9 +36,9 @@ class Options:
 
     # ---- data
     data: str = ""
-    """NetCDF file, folder of sst.day.mean.box*.nc, or .npz; empty: the synthetic field"""
+    """NetCDF file, zarr group, folder of sst.day.mean.box*.nc, or .npz; empty: the synthetic field"""
     variable: str = ""
-    """Variable of a NetCDF file; empty: sst, or the only one over time, latitude and longitude"""
+    """Variable of a NetCDF file or zarr group; empty: sst, or the only one over time, latitude and longitude"""
     gaps: Literal["error", "land"] = "error"
     """Cells that are missing at some times only: an error, or taken as land"""
     box: Count = 60
@@ -235,7 +235,7 @@ def run_folder(options: Options) -> Path:
 
 def run_name(options: Options) -> str:
     """Name of a run: method and data."""
-    name = Path(options.data).name.split(".nc")[0] if options.data else "synthetic"
+    name = Path(options.data).name.split(".nc")[0].removesuffix(".zarr") if options.data else "synthetic"
     return f"{options.method.upper()}-{name}"
 
 

@@ -1,4 +1,4 @@
-"""Sea surface temperatures from files: NetCDF, DYffusion's OISST boxes, npz.
+"""Sea surface temperatures from files: NetCDF, zarr, DYffusion's OISST boxes, npz.
 
 Whatever the file, the result is :class:`Fields`: one or more regions over the same times, land marked, deg C.
 """
@@ -70,8 +70,9 @@ def load(path: str, variable: str = "", gaps: str = "error") -> Fields:
     """Read temperatures.
 
     Args:
-        path: NetCDF file, folder of ``sst.day.mean.box*.nc``, or .npz with sst (T, H, W) and perhaps time, lat, lon.
-        variable: of a NetCDF file; empty: found.
+        path: NetCDF file, zarr group, folder of ``sst.day.mean.box*.nc``, or .npz with sst (T, H, W) and perhaps time,
+            lat, lon.
+        variable: of a NetCDF file or zarr group; empty: found.
         gaps: "error" or "land", for cells that are missing at some times only.
 
     Raises:
@@ -83,19 +84,22 @@ def load(path: str, variable: str = "", gaps: str = "error") -> Fields:
         raise FileNotFoundError(
             f"no data at {file}: give a NetCDF file, a folder of boxes or a .npz, or leave --data out"
         )
-    if file.is_dir():
+    is_zarr = file.is_dir() and (file.suffix == ".zarr" or netcdf.is_zarr(file))
+    if file.is_dir() and not is_zarr:
         return _load_boxes(file, variable, gaps)
-    if not file.is_file():
+    if not is_zarr and not file.is_file():
         raise ValueError(f"{file} is no regular file: give a NetCDF file, a folder of boxes or a .npz")
     if file.suffix in (".pkl", ".pickle"):
         raise ValueError(f"{file} is a pickle, which may run any program when read: convert it to .npz (see README.md)")
     raw = _read_npz(file) if file.suffix == ".npz" else _read(file, variable)
-    name, region = file.name.split(".nc")[0].removesuffix(".npz"), _region(file.stem, raw, gaps)
-    return Fields(name, [region], _days(raw), breaks=clean.breaks(raw.where, raw.dates, raw.days))
+    name = file.name.split(".nc")[0].removesuffix(".npz").removesuffix(".zarr")
+    return Fields(
+        name, [_region(file.stem, raw, gaps)], _days(raw), breaks=clean.breaks(raw.where, raw.dates, raw.days)
+    )
 
 
 def _read(file: Path, variable: str) -> Raw:
-    """A NetCDF file's field, cleaned."""
+    """The field of a NetCDF file or zarr group, cleaned."""
     with netcdf.opened(file, variable) as raw:
         return clean.cleaned(raw)
 

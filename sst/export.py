@@ -6,7 +6,6 @@ weights goes along as the attribute ``card``. Source: CF conventions 1.11, secti
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 
 from common.runtime import atomic_folder, atomic_write
 from sst.latest import monthly
+from sst.netcdf import is_zarr, need_zarr
 
 if TYPE_CHECKING:
     import xarray
@@ -31,17 +31,11 @@ def check_name(path: str | Path) -> None:
     path = Path(path)
     if path.suffix not in (".nc", ".zarr"):
         raise ValueError(f"--forecasts {path}: give a name that ends in .nc (NetCDF) or .zarr")
-    if path.suffix == ".zarr" and importlib.util.find_spec("zarr") is None:
-        raise ValueError(
-            f"--forecasts {path} needs the package zarr: pip install zarr, or give a name that ends in .nc"
-        )
+    if path.suffix == ".zarr":
+        need_zarr(f"--forecasts {path}", "a name that ends in .nc")
     if path.suffix == ".nc" and path.is_dir():
         raise ValueError(f"--forecasts {path} is a folder: give another name")
-    if (
-        path.suffix == ".zarr"
-        and path.exists()
-        and not any((path / name).exists() for name in ("zarr.json", ".zgroup"))
-    ):
+    if path.suffix == ".zarr" and path.exists() and not is_zarr(path):
         raise ValueError(f"--forecasts {path} is there and no zarr group: give another name")
 
 

@@ -1,4 +1,4 @@
-"""One variable of a NetCDF file over time, latitude and longitude, with dates of any calendar.
+"""One variable of a NetCDF file or zarr group over time, latitude and longitude, with dates of any calendar.
 
 Which variable and which dimension is meant is read from what the CF conventions say of them (standard_name, axis,
 units), else from their names; what cannot be placed is refused. Source: CF conventions 1.11, sections 4 and 5.
@@ -6,6 +6,7 @@ units), else from their names; what cannot be placed is refused. Source: CF conv
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
 from collections.abc import Iterator
@@ -31,10 +32,10 @@ REGRID = "interpolate it first, for example: cdo remapbil,r360x180 IN.nc OUT.nc"
 
 @contextmanager
 def opened(file: Path, variable: str = "") -> Iterator[Raw]:
-    """The values, dates and places of a NetCDF file, with the file's own units; values are read while it is open.
+    """The values, dates and places of a file or zarr group, with its own units; values are read while it is open.
 
     Raises:
-        ValueError: damaged, or not a field over time, latitude and longitude.
+        ValueError: damaged, or not a field over time, latitude and longitude; or a package is missing.
     """
     from sst.clean import Raw
 
@@ -42,10 +43,15 @@ def opened(file: Path, variable: str = "") -> Iterator[Raw]:
         import xarray
     except ImportError as error:
         raise ValueError("NetCDF files need xarray and netCDF4: pip install xarray netCDF4, or give an .npz") from error
+    how: dict[str, Any] = {}
+    if file.is_dir():
+        need_zarr(str(file), "a NetCDF file")
+        how = {"engine": "zarr", "consolidated": False}
     with ExitStack() as stack:
         with _readable(file):
-            _check_whole(file)
-            data = stack.enter_context(xarray.open_dataset(file, decode_times=False))
+            if not how:
+                _check_whole(file)
+            data = stack.enter_context(xarray.open_dataset(file, decode_times=False, **how))
             array = _choose(file, data, variable)
             names = _dimensions(file, array)
             values = Stored(file, array, names)
@@ -59,19 +65,31 @@ def opened(file: Path, variable: str = "") -> Iterator[Raw]:
         yield Raw(f"{file}: {array.name}", Frames(values), dates, days, lat, lon, units)
 
 
+def is_zarr(path: Path) -> bool:
+    """Whether a folder is a zarr group of format 2 or 3."""
+    return any((path / name).is_file() for name in ("zarr.json", ".zgroup"))
+
+
+def need_zarr(what: str, instead: str) -> None:
+    """Raise ValueError if the package is missing."""
+    if importlib.util.find_spec("zarr") is None:
+        raise ValueError(f"{what} needs the package zarr: pip install zarr, or give {instead}")
+
+
 @contextmanager
 def _readable(file: Path) -> Iterator[None]:
     """What goes wrong in xarray, in one line."""
+    kind = "zarr" if file.is_dir() else "NetCDF"
     try:
         yield
     except (OSError, RuntimeError, LookupError, EOFError, OverflowError) as error:
         raise ValueError(
-            f"{file} is damaged or not NetCDF ({type(error).__name__}): copy or download it again"
+            f"{file} is damaged or not {kind} ({type(error).__name__}): copy or download it again"
         ) from error
     except ValueError as error:
         if str(error).startswith(str(file)):
             raise
-        raise ValueError(f"{file} is not NetCDF that xarray can read: copy or download it again") from error
+        raise ValueError(f"{file} is not {kind} that xarray can read: copy or download it again") from error
 
 
 def _check_whole(file: Path) -> None:
@@ -147,7 +165,7 @@ class Stored:
     def __init__(self, file: Path, array: Any, names: tuple[str, str, str]):
         self.file, self.array, self.names, self.dtype = file, array, names, array.dtype
         self.shape = tuple(array.sizes[name] for name in names)
-        pieces = dict(zip(array.dims, array.encoding.get("chunksizes") or ()))
+        pieces = dict(zip(array.dims, array.encoding.get("chunksizes") or array.encoding.get("chunks") or ()))
         self.packed = pieces.get(names[0], 1)
 
     def __getitem__(self, index: np.ndarray) -> np.ndarray:

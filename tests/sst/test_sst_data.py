@@ -13,6 +13,7 @@ import torch
 
 from sst import climate as C
 from sst import data as D
+from sst import netcdf
 
 xarray = pytest.importorskip("xarray")
 MONTHS = np.arange("2000-01", "2010-01", dtype="datetime64[M]").astype("datetime64[ns]")
@@ -51,6 +52,43 @@ def test_dimensions_of_other_names_and_orders_a_level_and_kelvin(tmp_path):
     assert np.allclose(region.values[:, :, 1:], values()[:, :, 1:], atol=1e-4)
     chosen = D.load(str(tmp_path / "a.nc"), variable="second").regions[0]
     assert np.allclose(chosen.values[:, :, 1:], values()[:, :, 1:] + 5, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [2, 3])
+@pytest.mark.parametrize("pieces", [7, 120])
+def test_zarr_groups_are_read_as_the_same_file_is(tmp_path, capsys, kind, pieces):
+    """Codes, units and order are looked at as those of NetCDF files."""
+    pytest.importorskip("zarr")
+    data = dataset(np.nan_to_num(values() + 273.15, nan=-999)[::-1], MONTHS[::-1], units="K")
+    data.to_netcdf(tmp_path / "sst.mnmean.nc")
+    packed = {"sst": {"chunks": (pieces, 6, 8)}}
+    data.to_zarr(tmp_path / "sst.mnmean.zarr", zarr_format=kind, consolidated=False, encoding=packed)
+    found = {}
+    for name in ("sst.mnmean.nc", "sst.mnmean.zarr"):
+        fields = D.load(str(tmp_path / name))
+        found[name] = capsys.readouterr().out.replace(str(tmp_path / name), "")
+        assert fields.name == "sst.mnmean" and fields.times[13] == np.datetime64("2001-02-01")
+        (region,) = fields.regions
+        assert np.allclose(region.values[:, :, 1:], values()[:, :, 1:], atol=1e-4) and not region.ocean[:, 0].any()
+    assert len(set(found.values())) == 1 and "720 values are -999" in found["sst.mnmean.nc"]
+    with netcdf.opened(tmp_path / "sst.mnmean.zarr") as raw:
+        assert raw.values.store.packed == pieces
+
+
+def test_a_zarr_group_without_its_package_or_damaged(tmp_path, monkeypatch):
+    pytest.importorskip("zarr")
+    dataset().to_zarr(tmp_path / "a.zarr", consolidated=False)
+    for file in (tmp_path / "a.zarr" / "sst").rglob("*"):
+        if file.is_file() and file.name != "zarr.json":
+            file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(ValueError, match="a.zarr is (damaged or )?not zarr"):
+        D.load(str(tmp_path / "a.zarr"))
+    (tmp_path / "empty.zarr").mkdir()
+    with pytest.raises(ValueError, match="empty.zarr is (damaged or )?not zarr"):
+        D.load(str(tmp_path / "empty.zarr"))
+    monkeypatch.setattr(netcdf.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="a.zarr needs the package zarr: pip install zarr, or give a NetCDF file"):
+        D.load(str(tmp_path / "a.zarr"))
 
 
 def test_boxes_of_dyffusion(tmp_path):

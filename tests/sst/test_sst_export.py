@@ -16,7 +16,7 @@ from common.cli import validate
 from sst import climate as C
 from sst import config as O
 from sst import data as D
-from sst import export, latest, skill
+from sst import export, latest, netcdf, skill
 from sst import forecast as P
 from sst import synthetic as S
 
@@ -163,6 +163,19 @@ def test_files_hold_temperatures_at_their_dates_and_places(world, drawn, tmp_pat
     assert kinds["init_time"] == "forecast_reference_time" and kinds["valid_time"] == "time"
     assert kinds["member"] == "realization" and file.latitude.attrs["units"] == "degrees_north"
     assert json.loads(file.attrs["card"]) == {"steps": 4} and file.attrs["Conventions"].startswith("CF-")
+    one = file.sst.isel(member=0, init_time=0).swap_dims(lead_time="valid_time").drop_encoding().to_dataset()
+    if name == "a.zarr":
+        one.to_zarr(tmp_path / "one.zarr", consolidated=False)
+    else:
+        one.to_netcdf(tmp_path / "one.nc")
+    again = D.load(str(tmp_path / f"one{Path(name).suffix}"))  # what was written is read as data, too
+    k = np.searchsorted(times, file.init_time.values[0].astype("datetime64[D]")) + 1
+    assert np.array_equal(again.times, times[k : k + 3]) and np.array_equal(again.regions[0].ocean, truth.ocean)
+    assert np.allclose(again.regions[0].values[:], truth.values[k : k + 3], atol=1e-4)
+    with pytest.raises(
+        ValueError, match="member, init_time, lead_time, latitude, longitude.: they must be time, lat, lon"
+    ):
+        D.load(str(tmp_path / name))
 
 
 def test_days_are_leads_of_a_unit_and_regions_have_files_of_their_own(drawn, tmp_path):
@@ -184,12 +197,12 @@ def test_days_are_leads_of_a_unit_and_regions_have_files_of_their_own(drawn, tmp
     [("a.grib", "a.grib: give a name that ends in .nc"), ("b.nc", "b.nc is a folder"), ("b.zarr", "no zarr group")],
 )
 def test_names_of_files_that_cannot_be_written(tmp_path, monkeypatch, name, line):
-    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(netcdf.importlib.util, "find_spec", lambda name: name)
     for folder in ("b.nc", "b.zarr"):
         (tmp_path / folder).mkdir()
     with pytest.raises(ValueError, match=line):
         export.check_name(tmp_path / name)
-    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(netcdf.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="needs the package zarr: pip install zarr, or give a name that ends in .nc"):
         export.check_name(Path("c.zarr"))
 
