@@ -291,7 +291,7 @@ def _from_months(file: Path, months: np.ndarray, origin: str) -> tuple[np.ndarra
 
     try:
         begin = _standard(cftime.num2date(0, f"days since {origin}", only_use_cftime_datetimes=True))
-    except ValueError:
+    except (ValueError, TypeError):  # the latter of dates without a month or a day
         raise ValueError(f"{file}: time counts from {origin!r}, which is no date") from None
     begin = begin.astype("datetime64[D]")
     first = begin.astype("datetime64[M]")
@@ -309,8 +309,9 @@ def _by_calendar(file: Path, values: np.ndarray, units: str, calendar: str) -> t
     calendar = CALENDARS.get(calendar.lower(), calendar.lower())
     try:
         found = np.atleast_1d(cftime.num2date(values, units, calendar, only_use_cftime_datetimes=True))
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"{file}: time in {units!r}, calendar {calendar}, cannot be read ({error})") from None
+    except (ValueError, TypeError, OverflowError) as error:
+        why = "no whole date" if isinstance(error, TypeError) else error
+        raise ValueError(f"{file}: time in {units!r}, calendar {calendar}, cannot be read ({why})") from None
     days = cftime.date2num(found, "days since 0001-01-01", calendar).astype(np.float64)
     return np.array([_standard(date) for date in found]), days - days[0]
 

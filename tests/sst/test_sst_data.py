@@ -443,6 +443,12 @@ def test_calendars_without_leap_days_and_of_equal_months(tmp_path, name):
     assert fields.times[-1] == np.datetime64("2000-01-28")
 
 
+@pytest.mark.parametrize("units", ["days since 2000-01", "months since 2000", "days since 2000-13-01", "days since x"])
+def test_dates_that_count_from_no_date(tmp_path, units):
+    with pytest.raises(ValueError, match=r"c.nc: time (in 'days since|counts from '2000', which is no date)"):
+        calendar_file(tmp_path, np.arange(120), units, "standard")
+
+
 def test_days_of_a_year_of_360_have_no_gaps(tmp_path):
     fields = calendar_file(tmp_path, np.arange(800.0), "days since 2000-01-01", "360_day")
     assert fields.breaks == () and len(np.unique(fields.times)) == 800
