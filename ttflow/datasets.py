@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 NOISE = 5e-3  # of scikit-learn's curves, before they are scaled
 HELD_OUT = 0.1  # part of a table for validation, for the test, and for its floor
 FEW = 2000
+INDEPENDENT = 32  # a part of 1/32 of an even sample varies as independent points do, but for 1/32 of the variance
 FAR = 10  # times the deviation: an offset is removed; times another column's deviation, or 1: both are standardised
 
 
@@ -42,8 +43,11 @@ class Data:
 
     ``test`` and ``again`` are two samples of the same size that nothing was fitted to: their distance is the floor.
     ``few`` and ``few_again`` are such samples of 2,000, ttrecflow's number, several of each, (draws, 2000, d): the
-    distance of two of them varies too much for a verdict by one. Each is drawn by itself, for some of the sets are more
-    even than chance (scikit-learn's circles are equally spaced), which a part of a sample is not. A table has one.
+    distance of two of them varies too much for a verdict by one. A table has one.
+
+    Some of the sets are more even than chance: scikit-learn's blobs have exactly as many points each, its circles are
+    equally spaced. Samples of a flow are not, and no flow can be: hence the points of ``again`` and ``few_again`` are
+    independent of each other, all others are ttrecflow's.
     """
 
     name: str
@@ -177,9 +181,16 @@ def load(name: str, n_train: int = 50_000, n_test: int = 10_000, seed: int = 0, 
     if sampler is None:
         return _table(name, n_train, n_test, seed)
     g = np.random.default_rng([seed, 1])
-    sizes = (n_train, max(2, n_train // 10), n_test, n_test, *[FEW] * (2 * draws))
-    parts = [torch.as_tensor(sampler(n, g))[torch.from_numpy(g.permutation(n))].float() for n in sizes]
-    return Data(name, *parts[:4], torch.stack(parts[4::2]), torch.stack(parts[5::2]))
+
+    def drawn(n: int) -> Tensor:
+        return torch.as_tensor(sampler(n, g))[torch.from_numpy(g.permutation(n))].float()
+
+    def independent(n: int) -> Tensor:
+        return drawn(INDEPENDENT * n)[:n]
+
+    parts = [drawn(n) for n in (n_train, max(2, n_train // 10), n_test)]
+    again, few = independent(n_test), torch.stack([drawn(FEW) for _ in range(draws)])
+    return Data(name, *parts, again, few, independent(draws * FEW).unflatten(0, (draws, FEW)))
 
 
 def _table(name: str, n_train: int, n_test: int, seed: int) -> Data:

@@ -287,7 +287,8 @@ def _write(
 
 def table(results: dict[str, Any]) -> str:
     """Data, train and network as lines of text."""
-    head = f"{'':9}{'parameters':>11}{'Sinkhorn':>10}{'W2':>8}{'MMD':>9}{'fit s':>8}{'sample s':>10}{'NFE':>5}"
+    head = f"{'':9}{'parameters':>11}{'Sinkhorn':>10}{'W2':>8}{'MMD':>9}{'outliers':>10}"
+    head += f"{'fit s':>8}{'sample s':>10}{'NFE':>5}"
     nll = "nll" in results["tt"]
     lines = [head + (f"{'nats':>8}" if nll else "")]
     for name in ("floor", "tt", "network"):
@@ -295,6 +296,7 @@ def table(results: dict[str, Any]) -> str:
         if not row:
             continue
         line = f"{name:9}{row.get('parameters', ''):>11}{row['sinkhorn']:>10.4f}{row['w2']:>8.3f}{row['mmd']:>9.5f}"
+        line += f"{row['outliers']:>10.2%}"
         if name != "floor":
             line += f"{row['fit_seconds']:>8.1f}{row['sampling_seconds']:>10.2f}{row['nfe']:>5}"
             line += f"{row['nll']:>8.2f}" if nll else ""

@@ -54,8 +54,9 @@ def table(sets: Runs) -> str:
     import statistics as st
 
     lines = [
-        "| set | Sinkhorn: floor | train | network | W2²/2: floor | train | network | parameters | fit s | sample s |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| set | Sinkhorn: floor | train | network | W2²/2: floor | train | network | outliers in 1,000 | parameters "
+        "| fit s | sample s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     wins = dict.fromkeys(METRICS, 0)
     for name, runs in sets.items():
@@ -64,6 +65,7 @@ def table(sets: Runs) -> str:
             values = {who: [_distance(run, who, metric) for run in runs] for who in WHO}
             cells += [f"{st.mean(v):.4f} ± {st.stdev(v) if len(v) > 1 else 0:.4f}" for v in values.values()]
             wins[metric] += st.mean(values["tt"]) <= st.mean(values["network"])
+        cells.append(" / ".join(f"{1000 * st.mean(run[who]['outliers'] for run in runs):.1f}" for who in WHO))
         for key, form in (("parameters", ",.0f"), ("fit_seconds", ".0f"), ("sampling_seconds", ".2f")):
             cells.append(" / ".join(f"{st.mean(run[who][key] for run in runs):{form}}" for who in WHO[1:]))
         lines.append(f"| {' | '.join(cells)} |")
@@ -75,13 +77,14 @@ def write_csv(sets: Runs, path: Path) -> None:
     """A line of CSV for each run."""
     import csv
 
-    keys = ("parameters", "bytes", "fit_seconds", "sampling_seconds", "nfe", "sinkhorn", "w2", "mmd")
-    names = [f"{who}_{key}" for who in WHO for key in keys if who != "floor" or key in keys[-3:]]
+    keys = ("parameters", "bytes", "fit_seconds", "sampling_seconds", "nfe", "sinkhorn", "w2", "mmd", "outliers")
+    names = [f"{who}_{key}" for who in WHO for key in keys if who != "floor" or key in keys[-4:]]
     with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["dataset", "seed", "sinkhorn_draws", *names, "commit"])
+        rows.writerow(["dataset", "seed", "components", "sinkhorn_draws", *names, "commit"])
         for name, runs in sets.items():
             for run in runs:
                 values = [run[who][key] for who, key in (column.split("_", 1) for column in names)]
                 numbers = [f"{v:.6g}" if isinstance(v, float) else v for v in values]
-                rows.writerow([name, run["options"]["seed"], run["sinkhorn"]["draws"], *numbers, run["commit"]])
+                options = [run["options"][key] for key in ("seed", "components")]
+                rows.writerow([name, *options, run["sinkhorn"]["draws"], *numbers, run["commit"]])

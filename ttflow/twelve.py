@@ -14,7 +14,7 @@ from pathlib import Path
 
 from _repo import HERE
 from common import cli
-from common.cli.ranges import Count, Seed
+from common.cli.ranges import Count, Seed, Whole
 from common.runtime import run_main
 from ttflow.datasets import TWELVE
 from ttflow.options import Options as Experiment
@@ -33,6 +33,8 @@ class Options:
     """Test points of W2"""
     sinkhorn_draws: Count = 5
     """Pairs of samples of 2,000 points that Sinkhorn's divergence of a run is the mean of"""
+    components: Whole = 0
+    """Gaussians of the mixture that each train corrects, by BIC at most so many; 0: none"""
     again: bool = False
     """Measure the flows of runs that are there once more"""
     table: bool = False
@@ -49,8 +51,8 @@ def main() -> None:
     out = Path(options.out) if options.out else HERE / "results" / ("smoke-table" if options.smoke else "table")
     for seed in () if options.table else options.seeds:
         for name in options.names:
-            sizes = {"n_test": options.n_test, "sinkhorn_draws": options.sinkhorn_draws}
-            experiment = Experiment(name, seed, **sizes, smoke=options.smoke, out=str(out / name / f"seed-{seed}"))
+            more = {key: getattr(options, key) for key in ("n_test", "sinkhorn_draws", "components")}
+            experiment = Experiment(name, seed, **more, smoke=options.smoke, out=str(out / name / f"seed-{seed}"))
             run_or_measure(experiment, options.again)
     runs = read_runs(out)
     write_csv(runs, out.with_suffix(".csv"))

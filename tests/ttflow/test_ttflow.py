@@ -80,6 +80,29 @@ def test_gaussian_mixture_and_blobs_have_their_centres():
     assert (means - torch.tensor(datasets.CENTRES)).abs().max() < 0.15
 
 
+def test_the_floor_is_of_independent_points_also_where_a_set_is_even():
+    """A flow's samples fall into the parts of a set by chance; exact numbers of each would be a floor below them."""
+    data = datasets.load("blobs-sklearn", 300, 3000, draws=40)
+    centres = torch.tensor(datasets.CENTRES)
+
+    def counts(x):
+        return torch.cdist(x, centres).argmin(-1)[..., None].eq(torch.arange(3)).sum(-2).double()
+
+    assert counts(data.test).tolist() == [1000] * 3 and (counts(data.few) - 2000 / 3).abs().max() < 1
+    variance = (counts(data.few_again) - 2000 / 3).square().mean().item()
+    assert variance == pytest.approx(2000 * 2 / 9, rel=0.4)  # binomial; 80 degrees of freedom
+    assert counts(data.again).tolist() != [1000] * 3
+
+
+def test_outliers_are_the_points_off_the_data():
+    data = datasets.load("gaussian-mixture", 20_000, 4000)
+    points = data.again.clone()
+    points[::40] *= 0.5  # between the clusters and the centre: a fortieth
+    assert score.outliers(data.test, data) == 0.001  # by definition
+    assert score.outliers(data.again, data) < 0.004
+    assert score.outliers(points, data) == pytest.approx(1 / 40, abs=0.004)
+
+
 def test_tables_are_principal_components_and_are_split():
     data = datasets.load("digits-16", seed=1)
     parts = [data.train, data.validation, data.test, data.again]
@@ -339,7 +362,7 @@ def test_the_seeds_command_runs_verbatim_and_its_best_model_is_used_again(tmp_pa
     assert results["tt"]["parameters"] < results["network"]["parameters"] == 10_903 and "floor" in said
     assert results["tt"]["nfe"] == 4 * results["tt"]["n_steps"] and results["network"]["solver"] == "euler"
     for who in ("floor", "tt", "network"):
-        assert all(math.isfinite(results[who][key]) for key in ("sinkhorn", "w2", "mmd"))
+        assert all(math.isfinite(results[who][key]) for key in ("sinkhorn", "w2", "mmd", "outliers"))
     assert results["compression"] == pytest.approx(10_903 / results["tt"]["parameters"])
     assert rf.TTVelocity.load(out / "tt.pt").n_parameters == results["tt"]["parameters"]
     again = ["--dataset-name", "swissroll-3d-sklearn", "--use-best-model", "--tt-only", "--smoke", "--out", out]
