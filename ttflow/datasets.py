@@ -188,9 +188,9 @@ def load(name: str, n_train: int = 50_000, n_test: int = 10_000, seed: int = 0, 
     def independent(n: int) -> Tensor:
         return drawn(INDEPENDENT * n)[:n]
 
-    parts = [drawn(n) for n in (n_train, max(2, n_train // 10), n_test)]
+    train, validation, test = drawn(n_train), drawn(max(2, n_train // 10)), drawn(n_test)
     again, few = independent(n_test), torch.stack([drawn(FEW) for _ in range(draws)])
-    return Data(name, *parts, again, few, independent(draws * FEW).unflatten(0, (draws, FEW)))
+    return Data(name, train, validation, test, again, few, independent(draws * FEW).unflatten(0, (draws, FEW)))
 
 
 def _table(name: str, n_train: int, n_test: int, seed: int) -> Data:
@@ -253,7 +253,7 @@ def _check(name: str, rows: np.ndarray) -> None:
     import numpy as np
 
     if not np.isfinite(rows).all():
-        bad = int((~np.isfinite(rows).all(1)).nonzero()[0][0])
+        bad = int(np.flatnonzero(~np.isfinite(rows).all(1))[0])
         raise ValueError(f"{name}: row {bad + 1} holds NaN or infinity: fill or drop such rows")
     if len(rows) < 20:
         raise ValueError(f"{name} has {len(rows)} rows: give at least 20")
