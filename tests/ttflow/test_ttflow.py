@@ -14,7 +14,7 @@ import torch
 
 from started import start
 from tiny import ROOT
-from ttflow import datasets, experiment, hopt, network, score, tables
+from ttflow import datasets, experiment, hopt, network, score, standings, tables
 from ttflow import recflow as rf
 from ttflow.experiment import Fitting, plan
 from ttflow.options import SMOKE, Options
@@ -396,6 +396,22 @@ def test_frontier_and_table_run_and_go_on(tmp_path):
     (new,) = csv.DictReader((tmp_path / "t.csv").open())
     assert (row["sinkhorn_draws"], new["sinkhorn_draws"]) == ("1", "2") and row["tt_sinkhorn"] != new["tt_sinkhorn"]
     assert all(row[f"{who}_w2"] == new[f"{who}_w2"] for who in ("floor", "tt", "network"))
+
+
+def test_what_is_below_the_floor_is_not_better_than_the_data(tmp_path):
+    def run(train, other, **more):
+        flow = {"parameters": 1, "fit_seconds": 1.0, "sampling_seconds": 1.0, "w2": 1.0, "outliers": 0.001}
+        distances = {"floor": 0.5, "tt": train, "network": other}
+        return {who: flow | {"sinkhorn": distance} for who, distance in distances.items()} | more
+
+    for train, other, wins in [(0.49, 0.4, 1), (0.51, 0.4, 0), (0.7, 0.71, 1)]:
+        said = standings.table({"blobs": [run(train, other)]})
+        assert "| 1.0 / 1.0 / 1.0 | 1 / 1 |" in said
+        assert said.endswith(f"by sinkhorn on {wins}, by w2 on 1, by outliers on 1 of 1")
+    (tmp_path / "moons" / "seed-1").mkdir(parents=True)
+    (tmp_path / "moons" / "seed-1" / "results.json").write_text('{"tt": {"w2": 1}}')
+    with pytest.raises(ValueError, match=r"results.json has no outliers, .* run twelve.py with --again"):
+        standings.read_runs(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["frontier.py", "twelve.py"])
