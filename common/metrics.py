@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from common.couplings import entropic_potentials
+
 BLOCK = 4_000_000  # pairs in memory at a time: 32 MB in float64
-EXACT = 120_000_000  # pairs of an exact transport that fit in memory: 5 GB
-STORED = 4 * BLOCK  # pairs of a kernel that is kept
-SWEEPS = 40  # of a stored kernel before it is made anew
-ROUNDS = 100  # of sweeps at the final blur, at most
-FALL = 0.7  # of the blur, from the samples' diameter, from one sweep of the warm-up to the next
-OVER = 1.8  # over-relaxation of Sinkhorn's updates; 1 is the plain update, 2 the limit of stability
+OVER = 1.8  # over-relaxation of Sinkhorn's updates: a tenth of the sweeps
 
 
 def _rows(x: Tensor, name: str) -> Tensor:
@@ -153,119 +149,44 @@ def wasserstein2(a: Tensor, b: Tensor) -> float:
     Raises:
         ValueError: shapes that do not fit, NaN or infinity, or the simplex does not finish.
     """
-    squared, _ = _exact(*pair_of_samples(a, b))
-    return math.sqrt(max(0.0, squared))
-
-
-def _exact(a: Tensor, b: Tensor) -> tuple[float, dict[str, Any]]:
-    """The least mean squared distance of a transport, and POT's log with its dual potentials u and v."""
     import ot
 
+    a, b = pair_of_samples(a, b)
     cost = _squared_distances(a, b).cpu().numpy()
     squared, log = ot.emd2(ot.unif(len(a)), ot.unif(len(b)), cost, numItermax=10_000_000, log=True)
     if log.get("warning"):
         raise ValueError(f"optimal transport of {len(a)} and {len(b)} points did not finish: use fewer points")
-    return float(squared), log
+    return math.sqrt(max(0.0, float(squared)))
 
 
-def sinkhorn_divergence(a: Tensor, b: Tensor, blur: float = 0.05, tol: float = 1e-2) -> float:
+def sinkhorn_divergence(a: Tensor, b: Tensor, blur: float = 0.05, tol: float = 2e-3) -> float:
     """Debiased entropic transport S = OT(a, b) - OT(a, a) / 2 - OT(b, b) / 2 for the cost |x - y|^2 / 2.
 
     GeomLoss' convention (p = 2): the regularisation is blur^2 and S tends to W2^2 / 2 as blur goes to 0. S >= 0, and 0
-    only for equal distributions.
-
-    Where the blur is below a thirtieth of the extent the plain iteration hardly moves mass between distant parts, so it
-    starts at the potentials of the exact transport, as long as that fits in memory (10,000 points each: 5 GB). Time
-    grows as N M: 2 s on one core for 1000 points each whose extent is 300 times the blur. At most 128 MB of pairs are
-    in memory at a time otherwise; from 4000 points each on, the distances are made anew in every sweep.
+    only for equal distributions. N M memory, as :func:`wasserstein2`; 2 s on one core for 1000 points each whose extent
+    is 300 times the blur.
 
     Args:
         a, b: Samples, shapes (N, D) and (M, D).
         blur: Length below which differences are smoothed away, in units of the samples.
-        tol: Relative error of the marginals at which to stop; the error of S is of the order blur^2 tol^2. Where 100
-            rounds of about 40 sweeps do not suffice the result is a lower bound.
+        tol: Of :func:`common.couplings.entropic_plan`. Where 4000 sweeps do not suffice the result is a lower bound.
 
     Raises:
         ValueError: shapes that do not fit, NaN or infinity, or a blur that is not above 0.
 
-    Source: Feydy et al. 1810.08278, eq. 3 and section 3.1; Thibault et al. 1711.01851 for the over-relaxation.
+    Source: Feydy et al. 1810.08278, eq. 3; Thibault et al. 1711.01851 for the over-relaxation.
     """
     if not blur > 0:
         raise ValueError(f"blur is {blur:g}: need blur > 0; try 0.05")
     a, b = pair_of_samples(a, b)
-    extent = torch.cat([a, b]).amax(0) - torch.cat([a, b]).amin(0)
-    n_blurs = max(0, math.ceil(math.log(max(extent.norm().item(), blur) / blur) / -math.log(FALL)))
-    warm_up = [(blur / FALL**k) ** 2 for k in range(n_blurs, 0, -1)]
-    within = sum(_transport_within(x, blur**2, tol) for x in (a, b))
-    if len(warm_up) > 10 and len(a) * len(b) <= EXACT:
-        log = _exact(a, b)[1]  # of the cost |x - y|^2
-        f, g = (torch.as_tensor(log[key]).to(a) / 2 for key in "uv")
-    else:
-        f, g = a.new_zeros(len(a)), b.new_zeros(len(b))
-        for eps in warm_up:
-            f = _soft_minimum(a, b, g, eps)
-            g = _soft_minimum(b, a, f, eps)
-    divergence = _transport_between(a, b, f, g, blur**2, tol) - within / 2
+
+    def transport(x: Tensor, y: Tensor) -> float:
+        """The value of the dual, which is the mean of both potentials: the plan's sum is 1."""
+        cost = _squared_distances(x, y).cpu().numpy() / 2
+        return sum(potential.mean() for potential in entropic_potentials(cost, blur**2, tol, 4000, OVER)[:2])
+
+    divergence = transport(a, b) - transport(a, a) / 2 - transport(b, b) / 2
     return 0.0 if divergence < 0 else divergence  # rounding; NaN stays NaN
-
-
-def _transport_between(a: Tensor, b: Tensor, f: Tensor, g: Tensor, eps: float, tol: float) -> float:
-    """Entropic transport cost of a and b, as the value of the dual, whose potentials begin with f and g."""
-    for _ in range(ROUNDS):
-        f, g = _relax(a, b, f, g, eps)
-        f_last, f = f, _soft_minimum(a, b, g, eps)
-        g = _soft_minimum(b, a, f, eps)
-        if (f - f_last).abs().mean() < tol * eps:
-            break
-    return (f.mean() + g.mean()).item()
-
-
-def _relax(a: Tensor, b: Tensor, f: Tensor, g: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Over-relaxed sweeps of both potentials, as scalings of a stored kernel if it is small enough.
-
-    Sweeps far beyond the plain update need a tenth of the iterations; a sweep of a stored kernel is two products with
-    a vector, twenty times faster than two logsumexp.
-    """
-    if len(a) * len(b) > STORED:
-        for _ in range(4):
-            f = torch.lerp(f, _soft_minimum(a, b, g, eps), OVER)
-            g = torch.lerp(g, _soft_minimum(b, a, f, eps), OVER)
-        return f, g
-    f, g = _soft_minimum(a, b, g, eps), g  # each row of the kernel now sums to 1
-    kernel = _exp_(_squared_distances(a, b).mul_(-0.5).add_(f[:, None]).add_(g).div_(eps)).div_(len(b))
-    u, v = torch.ones_like(f), torch.ones_like(g)
-    for _ in range(SWEEPS):
-        u = u ** (1 - OVER) * (kernel @ v) ** -OVER
-        v = v ** (1 - OVER) * (u @ kernel * (len(b) / len(a))) ** -OVER
-    relaxed = f + eps * u.log(), g + eps * v.log()
-    return relaxed if all(torch.isfinite(p).all() for p in relaxed) else (f, g)  # a tiny blur may overflow
-
-
-def _transport_within(a: Tensor, eps: float, tol: float) -> float:
-    """Entropic transport cost of a to itself: one potential, averaged with its update, which converges fast."""
-    f = a.new_zeros(len(a))
-    for _ in range(ROUNDS):
-        f_last, f = f, _soft_minimum(a, a, f, eps)
-        if (f - f_last).abs().mean() < tol * eps:
-            break
-        f = (f + f_last) / 2
-    return 2 * f.mean().item()
-
-
-def _soft_minimum(a: Tensor, b: Tensor, g: Tensor, eps: float) -> Tensor:
-    """-eps log mean_j exp((g_j - |a_i - b_j|^2 / 2) / eps) for each row i of a, in blocks; shape (N,)."""
-    weight = g / eps - math.log(len(b)) - b.square().sum(1) / (2 * eps)
-    sums = []
-    for rows in blocks(len(a), len(b)):
-        scores = torch.addmm(weight, a[rows], b.T, alpha=1 / eps)
-        top = scores.amax(1, keepdim=True)
-        sums.append(_exp_(scores.sub_(top)).sum(1).log_().add_(top[:, 0]))
-    return a.square().sum(1) / 2 - eps * torch.cat(sums)
-
-
-def _exp_(x: Tensor) -> Tensor:
-    """exp in place, of at least -600: subnormal results would take five times as long."""
-    return x.clamp_(min=-600.0).exp_()
 
 
 # --------------------------------------------------------------------------------------------------------------- MMD
