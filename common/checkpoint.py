@@ -33,6 +33,15 @@ from common.runtime.kept import differences
 
 FORMAT = "flow-checkpoint"
 HUB = "hf:"
+AGAIN = "copy or download it again"
+
+
+class Unreadable(ValueError):
+    """A file that is no checkpoint: ``fault`` names it and says what is wrong, the message what to do about it, too."""
+
+    def __init__(self, fault: str, advice: str) -> None:
+        super().__init__(f"{fault}: {advice}")
+        self.fault = fault
 
 
 class Method(TypedDict, total=False):
@@ -185,7 +194,8 @@ def load(path: str | PathLike[str], map_location: str | torch.device = "cpu") ->
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is truncated, damaged, not a checkpoint, or holds more than tensors and primitives.
+        ValueError: the file is truncated, damaged, not a checkpoint, or holds more than tensors and primitives; mostly
+            :class:`Unreadable`.
     """
     path = find(path)
     if path.suffix == ".safetensors":
@@ -196,9 +206,9 @@ def load(path: str | PathLike[str], map_location: str | torch.device = "cpu") ->
     except (torch.OutOfMemoryError, OSError, MemoryError):
         raise
     except Exception as error:  # a damaged pickle may fail in any way
-        raise ValueError(_refusal(path, error)) from error
+        raise Unreadable(*_refusal(path, error)) from error
     if not isinstance(state, dict):
-        raise ValueError(f"{path} holds a {type(state).__name__}, not a dict of weights: it is not a checkpoint")
+        raise Unreadable(f"{path} holds a {type(state).__name__}, not a dict of weights", "it is not a checkpoint")
     if is_own(state):
         _verify(path, state)
     return state
@@ -217,31 +227,27 @@ def _is_zip(path: Path) -> bool:
         return False
     if head != b"PK\x03\x04":
         what = f"it begins with {head!r}" if head else "it is empty"
-        raise ValueError(f"{path} is not a PyTorch checkpoint ({what}): copy or download it again")
+        raise Unreadable(f"{path} is not a PyTorch checkpoint ({what})", AGAIN)
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except Exception as error:  # a damaged directory may fail in any way
-        raise ValueError(
-            f"{path} is truncated or damaged ({path.stat().st_size:,} bytes): copy or download it again, "
-            "or use an older checkpoint"
-        ) from error
+        fault = f"{path} is truncated or damaged ({path.stat().st_size:,} bytes)"
+        raise Unreadable(fault, f"{AGAIN}, or use an older checkpoint") from error
     if not any(m.filename.endswith("data.pkl") for m in members) or any(m.compress_type for m in members):
         raise ValueError(f"{path} is a zip archive, but not a PyTorch checkpoint")
     return True
 
 
-def _refusal(path: Path, error: Exception) -> str:
-    """One line for a file that torch would not read."""
+def _refusal(path: Path, error: Exception) -> tuple[str, str]:
+    """What is wrong with a file that torch would not read, and what to do."""
     names = re.findall(r"(?:GLOBAL|class|function) ([\w.]+\.[\w.]+)", str(error))
     if isinstance(error, pickle.UnpicklingError) and names and not names[0].startswith("torch."):
-        return (
-            f"{path} holds Python objects ({names[0]}) besides tensors and was refused, since reading them can run any "
-            "program: ask its author for a plain state dict"
-        )
+        fault = f"{path} holds Python objects ({names[0]}) besides tensors and was refused, since reading them can run"
+        return f"{fault} any program", "ask its author for a plain state dict"
     if "TorchScript" in str(error):
-        return f"{path} is a TorchScript program, not a checkpoint: ask its author for a plain state dict"
-    return f"{path} is damaged or not a checkpoint ({type(error).__name__}): copy or download it again"
+        return f"{path} is a TorchScript program, not a checkpoint", "ask its author for a plain state dict"
+    return f"{path} is damaged or not a checkpoint ({type(error).__name__})", AGAIN
 
 
 def _verify(path: Path, state: dict[str, Any]) -> None:
@@ -253,7 +259,7 @@ def _verify(path: Path, state: dict[str, Any]) -> None:
     except Exception as error:  # a damaged header may fail in any way
         damaged = type(error).__name__
     if damaged:
-        raise ValueError(f"{path} is damaged (checksum of {damaged}): copy it again, or use an older checkpoint")
+        raise Unreadable(f"{path} is damaged (checksum of {damaged})", "copy it again, or use an older checkpoint")
 
 
 def _verify_entries(path: Path, state: dict[str, Any]) -> None:

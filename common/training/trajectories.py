@@ -89,8 +89,13 @@ class TrajectoryBatches(Ahead):
             **{"data": trainer.data, "world": here.world, "teacher": trainer.origin.get("sha256", "")},
         }
         file = folder / f"{k:05d}_{here.rank}.pt" if folder else None
-        if file and file.exists() and (there := _read(file)).get("key") == key:
-            return there
+        if file and file.exists():
+            try:
+                there = checkpoint.load(file)
+            except checkpoint.Unreadable as error:
+                raise ValueError(f"{error.fault}: delete it, and it is made again") from None
+            if there.get("key") == key:
+                return there
         batch = self.noises.make(k)
         method, teacher = method_of(config.method), trainer.taught_by(batch.y)
         states, times = method.trajectories(teacher, config.sigma, batch.x0, config.teacher_steps or 1)
@@ -100,15 +105,3 @@ class TrajectoryBatches(Ahead):
             file.parent.mkdir(exist_ok=True)
             checkpoint.save(file, made)
         return made
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """A file of trajectories.
-
-    Raises:
-        ValueError: it is damaged.
-    """
-    try:
-        return checkpoint.load(file)
-    except ValueError as error:
-        raise ValueError(f"{str(error).split(': ')[0]}: delete it, and it is made again") from None
