@@ -1,5 +1,6 @@
 """``python -m common.ema``; see ``common.scripts.lengths``."""
 
-from common.scripts.lengths import script
+from common.scripts.lengths import main
+from common.runtime import run_main
 
-script()
+run_main(main)

@@ -1,5 +1,6 @@
 """``python -m common.export``; see ``common.export.command``."""
 
-from common.export.command import script
+from common.export.command import main
+from common.runtime import run_main
 
-script()
+run_main(main)

@@ -11,7 +11,6 @@ it comes from, what its inputs and images are, method, solver, evaluations and n
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,7 +19,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from common import cli
 from common.cli.configs import WHOLE, GridName, SampleConfig, SolverName
 from common.cli.ranges import Above, AtLeast, AtMost, Count, NoneFor, NotNegative
-from common.runtime import run_main
 from common.scripts.folder import Folder
 
 if TYPE_CHECKING:
@@ -157,10 +155,4 @@ def facts_of(sampler: Sampler, source: Path, options: Options, names: Sequence[s
 
 def main(argv: Sequence[str] | None = None) -> Path:
     """The command line; returns the file."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    return export(cli.parse(Options, description=__doc__ or "", argv=words, words=("weights", "out")))
-
-
-def script() -> None:
-    """The command as a program."""
-    run_main(main)
+    return export(cli.parse(Options, description=__doc__ or "", argv=argv, words=("weights", "out")))

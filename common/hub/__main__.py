@@ -1,5 +1,6 @@
 """``python -m common.hub``; see ``common.scripts.hub``."""
 
-from common.scripts.hub import script
+from common.scripts.hub import main
+from common.runtime import run_main
 
-script()
+run_main(main)

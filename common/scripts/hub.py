@@ -12,7 +12,6 @@ pickle. Fitted samplers and the card with its measurements come along. "convert"
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any, Literal
 from common import cli
 from common.cli.configs import SampleConfig
 from common.cli.ranges import Device, Whole
-from common.runtime import atomic_folder, number_of, run_main
+from common.runtime import atomic_folder, number_of
 from common.scripts.folder import Folder, data_folders
 
 WEIGHTS, PICTURE = "model.safetensors", "samples.png"
@@ -174,11 +173,5 @@ def told(value: Any) -> str:
 
 def main(argv: Sequence[str] | None = None) -> Path:
     """The command line; returns the folder or file."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    options = cli.parse(Options, description=__doc__ or "", argv=words, words=("command", "run", "out"))
+    options = cli.parse(Options, description=__doc__ or "", argv=argv, words=("command", "run", "out"))
     return (export if options.command == "export" else convert)(options)
-
-
-def script() -> None:
-    """The command as a program."""
-    run_main(main)

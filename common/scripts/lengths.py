@@ -20,7 +20,6 @@ from typing import Annotated, Any, Literal
 
 from common import cli
 from common.cli.ranges import Device, Matches
-from common.runtime import run_main
 
 WITHIN = 7  # lengths of a range
 NUMBER = r"0?\.\d+"
@@ -74,8 +73,3 @@ def main(argv: Sequence[str] | None = None) -> Any:
     run = Path(options.run).expanduser()
     command = ["python", "-m", "common.ema", *words]
     return choose(run, options.stds, options.write == "all", options.data, options.data_root, options.device, command)
-
-
-def script() -> None:
-    """The command as a program."""
-    run_main(main)
