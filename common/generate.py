@@ -125,10 +125,9 @@ def sde_of(
     method: str,
     sigma: float,
     y: Tensor | None = None,
-    cfg: float = 1.0,
     coupling: str = "auto",
 ) -> Drift:
-    """Drift and diffusion g(t) of an SDE with the same marginals, guided; see ``common.methods``.
+    """Drift and diffusion g(t) of an SDE with the same marginals; see ``common.methods``.
 
     Args:
         coupling: of the training; "auto": the usual one of the method.
@@ -137,7 +136,7 @@ def sde_of(
         ValueError: the network does not know the score of its marginals; see :func:`check_sde`.
     """
     check_sde(method, coupling)
-    return METHODS[method].sde(guided(net, y, cfg), METHODS[method].path(sigma))
+    return METHODS[method].sde(guided(net, y), METHODS[method].path(sigma))
 
 
 def check_sde(method: str, coupling: str = "auto") -> None:
@@ -497,15 +496,11 @@ def invert(sampler: Sampler, images: Tensor, labels: Tensor | None = None) -> In
     device = next(sampler.net.parameters()).device
     x1 = images.to(device).contiguous(memory_format=torch.channels_last)
     net = sampler.counted()
-    flow = sampler.velocity(net, None if labels is None else labels.to(device))
-    latest = METHODS[sampler.method].latest
+    flow = METHODS[sampler.method].held(sampler.velocity(net, None if labels is None else labels.to(device)))
     times = sampler.times()
 
-    def stopped(x: Tensor, t: Tensor) -> Tensor:
-        return flow(x, t.clamp(max=latest))
-
     def integrate(x: Tensor, times: Tensor) -> Tensor:
-        return solvers.integrate(stopped, x, times, sampler.solver, rtol=sampler.rtol, atol=sampler.atol)
+        return solvers.integrate(flow, x, times, sampler.solver, rtol=sampler.rtol, atol=sampler.atol)
 
     noise = integrate(x1, times.flip(0))
     again = integrate(noise, times)

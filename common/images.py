@@ -169,8 +169,10 @@ def grid(
         top, left = padding + k // columns * (height + padding), padding + k % columns * (width + padding)
         out[top : top + height, left : left + width] = image.permute(1, 2, 0)
     if beside:
-        return torch.cat([_left(beside[:rows], out.shape[0], height + padding, channels), out], 1)
-    return torch.cat([_header(names[:columns], out.shape[1], width + padding, channels), out]) if names else out
+        return torch.cat([_named(beside[:rows], out.shape[0], height + padding, channels, above=False), out], 1)
+    return (
+        torch.cat([_named(names[:columns], out.shape[1], width + padding, channels, above=True), out]) if names else out
+    )
 
 
 def class_rows(x: Tensor, n_classes: int, **options: Any) -> Tensor:
@@ -182,29 +184,20 @@ def class_rows(x: Tensor, n_classes: int, **options: Any) -> Tensor:
     return grid(whole.unflatten(0, (columns, n_classes)).transpose(0, 1).flatten(0, 1), columns, **options)
 
 
-def _left(names: Sequence[str], height: int, row: int, channels: int) -> Tensor:
-    """Names in white on black, each before the middle of its row."""
+def _named(names: Sequence[str], length: int, step: int, channels: int, above: bool) -> Tensor:
+    """Names in white on black: each over the middle of its column and no wider than that, or before that of its row."""
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(size=11)
-    width = 8 + math.ceil(max(map(font.getlength, names)))
-    picture = Image.new("L", (width, height))
+    breadth = HEADER if above else 8 + math.ceil(max(map(font.getlength, names)))
+    picture = Image.new("L", (length, breadth) if above else (breadth, length))
     pen = ImageDraw.Draw(picture)
     for k, name in enumerate(names):
-        pen.text((width - 4, 2 + (k + 0.5) * row), name, fill=255, font=font, anchor="rm")
-    return torch.from_numpy(np.asarray(picture).copy())[..., None].expand(-1, -1, channels)
-
-
-def _header(names: Sequence[str], width: int, column: int, channels: int) -> Tensor:
-    """Names in white on black, each over the middle of its column and no wider than that."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    picture, font = Image.new("L", (width, HEADER)), ImageFont.load_default(size=11)
-    pen = ImageDraw.Draw(picture)
-    for k, name in enumerate(names):
-        while font.getlength(name) > column and len(name) > 1:
+        while above and font.getlength(name) > step and len(name) > 1:
             name = name[:-2] + "\u2026" if len(name) > 2 else name[:1]
-        pen.text((2 + (k + 0.5) * column, HEADER / 2), name, fill=255, font=font, anchor="mm")
+        middle = 2 + (k + 0.5) * step
+        place = (middle, HEADER / 2) if above else (breadth - 4, middle)
+        pen.text(place, name, fill=255, font=font, anchor="mm" if above else "rm")
     return torch.from_numpy(np.asarray(picture).copy())[..., None].expand(-1, -1, channels)
 
 

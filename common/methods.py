@@ -252,10 +252,9 @@ class Method:
     any_coupling: bool = False
     aliases: tuple[str, ...] = ()
 
-    @property
-    def latest(self) -> float:
-        """Until when the velocity has a value: a data head divides by 1 - t."""
-        return 1 - SMALLEST_REMAINDER if self.heads == 2 else 1.0
+    def held(self, velocity: Velocity) -> Velocity:
+        """A velocity with a value at t = 1, too: a data head divides by 1 - t, and keeps its last one before that."""
+        return (lambda x, t: velocity(x, t.clamp(max=1 - SMALLEST_REMAINDER))) if self.heads == 2 else velocity
 
     @property
     def own_solver(self) -> str:

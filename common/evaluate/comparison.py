@@ -229,11 +229,12 @@ def warnings_of(a: FeatureSet, b: FeatureSet) -> list[str]:
 
 def _described(spec: str, features: FeatureSet) -> dict[str, Any]:
     """A set on a card: its name without folders, count, content and, for generated images, how they were made."""
+    from common.images import facts_file
+
     path = Path(spec).expanduser()
     facts: dict[str, Any] = {"name": path.resolve().name, "images": features.count, "side": features.about.get("side")}
     facts["content"] = features.content
-    made = path / "samples.json" if path.is_dir() else path.with_suffix(".samples.json")
-    if made.is_file():
+    if (made := facts_file(path)).is_file():
         known = read_json(made, dict[str, Any])
         facts["made"] = {k: Path(v).name if isinstance(v, str) and "/" in v else v for k, v in known.items()}
     return facts

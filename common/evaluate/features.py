@@ -69,12 +69,7 @@ def find_inception(path: str | Path = "") -> Path:
 
 def find_weights(path: str | Path = "") -> Path | None:
     """As :func:`find_inception`, but None where no path is given and the cache has no weights."""
-    try:
-        return find_inception(path)
-    except FileNotFoundError:
-        if path:
-            raise
-    return None
+    return find_inception(path) if path or inception_place().is_file() else None
 
 
 def load_inception(weights: Path) -> nn.Module:

@@ -94,7 +94,7 @@ def _flow(weights: str, device: torch.device) -> tuple[Callable[..., Any], float
         raise ValueError(f"{weights} is not a network of images: bits are those of pixels")
     if generate.real_classes(net) and not net.null_class:
         raise ValueError(f"{weights} needs a class for each image: bits are for weights that do without")
-    flow = generate.velocity_of(net.to(device).requires_grad_(False), method)
-    latest, path = METHODS[method].latest, METHODS[method].path(info["method"].get("sigma", 0.0))
-    channels = info["network"]["in_channels"] // METHODS[method].heads
-    return lambda x, t: flow(x, t.clamp(max=latest)), path.start, channels, size, info.get("step")
+    record = METHODS[method]
+    flow = record.held(generate.velocity_of(net.to(device).requires_grad_(False), method))
+    path, channels = record.path(info["method"].get("sigma", 0.0)), info["network"]["in_channels"] // record.heads
+    return flow, path.start, channels, size, info.get("step")

@@ -1,6 +1,6 @@
 """``python -m common.hub``; see ``common.scripts.hub``."""
 
-from common.scripts.hub import main
 from common.runtime import run_main
+from common.scripts.hub import main
 
 run_main(main)

@@ -13,8 +13,9 @@ from torch import Tensor
 from common import checkpoint, cli
 from common.cli.configs import TrainConfig
 from common.data.loading import StreamingImages, mark_of, split_train_val
+from common.plots import save
 from common.records.cards import commit, without_folders, write_card
-from common.runtime import Processes, atomic_write, hardware, pick_device
+from common.runtime import Processes, hardware, pick_device
 from common.runtime.kept import differences
 from common.training import snapshots
 from common.training.averages import combination
@@ -180,8 +181,7 @@ def draw(losses: dict[float, float], own: Sequence[Length], path: Path) -> None:
         axis.legend(frameon=False)
     axis.set(xlabel="length of the average: std as a share of the run", ylabel="held-out loss")
     axis.grid(alpha=0.3)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    save(figure, path, crop=False)
 
 
 def _write(run: Path, trainer: Trainer, last: Snapshot, std: float, length: Length, facts: dict[str, Any]) -> Path:
