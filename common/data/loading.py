@@ -285,19 +285,15 @@ class Batches:
         if self.n == 0:
             raise ValueError("no images to make batches of; give more data or a smaller --val_fraction")
 
-    def at(self, step: int, rows: slice = slice(None)) -> tuple[Tensor, Tensor | None]:
-        """Batch of a step: x1 (B,C,H,W) float32 in [-1, 1] and labels (B,) or None.
-
-        ``rows`` is this process's part of the global batch; the parts together are the whole.
-        """
-        images, labels = self.data.read(self.indices(step)[rows])
+    def at(self, step: int) -> tuple[Tensor, Tensor | None]:
+        """Batch of a step: x1 (B,C,H,W) float32 in [-1, 1] and labels (B,) or None."""
+        images, labels = self.data.read(self.indices(step))
         images = images.to(self.device)
         labels = None if labels is None else labels.to(self.device)
         if self.flip:
-            flips = torch.rand(self.batch_size, generator=generator(self.seed, "flip", step))[rows] < 0.5
-            images = _flipped(images, flips)
+            images = _flipped(images, torch.rand(self.batch_size, generator=generator(self.seed, "flip", step)) < 0.5)
         if self.drop is not None and labels is not None:
-            hidden = torch.rand(self.batch_size, generator=generator(self.seed, "drop", step))[rows] < self.drop[0]
+            hidden = torch.rand(self.batch_size, generator=generator(self.seed, "drop", step)) < self.drop[0]
             labels = labels.masked_fill(hidden.to(self.device), self.drop[1])
         return from_uint8(images), labels
 

@@ -10,9 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +24,7 @@ from common.data.sources import Source, summary
 from common.evaluate.scores import ClassSums, Kept
 from common.images import fit
 from common.metrics import Moments
-from common.runtime import atomic_write, file_hash, in_one_line, silent
+from common.runtime import atomic_write, file_hash, in_one_line, made_ahead, silent
 
 if TYPE_CHECKING:
     from common.evaluate.features import FeatureNetwork
@@ -54,14 +52,11 @@ class ImageSet:
         Raises:
             ValueError: an image that cannot be read, or of another size than the first.
         """
-        pending: deque = deque()
-        with ThreadPoolExecutor(max(1, workers), thread_name_prefix="read") as pool:
-            for start in range(0, len(self), batch_size):
-                pending.append(pool.submit(self._block, start, min(start + batch_size, len(self))))
-                if len(pending) > workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
+
+        def block(start: int) -> Tensor:
+            return self._block(start, min(start + batch_size, len(self)))
+
+        return made_ahead(block, range(0, len(self), batch_size), workers)
 
     def _block(self, start: int, stop: int) -> Tensor:
         if self.source.rows is not None:

@@ -17,9 +17,8 @@ import io
 import os
 import re
 import shutil
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -28,7 +27,7 @@ from common import cli
 from common.cli.files import load_config, read_values
 from common.cli.ranges import AtLeast, AtMost, Count, OneOf, Split, Whole
 from common.records.rows import JsonLines
-from common.runtime import in_one_line, read_json, run_lock, silent, write_json
+from common.runtime import in_one_line, made_ahead, read_json, run_lock, silent, write_json
 from common.runtime.kept import check_same, contents
 
 if TYPE_CHECKING:
@@ -300,19 +299,10 @@ def _in_class_folders(source: Source, names: list[str]) -> list[str]:
 def _encoded(config: PrepareConfig, source: Source, order: Sequence[int]) -> Iterator[list[tuple]]:
     """Chunks of (index, encoded image or None, error or None, traits), in order; a few chunks ahead are being made."""
 
-    def encode_chunk(indices: Iterable[int]) -> list[tuple]:
-        return [(index, *_encode_one(config, source, index)) for index in indices]
+    def encode_chunk(start: int) -> list[tuple]:
+        return [(index, *_encode_one(config, source, index)) for index in order[start : start + _CHUNK]]
 
-    pool, pending = ThreadPoolExecutor(config.num_workers), deque[Future]()
-    try:
-        for start in range(0, len(order), _CHUNK):
-            pending.append(pool.submit(encode_chunk, order[start : start + _CHUNK]))
-            if len(pending) > 2 * config.num_workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return made_ahead(encode_chunk, range(0, len(order), _CHUNK), config.num_workers)
 
 
 def _encode_one(

@@ -133,6 +133,13 @@ def _short(value: Any) -> str:
     return text if len(text) < 50 else f"{text[:12]}..."
 
 
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of the same keys as a table in Markdown, numbers to five digits."""
+    head = list(rows[0])
+    cells = ([in_words(value).replace("|", "\\|").replace("\n", " ") for value in row.values()] for row in rows)
+    return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *cells))
+
+
 def write_table(rows: Sequence[Mapping[str, Any]], out: str) -> str:
     """Print rows of the same keys as Markdown, or write them to ``out``, with a .csv of all digits beside it.
 
@@ -142,10 +149,7 @@ def write_table(rows: Sequence[Mapping[str, Any]], out: str) -> str:
     Raises:
         ValueError: the name does not end in .md.
     """
-    head = list(rows[0])
-    cells = ([in_words(value).replace("|", "\\|").replace("\n", " ") for value in row.values()] for row in rows)
-    lines = [head, ["---"] * len(head), *cells]
-    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    text = markdown(rows)
     if not out:
         print(text, end="")
         return text
@@ -155,7 +159,7 @@ def write_table(rows: Sequence[Mapping[str, Any]], out: str) -> str:
     with atomic_write(file) as temporary:
         temporary.write_text(text)
     with atomic_write(file.with_suffix(".csv")) as temporary, open(temporary, "w", newline="") as stream:
-        writer = csv.DictWriter(stream, head, lineterminator="\n")
+        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     print(f"{len(rows)} rows: {file}, {file.with_suffix('.csv')}")

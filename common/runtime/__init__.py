@@ -18,11 +18,12 @@ import shutil
 import sys
 import threading
 import zlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from common.runtime.ending import end_if_others_fall_silent, in_one_line, one_line, run_main
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["in_one_line", "one_line", "run_main"]
+
+T = TypeVar("T")
 
 
 def checked(value: Any, kind: Any, name: str) -> Any:
@@ -75,6 +78,22 @@ def reading(path: str | os.PathLike[str], advice: str) -> Iterator[None]:
 
 def silent(*_: object) -> None:
     """Say nothing: for functions that take one to tell the user something."""
+
+
+def made_ahead(make: Callable[[Any], T], items: Iterable[Any], workers: int) -> Iterator[T]:
+    """``make(item)`` of each item, in their order; ``workers`` threads make up to twice as many ahead."""
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    pool, pending = ThreadPoolExecutor(workers), deque[Future[T]]()
+    try:
+        for item in items:
+            pending.append(pool.submit(make, item))
+            if len(pending) > 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def number_of(count: float, noun: str) -> str:

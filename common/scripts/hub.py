@@ -140,6 +140,8 @@ def folder_of(source: Path) -> str:
 
 def model_card(name: str, state: Mapping[str, Any], card: Mapping[str, Any], picture: str, folder: str) -> str:
     """The README.md of a hub's folder; ``folder`` is the data folder whose scripts sample from such weights."""
+    from common.records.compare import markdown
+
     method, network = state["method"], state["network"]
     constants = ", ".join(f"{key} {value}" for key, value in method.items() if key != "name")
     size = network.get("image_size") or state["config"].get("image_size")
@@ -156,19 +158,9 @@ def model_card(name: str, state: Mapping[str, Any], card: Mapping[str, Any], pic
     lines += ["", str(card["note"])] if card.get("note") else []
     rows = card.get("measured") or []
     figures = [key for key in FIGURES if any(key in row for row in rows)]
-    settings = [key for key in SETTINGS if any(key in row for row in rows)]
-    lines += ["", "## Measured", ""]
-    if not figures:
-        return "\n".join([*lines, "Nothing."]) + "\n"
-    columns = [*settings, *figures]
-    lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(told(row.get(key)) for key in columns) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
-
-
-def told(value: Any) -> str:
-    """A value in a table's cell."""
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    columns = [key for key in SETTINGS if any(key in row for row in rows)] + figures
+    table = markdown([{key: row.get(key) for key in columns} for row in rows]) if figures else "Nothing.\n"
+    return "\n".join([*lines, "", "## Measured", "", table])
 
 
 def main(argv: Sequence[str] | None = None) -> Path:

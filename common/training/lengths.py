@@ -15,6 +15,7 @@ from common.cli.configs import TrainConfig
 from common.data.loading import StreamingImages, mark_of, split_train_val
 from common.plots import save
 from common.records.cards import commit, without_folders, write_card
+from common.records.compare import markdown
 from common.runtime import Processes, hardware, pick_device
 from common.runtime.kept import differences
 from common.training import snapshots
@@ -72,7 +73,7 @@ def choose(
     for std in stds:
         error = average(trainer, taken, std)
         lengths[std] = Length(f"std {std:g}", trainer.validation_losses(*held_out).cpu(), error)
-    print(table([*lengths.values(), *own]))
+    print(table([*lengths.values(), *own]), end="")
     best = min(stds, key=lambda std: lengths[std].loss)
     picture = run / snapshots.FOLDER / "lengths.png"
     draw({std: each.loss for std, each in lengths.items()}, own, picture)
@@ -160,13 +161,14 @@ def _own(run: Path, trainer: Trainer, held_out: HeldOut) -> list[Length]:
 
 def table(lengths: Sequence[Length]) -> str:
     """The averages in Markdown: held-out loss, that against the last one's with its standard error, profile's error."""
-    rows = ["| average | held-out loss | against the last row | error of the profile |", "|---|---|---|---|"]
+    rows = []
     for each in lengths:
         gain, error = each.gain(lengths[-1])
         against = f"{gain:+.5f}" + (f" +- {error:.5f}" if error is not None else "")
-        shape = "" if each.error is None else f"{each.error:.1%}"
-        rows.append(f"| {each.name} | {each.loss:.5f} | {against if each is not lengths[-1] else ''} | {shape} |")
-    return "\n".join(rows)
+        rows.append({"average": each.name, "held-out loss": f"{each.loss:.5f}"})
+        rows[-1]["against the last row"] = against if each is not lengths[-1] else ""
+        rows[-1]["error of the profile"] = "" if each.error is None else f"{each.error:.1%}"
+    return markdown(rows)
 
 
 def draw(losses: dict[float, float], own: Sequence[Length], path: Path) -> None:

@@ -561,17 +561,6 @@ def test_every_image_once_an_epoch(batch_size):
         assert ids(batch) == batch[1].tolist()
 
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_rows_of_the_processes_make_the_whole(world):
-    data = synthetic_images(30, 8, 3, 5, seed=0)
-    batches = Batches(data, 12, seed=1, drop=(0.5, 5))
-    x1, y = batches.at(5)
-    parts = [batches.at(5, slice(r * 12 // world, (r + 1) * 12 // world)) for r in range(world)]
-    assert torch.equal(torch.cat([p[0] for p in parts]), x1) and torch.equal(torch.cat([p[1] for p in parts]), y)
-    strided = batches.at(5, slice(1, None, world))
-    assert torch.equal(strided[0], x1[1::world]) and torch.equal(strided[1], y[1::world])
-
-
 def test_flips_mirror_half_of_the_images():
     row = torch.tensor([0, 1, 2], dtype=torch.uint8).expand(1, 1, 3, 3).contiguous()
     data = ImageData(row.expand(200, 1, 3, 3).contiguous())
