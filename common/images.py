@@ -14,17 +14,15 @@ import shutil
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from common.runtime import atomic_write, read_json, write_json
 from common.runtime.kept import check_same
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 
 def to_uint8(x: Tensor) -> Tensor:
@@ -50,14 +48,12 @@ WHITE = "white"  # what shows through where an image is transparent
 _TIFF_BITS, _TIFF_MOST = 258, 281  # tags: bits of a sample, its largest value
 
 
-def decode(data: bytes) -> Image:
+def decode(data: bytes) -> Image.Image:
     """An image file's bytes as a decoded PIL image, upright; of several frames the first.
 
     Raises:
         ValueError: Samples of more than 8 bits whose range the file does not say.
     """
-    from PIL import Image, ImageOps
-
     image = Image.open(io.BytesIO(data))
     animated = getattr(image, "is_animated", False)
     image.load()
@@ -74,7 +70,7 @@ def decode(data: bytes) -> Image:
     return image
 
 
-def _bits(image: Image, data: bytes) -> tuple[int, int]:
+def _bits(image: Image.Image, data: bytes) -> tuple[int, int]:
     """Bits of a sample in the file, and the largest value that it says they can have; 0: it does not say."""
     tags = getattr(image, "tag_v2", {})
     deep = 16 if image.format == "TIFF" or image.mode.startswith("I") else 8
@@ -88,14 +84,12 @@ def _bits(image: Image, data: bytes) -> tuple[int, int]:
     return bits, 2 ** (bits - signed) - 1 if bits <= 16 else 0
 
 
-def eight_bits(image: Image, most: int) -> Image:
+def eight_bits(image: Image.Image, most: int) -> Image.Image:
     """An image of integers of more than 8 bits, as grey of 8 bits: ``most`` becomes white.
 
     Raises:
         ValueError: The range is unknown, or can hardly be what the file says.
     """
-    from PIL import Image
-
     if image.mode == "F" or most == 0:
         raise ValueError(f"floating point or 32 bit pixels ({image.mode}) of unknown range; give 8 bit images")
     values = np.asarray(image).astype(np.int64)
@@ -107,20 +101,18 @@ def eight_bits(image: Image, most: int) -> Image:
     return Image.fromarray((values * 256 // (most + 1)).astype(np.uint8))
 
 
-def traits(image: Image, background: str = WHITE) -> list[str]:
+def traits(image: Image.Image, background: str = WHITE) -> list[str]:
     """What is worth telling of a decoded image, since it is not shown as it is."""
     animated = ["of several frames, the first is read"] if image.info.get("frames") else []
     return animated + ([f"transparent, shown on {background}"] if image.has_transparency_data else [])
 
 
-def fit(image: Image, size: int, channels: int, background: str = WHITE) -> np.ndarray:
+def fit(image: Image.Image, size: int, channels: int, background: str = WHITE) -> np.ndarray:
     """A PIL image as (channels,size,size) uint8: centre square, bicubic with antialiasing, grey (1) or colour (3).
 
     Raises:
         ValueError: Floating point pixels or 32-bit integers, whose range is unknown.
     """
-    from PIL import Image
-
     if image.mode == "F" or image.mode.startswith("I"):
         image = eight_bits(image, 2**16 - 1 if image.mode.startswith("I;16") else 0)
     if image.has_transparency_data:
@@ -186,8 +178,6 @@ def class_rows(x: Tensor, n_classes: int, **options: Any) -> Tensor:
 
 def _named(names: Sequence[str], length: int, step: int, channels: int, above: bool) -> Tensor:
     """Names in white on black: each over the middle of its column and no wider than that, or before that of its row."""
-    from PIL import Image, ImageDraw, ImageFont
-
     font = ImageFont.load_default(size=11)
     breadth = HEADER if above else 8 + math.ceil(max(map(font.getlength, names)))
     picture = Image.new("L", (length, breadth) if above else (breadth, length))
@@ -210,8 +200,6 @@ def save_png(path: str | Path, image: Tensor | np.ndarray, sync: bool = True) ->
 
 def png(image: Tensor | np.ndarray) -> bytes:
     """The bytes of a PNG file of pixels, (H,W,1 or 3) uint8."""
-    from PIL import Image
-
     pixels = np.ascontiguousarray(image.cpu().numpy() if isinstance(image, Tensor) else image)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
         raise ValueError(f"save_png takes uint8 (H,W,1 or 3), not {pixels.dtype} {pixels.shape}")
@@ -229,8 +217,6 @@ def save_gif(path: str | Path, frames: Sequence[Tensor], most_bytes: int = MOST_
     Frames are (H,W,1 or 3) uint8 each. Returns the file's bytes; ``most_bytes`` is not promised where 16 colours are
     too many.
     """
-    from PIL import Image
-
     count = min(len(frames), MOST_FRAMES)
     chosen = [frames[round(k * (len(frames) - 1) / max(1, count - 1))].expand(-1, -1, 3) for k in range(count)]
     pictures = [Image.fromarray(np.ascontiguousarray(frame.cpu().numpy())) for frame in chosen]

@@ -13,6 +13,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from common.images import grid
+from common.runtime import atomic_write
+
 SOURCE, TARGET, MADE, PATH = "#d1495b", "#8d99a6", "#1f6f8b", "#2b2d42"  # colours of points and of paths
 
 
@@ -31,8 +34,6 @@ def save(figure: Any, path: str | Path, dpi: int = 150, crop: bool = True) -> No
 
     Without ``crop``, which cuts off empty margins, it has exactly the size that it was made with.
     """
-    from common.runtime import atomic_write
-
     with atomic_write(path) as temporary:
         suffix = Path(path).suffix[1:] or "png"
         figure.savefig(temporary, format=suffix, dpi=dpi, bbox_inches="tight" if crop else None)
@@ -42,8 +43,6 @@ def save(figure: Any, path: str | Path, dpi: int = 150, crop: bool = True) -> No
 
 def image_rows(rows: Mapping[str, Tensor], path: str | Path) -> None:
     """One labelled row of images in [-1, 1], (B, C, H, W), for each entry, as one solver a row on the same noises."""
-    from common.images import grid
-
     plt = pyplot()
     count = len(next(iter(rows.values())))
     figure, axes = plt.subplots(len(rows), 1, figsize=(0.6 * count, 0.6 * len(rows)), squeeze=False)

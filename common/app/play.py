@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from common import cli, generate
+from common import checkpoint, cli, generate
 from common.cli.configs import SampleConfig, SolverName
 from common.cli.ranges import AtLeast, AtMost, Seed
 from common.images import png, to_uint8
@@ -82,8 +83,6 @@ def find_weights(given: Sequence[str] = (), root: Path = ROOT) -> dict[str, Entr
     Raises:
         FileNotFoundError: one of the given ones is not there, or there are none at all.
     """
-    from common import checkpoint
-
     own = {name: Path(checkpoint.find(Path(name).expanduser() if name[:3] != "hf:" else name)) for name in given}
     found = {name: Entry(str(path), Folder(path.parent, {}, "", path.name, "")) for name, path in own.items()}
     shipped = {}
@@ -205,8 +204,6 @@ def can(sampler: generate.Sampler, solver: str) -> bool:
 
 def check_picture(data: bytes) -> None:
     """Refuse (ValueError) what is no picture, or too large, before it is decoded."""
-    from PIL import Image
-
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size

@@ -21,14 +21,13 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
 
 from common.data.sources import AGAIN, SPECIAL, Source, arranged, check_size, named_source
 from common.images import decode
 from common.runtime import in_one_line
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 HEADER = "header.json"  # member or key with the description of a prepared file; not an image
 _TWICE = "of a name that comes again later"
@@ -164,7 +163,7 @@ def open_lmdb(path: Path, split: str) -> Source:
     names, labels, class_names = arranged(images, split, str(path))
     files = [path]
 
-    def load(index: int) -> Image:
+    def load(index: int) -> Image.Image:
         return image_of(read(names[index]))
 
     return Source(str(path), load, len(names), names, labels, class_names, None, "lmdb", skipped, files)
@@ -193,10 +192,8 @@ def _has_side(value: bytes, side: str) -> bool:
     return reader is not None and str(max(reader(value).size)) == side
 
 
-def _image_reader(value: bytes) -> Callable[[bytes], Image] | None:
+def _image_reader(value: bytes) -> Callable[[bytes], Image.Image] | None:
     """What makes images of such values: they are files, or pixels, as some converters write them; None: no images."""
-    from PIL import Image, UnidentifiedImageError
-
     try:
         Image.open(io.BytesIO(value))
     except UnidentifiedImageError:
@@ -206,10 +203,8 @@ def _image_reader(value: bytes) -> Callable[[bytes], Image] | None:
     return decode
 
 
-def _pixels(value: bytes) -> Image:
+def _pixels(value: bytes) -> Image.Image:
     """The image of pixels (side, side, 3)."""
-    from PIL import Image
-
     side = math.isqrt(len(value) // 3)
     return Image.frombytes("RGB", (side, side), value)
 

@@ -12,15 +12,13 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 import numpy as np
+from PIL import Image
 
 from common.data import splits
 from common.data.sources import AGAIN, Source
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 MAX_CLASSES = 100_000
 _CHANNELS = (1, 3, 4)
@@ -144,9 +142,7 @@ def array_source(
     return Source(where, partial(_image, rows), len(rows), None, labels, tuple(class_names), rows, "array")
 
 
-def _image(rows: np.ndarray, index: int) -> Image:
-    from PIL import Image
-
+def _image(rows: np.ndarray, index: int) -> Image.Image:
     pixels = np.ascontiguousarray(rows[index].transpose(1, 2, 0))
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 

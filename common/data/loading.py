@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from common.data.opening import open_source
 from common.data.sources import summary
@@ -126,8 +127,6 @@ class StreamingImages:
         limit: int | None = None,
         progress: bool = True,
     ):
-        from tqdm import tqdm
-
         if image_size < 1 or channels not in (1, 3):
             raise ValueError(
                 f"image_size {image_size}, channels {channels}: give a size >= 1 and 1 (grey) or 3 (colour)"
@@ -215,8 +214,6 @@ class StreamingImages:
 
     def _decode_all(self, pixels: np.ndarray) -> np.ndarray:
         """Decodes all images into ``pixels`` (N,C,S,S), unreadable ones left out; the positions that are there."""
-        from tqdm import tqdm
-
         first = self._decode(0, pixels[0])
         workers = 1 if first is not None and max(first[0]) <= _SMALL else self._workers
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 Step = Callable[[Tensor, int], Tensor]
 
@@ -62,8 +63,6 @@ def roll_out(step: Step, start: Tensor, n_steps: int, progress: str = "", shown:
     """
     if n_steps < 1:
         raise ValueError(f"a roll-out of {n_steps} steps: ask for at least 1")
-    from tqdm import tqdm
-
     state, states = start, start.new_empty(n_steps, *start.shape)
     with tqdm(total=n_steps * shown, desc=progress, disable=not progress, dynamic_ncols=True, mininterval=0.5) as bar:
         for k in range(n_steps):  # x_{k+1} = step(x_k, k): errors of a step are what the next one starts from

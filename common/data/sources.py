@@ -11,15 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL.Image import Image
 
 from common.data import splits
 from common.images import decode
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 SPECIAL = "links and special files"
 AGAIN = "copy or download it again"

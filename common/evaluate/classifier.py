@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from msgspec import Meta
 from torch import Tensor, nn
+from tqdm import tqdm
 from typing_extensions import Required, TypedDict
 
 from common import checkpoint
@@ -108,8 +109,6 @@ def train_classifier(
     Raises:
         ValueError: no labels.
     """
-    from tqdm import tqdm
-
     if data.labels is None:
         raise ValueError(f"{data.source} has no labels: a classifier needs class folders, or labels in the .npz")
     torch.manual_seed(seed)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from common import plots
+from common.images import grid
 
 SHOWN, COUNT = 16, 3  # samples of the picture, and training images beside each
 COPY = 1e-3  # of the held-out images' median distance: nearer is the same image up to rounding
@@ -70,8 +71,6 @@ def compare(samples: Tensor, training: Tensor, held_out: Tensor) -> tuple[dict[s
 def draw(path: Path, samples: Tensor, training: Tensor, found: Nearest, held_out: Tensor) -> None:
     """The samples (N, C, S, S) that are nearest to training images (M, C, S, S), uint8, each before its nearest ones,
     and the distances of all and of held-out images, (K,)."""
-    from common.images import grid
-
     plt = plots.pyplot()
     chosen = found.distances[:, 0].argsort()[:SHOWN]
     cells = [torch.cat([samples[k : k + 1], training[found.places[k]]]) for k in chosen.tolist()]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from common.data.opening import open_source
 from common.data.sources import Source, summary
@@ -165,8 +166,6 @@ def collect(
     Raises:
         ValueError: fewer than 2 images, or features that are not finite.
     """
-    from tqdm import tqdm
-
     kept, content, side = Kept(keep), 0, 0
     moments: Moments | None = None
     sums: ClassSums | None = None

@@ -10,6 +10,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
+from common.networks.generator_unet import GeneratorUNet
 from common.runtime import checked
 from common.unet import ONE_TIME, ConditionalUNet, Count, UNet, Whole, end_embedding
 
@@ -159,8 +160,6 @@ def build_network(description: dict[str, Any]) -> nn.Module:
 
 def check_description(description: dict[str, Any]) -> type[nn.Module]:
     """The class of a network that can be built of a description; errors as in :func:`build_network`."""
-    from common.networks.generator_unet import GeneratorUNet
-
     known = {network.__name__: network for network in (UNet, ConditionalUNet, GeneratorUNet, MLP)}
     name = description.get("name")
     if not isinstance(name, str) or name not in known:

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.networks.generator_unet import time_frequencies
+
 TORCHCFM, PYTORCH, GENERATOR, BARE = "torchcfm or IDFF", "flow-matching-pytorch", "Flow Image Generator", "state dict"
 # (project, key of the averaged weights, key of the raw ones)
 _CONTAINERS = ((TORCHCFM, "ema_model", "net_model"), (GENERATOR, "ema_state", "model_state"), (PYTORCH, "", "model"))
@@ -272,8 +274,6 @@ def reverse_time(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _time_layers(tensors: Mapping[str, Tensor]) -> tuple[str, str, Tensor, bool]:
     """The layer that reads the time, the last one, the time's frequencies, and whether its sines come first."""
     if "time_emb.mlp.0.weight" in tensors:
-        from common.networks.generator_unet import time_frequencies
-
         first = "time_emb.mlp.0.weight"
         return first, "final_conv", time_frequencies(tensors[first].shape[1] // 2), True
     name = _name_of(tensors)

@@ -20,9 +20,10 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from PIL.Image import Image
 
 from common.data import splits
 from common.data.archives import open_tar
@@ -32,9 +33,6 @@ from common.data.sources import AGAIN, SUFFIXES, Source, is_hidden, list_files
 from common.images import decode
 from common.prepare.tfrecord import open_tfrecord
 from common.runtime import atomic_write
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 _COMPRESSED = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _RECORDS = r"\.tfrecords?(-\d+-of-\d+)?$"

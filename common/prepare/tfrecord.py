@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from common.data.archives import read_range
 from common.data.sources import AGAIN, Source
 from common.images import decode
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 # What is read of tf.train.Example; a map is a list of pairs. Source: tensorflow/core/example/feature.proto
 _EXAMPLE = """
@@ -56,9 +54,7 @@ def open_tfrecord(path: Path) -> Source:
     return Source(str(path), partial(_load_record, path, places), len(places), kind="tfrecord", files=[path])
 
 
-def _load_record(path: Path, places: Sequence[tuple[int, int]], index: int) -> Image:
-    from PIL import Image
-
+def _load_record(path: Path, places: Sequence[tuple[int, int]], index: int) -> Image.Image:
     features = example(read_range(path, *places[index]))
     for name in ("image/encoded", "image", "image_raw"):
         if features.get(name):

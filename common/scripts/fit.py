@@ -10,7 +10,6 @@ from common import cli
 from common.cli.configs import FitConfig, SampleConfig, WeightsConfig
 from common.runtime import number_of
 from common.scripts.folder import Folder
-from common.scripts.sampling import FIT_NOISE, TEST_NOISE, fitted_weights, make_sampler, teacher_of
 
 
 def fit_main(folder: Folder, description: str, argv: list[str] | None = None) -> list[dict[str, Any]]:
@@ -21,6 +20,7 @@ def fit_main(folder: Folder, description: str, argv: list[str] | None = None) ->
     from tqdm import tqdm
 
     from common.records.cards import commit
+    from common.scripts.sampling import FIT_NOISE, TEST_NOISE, fitted_weights, make_sampler, teacher_of
     from common.solvers import fitted
 
     shared = {f.name: getattr(config, f.name) for f in fields(WeightsConfig)}

@@ -8,7 +8,6 @@ from pathlib import Path
 from common import cli
 from common.cli.configs import GenConfig
 from common.scripts.folder import Folder
-from common.scripts.sampling import make_sampler, weights_hash, with_bar
 
 
 def gen_main(folder: Folder, description: str, argv: list[str] | None = None) -> Path:
@@ -17,6 +16,7 @@ def gen_main(folder: Folder, description: str, argv: list[str] | None = None) ->
     from common.generate import sample_many
     from common.images import add_counted, open_writer, to_uint8
     from common.runtime import processes
+    from common.scripts.sampling import make_sampler, weights_hash, with_bar
 
     if config.smoke:
         config = replace(config, n_samples=min(config.n_samples, 16))

@@ -11,8 +11,6 @@ from common import cli
 from common.cli.configs import GridConfig
 from common.runtime import number_of
 from common.scripts.folder import Folder
-from common.scripts.invert import invert
-from common.scripts.sampling import make_sampler, with_bar
 
 NAMED = 16  # classes, at most, that get a row each and its name
 LONG = 10.0  # seconds after which a faster way is told
@@ -26,6 +24,8 @@ def grid_main(folder: Folder, description: str, argv: list[str] | None = None) -
     """
     config, extra = cli.parse_with_extra(GridConfig, description=description, argv=argv)
     if config.invert:
+        from common.scripts.invert import invert
+
         return invert(folder, config, extra)
     import time
 
@@ -33,6 +33,7 @@ def grid_main(folder: Folder, description: str, argv: list[str] | None = None) -
 
     from common import generate
     from common.images import class_rows, grid, save_gif, save_png
+    from common.scripts.sampling import make_sampler, with_bar
     from common.solvers import SOLVERS
 
     sampler, info = make_sampler(folder, config, extra)

@@ -5,27 +5,24 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
+from common import generate
 from common.cli.configs import GridConfig
+from common.generate import Sampler
+from common.images import decode, fit, from_uint8, grid, save_png
 from common.runtime import number_of
 from common.scripts.folder import Folder
 from common.scripts.sampling import Config, make_sampler
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from common.generate import Sampler
 
 
 def invert(folder: Folder, config: GridConfig, extra: dict[str, Any]) -> Path:
     """Follow an image to its noise and back: errors printed, and a picture of the image, the noise / 3, and the way."""
     if config.interpolate:
         raise ValueError("--invert and --interpolate make two different pictures: give one of them")
-    import torch
-
-    from common.images import grid, save_png
-
     config = for_inversion(config)
     sampler, _ = make_sampler(folder, config, extra)
     image, noise, again, nfe, error, ratio = there_and_back(
@@ -69,11 +66,6 @@ def there_and_back(sampler: Sampler, data: bytes, name: str, label: int | None) 
     Raises:
         ValueError: no image, a solver that cannot run backwards, or a class that has to be said.
     """
-    import torch
-
-    from common import generate
-    from common.images import from_uint8
-
     labels = label_of(sampler, label)
     image = from_uint8(torch.from_numpy(fitted_image(data, name, sampler.shape)))[None]
     noise, again, nfe = generate.invert(sampler, image, labels)
@@ -87,14 +79,12 @@ def label_of(sampler: Any, label: int | None) -> Any:
     Raises:
         ValueError: the class has to be said, for such weights or for guidance.
     """
-    from common.generate import labels_for, real_classes
-
-    classes = real_classes(sampler.net)
+    classes = generate.real_classes(sampler.net)
     if label is None and classes:
         if sampler.cfg != 1 or not sampler.net.null_class:
             raise ValueError("--invert: say the image's class by --label, which these weights or --cfg need")
         return None
-    return labels_for([0], classes, label)
+    return generate.labels_for([0], classes, label)
 
 
 def read_image(path: str) -> bytes:
@@ -115,8 +105,6 @@ def fitted_image(data: bytes, name: str, shape: tuple[int, int, int]) -> Any:
     Raises:
         ValueError: there is no image in them.
     """
-    from common.images import decode, fit
-
     try:
         return fit(decode(data), shape[-1], shape[0]).copy()
     except Exception as error:  # decoders raise anything on damaged bytes

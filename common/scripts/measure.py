@@ -15,8 +15,6 @@ from common.cli.configs import MeasureConfig
 from common.cli.values import shown
 from common.runtime import silent
 from common.scripts.folder import Folder, load_data
-from common.scripts.sampling import make_sampler, with_bar
-from common.scripts.sweep import first_point, sweep
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,6 +49,8 @@ def measure_main(
     from common.records.cards import add_measurement
     from common.records.page import refresh
     from common.runtime import write_json
+    from common.scripts.sampling import make_sampler
+    from common.scripts.sweep import first_point, sweep
 
     networks = feature_networks(config)  # before hours of work: what is missing ends it here
     preset = next(iter(folder.presets.values()))
@@ -118,6 +118,7 @@ def figures_of(
     from common import generate
     from common.images import to_uint8
     from common.records.cards import commit
+    from common.scripts.sampling import with_bar
 
     batches = generate.sample_many(sampler, range(config.n_samples), config.batch_size, config.label)
     parts = [(to_uint8(part), nfe * len(part)) for _, part, nfe in with_bar(batches, config.n_samples, "samples")]

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from common import checkpoint, generate, networks
 from common.cli.configs import SampleConfig, TrainConfig
+from common.generate import Guide, Sampler
 from common.methods import method_of
+from common.runtime import file_hash, keep_freed_memory, pick_device
 from common.scripts.folder import FEW, Folder, smoke_preset
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from common.generate import Guide, Sampler
-    from common.solvers.fitted import Teacher, VelocityFor
+from common.solvers import fitted
+from common.solvers.fitted import Teacher, VelocityFor
+from common.solvers.grids import partition, segment_costs
 
 Config = TypeVar("Config", bound=SampleConfig)
 Batch = TypeVar("Batch", bound=tuple[Any, ...])
@@ -46,11 +50,6 @@ def read_network(
     folder: Folder, config: SampleConfig, extra: Mapping[str, Any] | None = None
 ) -> tuple[Any, dict[str, Any]]:
     """The network of the weights that a command line asks for, on its device, and what their file says about it."""
-    import torch
-
-    from common import checkpoint
-    from common.runtime import keep_freed_memory, pick_device
-
     device = pick_device(config.device)
     if device.type == "cpu":
         keep_freed_memory()
@@ -74,10 +73,6 @@ def sampler_of(net: Any, info: Mapping[str, Any], folder: Folder, config: Sample
     Raises:
         ValueError: these weights cannot do what is asked for.
     """
-    import torch
-
-    from common import generate
-
     path, method = Path(info["path"]), info["method"]
     record = method_of(method["name"])
     channels = net.out_channels // record.heads
@@ -128,11 +123,6 @@ def read_guide(config: SampleConfig, net: Any, info: Mapping[str, Any], path: Pa
     Raises:
         FileNotFoundError, ValueError: there are none, or of another method, for other images or classes.
     """
-    import torch
-
-    from common import checkpoint, generate
-    from common.runtime import file_hash
-
     file = checkpoint.find(Path(config.guide).expanduser(), "--guide")
     guide, about = checkpoint.load_network(file)
     ours, theirs = _task_of(net, info), _task_of(guide, about)
@@ -156,12 +146,10 @@ def same_weights(a: Any, b: Any) -> bool:
 
 def _task_of(net: Any, info: Mapping[str, Any]) -> dict[str, Any]:
     """What two networks should have in common, if one is to guide the other: all but their inner sizes."""
-    from common.generate import real_classes
-
     method = method_of(info["method"]["name"])
     task = {"method": info["method"]["name"], "sigma": info["method"].get("sigma", 0.0)}
     task |= {"coupling": method.joint(info["method"].get("coupling", "auto")), "image_size": _side(info)}
-    return task | {"channels": net.out_channels // method.heads, "num_classes": real_classes(net)}
+    return task | {"channels": net.out_channels // method.heads, "num_classes": generate.real_classes(net)}
 
 
 def _side(info: Mapping[str, Any]) -> int | None:
@@ -171,8 +159,6 @@ def _side(info: Mapping[str, Any]) -> int | None:
 
 def with_bar(batches: Iterable[Batch], total: int, title: str = "", show: bool = True) -> Iterator[Batch]:
     """Batches (..., images, NFE) as they are, and a progress bar of ``total`` images that shows their NFE."""
-    from tqdm import tqdm
-
     with tqdm(total=total, unit="image", desc=title or None, dynamic_ncols=True, disable=not show) as bar:
         for batch in batches:
             yield batch
@@ -183,10 +169,6 @@ def with_bar(batches: Iterable[Batch], total: int, title: str = "", show: bool =
 
 def _untrained(preset: TrainConfig) -> tuple[Any, dict[str, Any]]:
     """A network without training, and what its weights file would say about itself."""
-    import torch
-
-    from common import networks
-
     description = networks.network_description(preset, method_of(preset.method).heads)
     torch.manual_seed(0)
     info = {"network": description, "method": {"name": preset.method, "sigma": preset.sigma}, "step": 0}
@@ -195,17 +177,12 @@ def _untrained(preset: TrainConfig) -> tuple[Any, dict[str, Any]]:
 
 def fitted_weights(path: str | Path, ema: bool) -> Path | None:
     """The file of the weights that samplers are fitted to; None: there is none (--smoke), or raw ones are asked for."""
-    from common.checkpoint import find
-
-    return find(path) if ema and Path(path).exists() else None
+    return checkpoint.find(path) if ema and Path(path).exists() else None
 
 
 def weights_hash(path: str) -> str:
     """SHA-256 of a weights file (of a run folder: of the weights in it); "untrained" for --smoke without weights."""
-    from common.checkpoint import find
-    from common.runtime import file_hash
-
-    return file_hash(find(path)) if Path(path).exists() else "untrained"
+    return file_hash(checkpoint.find(path)) if Path(path).exists() else "untrained"
 
 
 def resolved(sampler: Sampler, config: SampleConfig, weights: Path | None, keep: bool = True) -> Sampler:
@@ -218,8 +195,6 @@ def resolved(sampler: Sampler, config: SampleConfig, weights: Path | None, keep:
     Raises:
         ValueError: no sampler was fitted for these steps, or it is asked for with a time grid.
     """
-    from common.solvers import fitted
-
     asked = _key_of(sampler, sampler.n_steps)
     if config.solver == "fitted":
         if config.grid != "auto":
@@ -252,11 +227,6 @@ def plain(config: Config, method: str) -> Config:
 
 def adaptive_nodes(sampler: Sampler, n_steps: int, weights: Path | None, keep: bool = True) -> Tensor:
     """The adaptive grid of a network: beside its weights, or made (32 noises, 64 fine steps) and kept there."""
-    import torch
-
-    from common.solvers import fitted
-    from common.solvers.grids import partition, segment_costs
-
     fine = max(64, 2 * n_steps)
     if weights is not None:
         entry = fitted.entry_for(weights, "adaptive", _key_of(sampler, n_steps))
@@ -273,21 +243,13 @@ def adaptive_nodes(sampler: Sampler, n_steps: int, weights: Path | None, keep: b
 
 def _key_of(sampler: Sampler, n_steps: int) -> dict[str, Any]:
     """What a sampler's times and weights are kept under."""
-    from common.solvers.fitted import key_of
-
-    return key_of(n_steps, sampler.cfg, sampler.landing, sampler.precision, sampler.guidance())
+    return fitted.key_of(n_steps, sampler.cfg, sampler.landing, sampler.precision, sampler.guidance())
 
 
 def teacher_of(
     sampler: Sampler, n_noises: int, stream: str, n_steps: int, title: str, seed: int = 0
 ) -> tuple[Teacher, VelocityFor]:
     """Fine trajectories of a sampler's network from noises of a stream, and its velocity for those noises' labels."""
-    import torch
-    from tqdm import tqdm
-
-    from common import generate
-    from common.solvers.fitted import teach
-
     device = next(sampler.net.parameters()).device
     x0 = sampler.start * generate.noise_for(range(n_noises), sampler.shape, seed, stream).to(device)
     y = generate.labels_for(range(n_noises), generate.real_classes(sampler.net))
@@ -299,5 +261,5 @@ def teacher_of(
 
     with tqdm(total=n_steps, desc=title, unit="evaluation", dynamic_ncols=True) as bar:
         x0 = x0.contiguous(memory_format=torch.channels_last)
-        teacher = teach(velocity_for, x0, n_steps, bar.update, sampler.landing)
+        teacher = fitted.teach(velocity_for, x0, n_steps, bar.update, sampler.landing)
     return teacher, velocity_for

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from typing_extensions import Required, TypedDict
 
 from common.cli.configs import MeasureConfig, times_of
+from common.generate import Sampler
+from common.plots import curves
+from common.records.compare import write_table
+from common.records.rows import JsonLines
+from common.runtime.kept import check_same
 from common.scripts.folder import Folder
 from common.scripts.sampling import fitted_weights, plain, resolved, weights_hash
-
-if TYPE_CHECKING:
-    from common.generate import Sampler
 
 # What is drawn of what was measured: a figure, its title, and what real images get.
 PANELS = (
@@ -59,9 +61,6 @@ def sweep(
     Raises:
         ValueError: the file is of other weights, solvers, images or judges.
     """
-    from common.records.rows import JsonLines
-    from common.runtime.kept import check_same
-
     file = Path(config.out) if config.out else folder.samples(config, "guidance.jsonl")
     config = plain(config, sampler.method)  # one solver for all points, and no sampler that is fitted to some
     facts = {**made_by(config, sampler, info), **judged}
@@ -119,9 +118,6 @@ def made_by(config: MeasureConfig, sampler: Sampler, info: Mapping[str, Any]) ->
 
 def report(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     """Print a table, and draw a panel for each figure beside the file: lines over the scale, one for each interval."""
-    from common.plots import curves
-    from common.records.compare import write_table
-
     figures = [panel for panel in PANELS if all(row.get(panel[0]) is not None for row in rows)]
     write_table([{key: row[key] for key in (*TOLD, *(key for key, *_ in figures))} for row in rows], "")
     free = [row for row in rows if row["cfg"] == 1]

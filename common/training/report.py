@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from common import checkpoint
 from common.cli.configs import TrainConfig
+from common.images import grid, save_png
 from common.records.rows import JsonLines
 from common.training import snapshots
 from common.training.batches import Ahead
@@ -63,8 +65,6 @@ class Report:
     """
 
     def __init__(self, trainer: Trainer, out: Path):
-        from tqdm import tqdm
-
         config, processes = trainer.config, trainer.processes
         self.config, self.out, self.trainer, self.processes = config, out, trainer, processes
         self.log = JsonLines(out / "metrics.jsonl")
@@ -169,8 +169,6 @@ class Report:
 
     def sample(self) -> None:
         """A grid of images from fixed noise."""
-        from common.images import grid, save_png
-
         path = self.out / "samples" / f"step_{self.trainer.step:07d}.png"
         save_png(path, grid(self.trainer.sample_grid()))
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from common.couplings import couple
 from common.data.toys import ALTERNATING, Draw, sample
@@ -50,8 +51,6 @@ def fit(
         raise ValueError(f"training for {n_steps} steps: give at least 1")
     if schedule not in ("cosine", "constant"):
         raise ValueError(f"unknown schedule {schedule!r}: cosine or constant")
-    from tqdm import tqdm
-
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
     ema = EMA(net, ema_decay)
     losses: list[float] = []

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from common import checkpoint
 from common.methods import method_of
@@ -47,8 +48,6 @@ class TrajectoryBatches(Ahead):
         Returns:
             Seconds and bytes that all take.
         """
-        from tqdm import tqdm
-
         here, start = self.processes, time.perf_counter()
         numbers = range(self.count if folder else 1)
         shown = tqdm(numbers, "teacher", unit="batch", disable=not (folder and here.is_main), dynamic_ncols=True)
