@@ -219,7 +219,6 @@ class TrainConfig:
     """Seconds on a CPU: a tiny network, few steps, made-up data; writes to results/smoke-METHOD"""
 
     def check_together(self) -> None:
-        """Raises ValueError where options do not fit together."""
         check_bridge(self.method, self.sigma)
         if self.minutes and self.epochs:
             raise ValueError(f"--minutes {self.minutes:g} and --epochs {self.epochs}: give one length of the run")
@@ -344,7 +343,6 @@ class WeightsConfig:
     """Seconds on a CPU, with a tiny untrained network when there are no weights"""
 
     def check_together(self) -> None:
-        """Raises ValueError where options do not fit together."""
         check_interval(self.cfg_interval, "--cfg_interval " + " ".join(f"{time:g}" for time in self.cfg_interval))
         for flag, given in (("--cfg_interval", self.cfg_interval != WHOLE), ("--guide", self.guide)):
             if given and self.cfg == 1:
@@ -406,7 +404,6 @@ class GridConfig(SampleConfig):
     """Picture to write; empty: samples/ beside the script"""
 
     def check_together(self) -> None:
-        """Raises ValueError where options do not fit together."""
         super().check_together()
         for flag, given in (("--interpolate", self.interpolate), ("--invert", self.invert)):
             if self.gif and given:
@@ -427,7 +424,6 @@ class GenConfig(SampleConfig):
     """Indices to make, START:STOP; empty: 0:n_samples. Parts of one set can be made on several machines"""
 
     def check_together(self) -> None:
-        """Raises ValueError where options do not fit together."""
         super().check_together()
         index_range(self.range, self.n_samples)
 
@@ -506,7 +502,6 @@ class MeasureConfig(SampleConfig):
     """Seed of the sweep's noises, which is not that of the figures that are reported"""
 
     def check_together(self) -> None:
-        """Raises ValueError where options do not fit together."""
         if not self.sweep_cfg:
             super().check_together()
             for name in ("sweep_interval", "sweep_seed"):
@@ -550,7 +545,6 @@ class FitConfig(WeightsConfig):
     """Fits that the search for times may take; 0: the best of four grids"""
 
     def check_together(self) -> None:
-        """Raises ValueError where options do not fit together."""
         super().check_together()
         most = max(self.n_steps)
         if self.fine_steps < 2 * most:

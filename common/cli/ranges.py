@@ -23,7 +23,6 @@ class Range:
     text: ClassVar[str] = "must be"
 
     def allows(self, value: float) -> bool:
-        """Whether the value is inside."""
         return value == self.besides or self.compare(value, self.bound)
 
     def __str__(self) -> str:
@@ -64,7 +63,6 @@ class OneOf:
     others: tuple[tuple[str, str], ...] = ()
 
     def allows(self, value: Any) -> bool:
-        """Whether the value is one of them."""
         return value in self.choices
 
     def __str__(self) -> str:
@@ -79,7 +77,6 @@ class Matches:
     words: str
 
     def allows(self, value: str) -> bool:
-        """Whether the text is of that form."""
         return re.fullmatch(self.pattern, value) is not None
 
     def __str__(self) -> str:

@@ -87,7 +87,6 @@ class EvaluateConfig:
     """auto, cpu, cuda, cuda:1, mps"""
 
     def check_together(self) -> None:
-        """Raises ValueError where options do not fit together."""
         if not self.a or not (self.b or self.save):
             raise ValueError(f"give two sets of images: {USAGE}")
         if self.inception and self.features:

@@ -66,7 +66,6 @@ class Options:
     """Averaged weights; --no-ema: the raw ones, when the file has them"""
 
     def check_together(self) -> None:
-        """Raises ValueError where options do not fit together, or packages are missing."""
         ending = ENDINGS[self.format]
         if self.out and Path(self.out).suffix != ending:
             raise ValueError(f"{self.out}: the file of --format {self.format} ends in {ending}")

@@ -80,7 +80,6 @@ class PrepareConfig:
     """Read the finished file back and compare its checksum"""
 
     def check_together(self) -> None:
-        """Raises ValueError where options do not fit together."""
         if not self.source or not self.to:
             raise ValueError("give --from PATH and --to FILE.zip or FILE.lmdb")
         if self.size is None:

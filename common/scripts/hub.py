@@ -45,7 +45,6 @@ class Options:
     """auto, cpu, cuda, cuda:1, mps"""
 
     def check_together(self) -> None:
-        """Raises ValueError where a folder is missing."""
         if not (self.run and self.out):
             what = "folder" if self.command == "export" else "file"
             text = f"python -m common.hub {self.command} RUN_FOLDER NEW_{what.upper()}"

@@ -46,7 +46,6 @@ class Options:
     """auto, cpu, cuda, cuda:1, mps"""
 
     def check_together(self) -> None:
-        """Raises ValueError where options do not fit together."""
         if not self.run:
             raise ValueError("give a run folder: python -m common.ema RUN_FOLDER")
         for word in self.std:

@@ -92,8 +92,8 @@ class EMA:
     compiled or distributed wrapper. Cost: 4 bytes per parameter; an update reads the weights and the shadow once.
 
     Args:
-        model: network to average; the shadow starts as its present weights.
-        decay: decay after the warm-up, in [0, 1).
+        model: its present weights are what the shadow starts as.
+        decay: after the warm-up, in [0, 1).
         warmup: power of the warm-up; 0: none, constant decay.
         std: relative standard deviations of power-function averages that are kept beside it, see :meth:`snapshot`;
             each costs as much memory and time again.

@@ -99,14 +99,9 @@ class Ahead:
 
 
 class CoupledBatches(Ahead):
-    """Images with noise, times and coupling.
+    """Images with noise, times and coupling, a name of ``common.couplings``.
 
     Args:
-        batches: the images.
-        coupling: of ``common.couplings``.
-        seed: of all that is drawn.
-        processes: this process among its peers.
-        ahead: see :class:`Ahead`.
         reg: entropic regularisation of a Sinkhorn coupling.
         times: of a method with two times, see ``common.methods.Method``; None: one.
         quantile: the distribution of that one, see ``common.methods.Times``; None: uniform.

@@ -51,11 +51,10 @@ def choose(
     """Measure averages of some lengths, print a table, draw a picture, and write the best as weights with a card.
 
     Args:
-        run: folder of a run with snapshots.
-        stds: lengths, as standard deviations relative to the run.
+        run, stds: folder of a run with snapshots; lengths, as standard deviations relative to the run.
         every: write all, not only the best.
         data, data_root: where the run's data lies now; empty: where it was.
-        device, command: where to compute; what the card says was typed.
+        command: what the card says was typed.
 
     Returns:
         The weights of the least held-out loss, ``ema_std_STD.pt`` in the run folder.

@@ -57,11 +57,8 @@ def train(
     """Train a network on images and leave in ``out`` its weights, checkpoints, metrics, sample grids and options.
 
     Args:
-        config: options of the run.
-        data: N images (C, H, W) and labels, uint8.
-        out: the run folder; see the README for what it holds.
-        weights_name: name of the final weights, for example ``IDFF_weights_step_final.pt``.
-        processes: from ``common.runtime.processes``.
+        out: the run folder.
+        weights_name: name of the final weights in it, for example ``IDFF_weights_step_final.pt``.
         events: events(report, held-out batches, training images) -> what happens now and then, see :func:`loop`.
         by_epochs: count epochs, and say each one's loss, also where the run's length is given in steps.
 
@@ -146,8 +143,7 @@ def run(
     Args:
         trainer: fresh; its options say how long the run is and whether one that is there may go on.
         source: its batches; closed in the end.
-        out: the run folder.
-        weights_name: name of the final weights.
+        out, weights_name: the run folder, and the name of the final weights in it.
         title: begins the line that the run begins with: method and data.
         options: a dataclass, for config.yaml.
         events: events(report) -> what happens now and then, see :func:`loop`.
@@ -196,10 +192,7 @@ def run(
 def begin(trainer: Trainer, out: Path, options: Any) -> None:
     """Take up the run that a folder holds, or begin one there: its log ends at the trainer's step.
 
-    Args:
-        trainer: fresh; ``trainer.config.resume`` says whether a run that is there may go on.
-        out: the run folder; that of --smoke is emptied first.
-        options: the run's options, for config.yaml, which also says what was changed when it was resumed.
+    The folder of --smoke is emptied first; config.yaml gets the options, and what was changed when a run was resumed.
 
     Raises:
         ValueError: a run that may not go on, or a folder in which the processes see different runs.
@@ -247,10 +240,7 @@ def empty(folder: Path) -> None:
 def loop(trainer: Trainer, source: Ahead, report: Report, events: Sequence[Event]) -> None:
     """Train to the end, or until Ctrl-C or SIGTERM, which saves the state and raises KeyboardInterrupt.
 
-    Args:
-        trainer: where the run is; its network is left in training mode.
-        source, report: its batches, its bar and log; closed in the end.
-        events: what happens now and then, in order. Of the first process.
+    The network is left in training mode, batches and report are closed. Events, in order, are of the first process.
     """
     processes = trainer.processes
     trainer.net.train()

@@ -57,12 +57,7 @@ def epochs_done(step: int, batch_size: int, images: int) -> int:
 
 
 class Report:
-    """What a run shows and writes beside its weights: progress bar, metrics, grids, checkpoints, a logger.
-
-    Args:
-        trainer: at the step from which the run goes on.
-        out: the run folder.
-    """
+    """The bar, log, grids and checkpoints of a run folder, from the step on at which the trainer is."""
 
     def __init__(self, trainer: Trainer, out: Path):
         config, processes = trainer.config, trainer.processes

@@ -36,10 +36,8 @@ def fit(
     """Train a small network in place; it ends with its averaged weights. Returns the loss of every step.
 
     Args:
-        net: the network.
         loss_at: loss_at(step) -> scalar, a pure function of the step and the weights.
-        n_steps: updates by AdamW.
-        lr, weight_decay: AdamW's.
+        n_steps, lr, weight_decay: AdamW's.
         schedule: "cosine" (to zero) or "constant".
         ema_decay: see :class:`common.ema.EMA`; 0: no average.
         progress: show a bar; a string is its title.
@@ -79,10 +77,8 @@ def fresh_pairs(
 ) -> Pairs:
     """Coupled batches of fresh points: ``pairs(step) -> x0, x1``, a pure function of (seed, step).
 
-    Args:
-        source, target: names of ``common.data.toys.DISTRIBUTIONS``, or functions like them.
-        coupling: independent, ot or sinkhorn.
-        reg: of sinkhorn, see :func:`common.couplings.couple`.
+    ``source`` and ``target`` are names of ``common.data.toys.DISTRIBUTIONS``, or functions like them; coupling and its
+    ``reg`` those of :func:`common.couplings.couple`.
     """
 
     def draw(what: str | Draw, g: torch.Generator) -> Tensor:
@@ -126,12 +122,8 @@ def train_mlp(
 ) -> MLP:
     """An MLP trained by a method of ``common.losses`` from a 2D source to a 2D target; in eval mode.
 
-    ``common.generate.velocity_of(net, method)`` is its velocity.
-
-    Args:
-        source, target: names of ``common.data.toys.DISTRIBUTIONS`` or functions draw(n, generator) -> (n, 2).
-        reg: of a sinkhorn coupling.
-        options: of ``fit``.
+    ``common.generate.velocity_of(net, method)`` is its velocity. Ends and ``reg`` are those of :func:`fresh_pairs`, the
+    other options those of :func:`fit`.
     """
     torch.manual_seed(seed)
     heads = METHODS[method].heads

@@ -63,10 +63,6 @@ class Trainer:
 
     Other kinds of training inherit from it: what they change is the network (:meth:`build`), the losses of a batch
     (:meth:`losses`) and what a checkpoint says of them (:meth:`weights_method`, :meth:`options`).
-
-    Args:
-        config: the run's options.
-        processes: this process among its peers.
     """
 
     again, elsewhere, size = "--resume auto", "--out", "--batch_size"  # flags, for the lines that say what to do
