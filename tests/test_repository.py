@@ -50,7 +50,7 @@ LATE |= {
 # What --help needs, below common/: rooms and files that import no torch.
 TORCH_FREE = re.compile(
     r"__init__\.py|(runtime|doctor|cli)/.*|scripts/(?!sampling|invert|sweep).*|records/(__init__|compare|page|rows)\.py|data/__init__\.py|.*/__main__\.py"
-    r"|(prepare|export)/(__init__|command)\.py|evaluate/(__init__|comparison|likelihood)\.py"
+    r"|(prepare|export)/(__init__|command)\.py|evaluate/(__init__|options)\.py"
 )
 DATASETS = re.compile(r"mnist|cifar|celeb|lsun|lorenz", re.IGNORECASE)
 
@@ -231,7 +231,6 @@ LONGEST = 80  # lines of a file that is run; those in benchmarks/ are free
 LONGER = {
     "assets/make_figures.py": "every picture of the README, and the one use of their drawing",
     "assets/rooms.py": "the graph of imports and its picture, which nothing else needs",
-    "common/evaluate/__main__.py": "five commands behind one name, each with its options",
 }
 
 

@@ -19,39 +19,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common import cli
-from common.cli.ranges import Count
-from common.evaluate import likelihood
-from common.evaluate.comparison import EvaluateConfig, InceptionConfig, evaluate, tell
+from common.evaluate.options import BitsConfig, CompareConfig, EvaluateConfig, InceptionConfig, PageConfig
 from common.records import compare, page
 from common.records.cards import without_folders
 from common.runtime import run_main
-
-
-@dataclass(frozen=True)
-class CompareConfig:
-    """Options of the table."""
-
-    cards: tuple[str, ...] = ()
-    """Cards to compare; may stand without this flag"""
-    out: str = ""
-    """Markdown file to write, with a .csv beside it; empty: print the table"""
-
-
-@dataclass(frozen=True)
-class PageConfig:
-    """Options of the page."""
-
-    run: str = ""
-    """Run folder; may stand without this flag"""
-    out: str = ""
-    """File to write; empty: page.html in the run folder"""
-    grids: Count = 6
-    """Sample grids to show, evenly spread over the run, with the first and the last"""
 
 
 def main(argv: Sequence[str] | None = None) -> Any:
@@ -68,13 +43,19 @@ def main(argv: Sequence[str] | None = None) -> Any:
                 raise ValueError("give a run folder: python -m common.evaluate page RUN_FOLDER")
             return page.write_page(Path(options.run).expanduser(), options.out, options.grids)
         case ["bits"]:
-            options = cli.parse(likelihood.BitsConfig, description=likelihood.__doc__ or "", argv=words[1:])
-            return likelihood.bits(options, command)
+            options = cli.parse(BitsConfig, argv=words[1:])
+            from common.evaluate.likelihood import bits
+
+            return bits(options, command)
         case ["inception"]:
-            return tell(
-                cli.parse(InceptionConfig, description=tell.__doc__ or "", argv=words[1:], words=("inception",))
-            )
-    return evaluate(cli.parse(EvaluateConfig, description=__doc__ or "", argv=words, words=("a", "b")), command)
+            options = cli.parse(InceptionConfig, argv=words[1:], words=("inception",))
+            from common.evaluate.comparison import tell
+
+            return tell(options)
+    options = cli.parse(EvaluateConfig, description=__doc__ or "", argv=words, words=("a", "b"))
+    from common.evaluate.comparison import evaluate
+
+    return evaluate(options, command)
 
 
 if __name__ == "__main__":

@@ -7,99 +7,23 @@ import importlib
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Any
 
-from common.cli.ranges import AtLeast, Count, Device, Seed, Split, Whole
+import torch
+
+from common import checkpoint
+from common.evaluate import features, sets
+from common.evaluate.features import EFFNET_FLAG, EFFNET_PACKAGES, FILE, INCEPTION, URL, FeatureNetwork
+from common.evaluate.figures import measure
+from common.evaluate.options import EvaluateConfig, InceptionConfig
+from common.evaluate.sets import FeatureSet, ImageSet
+from common.images import facts_file
 from common.records.compare import circumstances, write
-from common.runtime import read_json
-
-if TYPE_CHECKING:
-    from common.evaluate.features import FeatureNetwork
-    from common.evaluate.sets import FeatureSet, ImageSet
+from common.runtime import file_hash, pick_device, read_json
 
 FEWEST, ENOUGH = 2048, 50_000  # images: the dimension of Inception's features; what published FIDs are of
-USAGE = (
-    "python -m common.evaluate A B, or A --save FILE, compare CARD..., page RUN_FOLDER, bits --weights W --data B, "
-    "inception"
-)
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """Options of the comparison of two sets of images."""
-
-    # ---- sets
-    a: str = ""
-    """Generated images, or statistics; may stand without this flag"""
-    b: str = ""
-    """Real images, or statistics; may stand without this flag"""
-    split: Split = "train"
-    """Which images, where a set has folders train/ and test/"""
-    side: Whole = 0
-    """Crop to the centre square and resize to this side before the network; 0: leave the images as they are"""
-    small: bool = False
-    """Measure also fewer than 2,048 images; such a number means little"""
-
-    # ---- network
-    inception: str = ""
-    """Weights of FID's Inception; empty: those in torch's cache"""
-    features: str = ""
-    """effnet-lite0: EfficientNet-Lite0, ImageNet weights from pip; or the file of a TorchScript network. Such a file is
-    code: take it from people you trust"""
-    pixels: Literal["signed", "unit", "bytes"] = "signed"
-    """What that network takes: [-1, 1], [0, 1] or uint8"""
-    resize: Whole = 0
-    """Side that the images get for that network; 0: their own"""
-
-    # ---- measurements
-    kept: Annotated[int, AtLeast(4, "give 4 or more")] = 10_000
-    """Features kept of each set, a random sample, for all but FID and the Inception score"""
-    kid_subsets: Count = 100
-    """Subsets of KID, of up to 1000 images each"""
-    neighbours: Count = 3
-    """Neighbour that gives the radius in precision and recall"""
-    resamples: Annotated[int, AtLeast(2, besides=0)] = 4
-    """Random halves of A's kept features that tell the spread of FID; 0: none"""
-    crosscheck: bool = False
-    """FID also by torch-fidelity or clean-fid, whichever is installed, with the same weights"""
-    seed: Seed = 0
-    """Of the samples and subsets"""
-
-    # ---- files
-    out: str = ""
-    """Card to write, .json; empty: print it"""
-    save: str = ""
-    """Write the statistics of A to this .npz"""
-    cache: str = ""
-    """Folder that keeps statistics by the content of the images"""
-    foreign_statistics: bool = False
-    """Take a statistics file that does not say its network for one of this network"""
-
-    # ---- running
-    batch_size: Count = 50
-    """Images at a time; changes speed and memory only"""
-    num_workers: Count = 2
-    """Threads that read images"""
-    device: Device = "auto"
-    """auto, cpu, cuda, cuda:1, mps"""
-
-    def check_together(self) -> None:
-        if not self.a or not (self.b or self.save):
-            raise ValueError(f"give two sets of images: {USAGE}")
-        if self.inception and self.features:
-            raise ValueError("--inception and --features exclude each other; give one of them")
-        if self.crosscheck and self.features:
-            raise ValueError("--crosscheck is of FID, which --features does not give; leave one of them out")
-        folders = [Path(spec).expanduser().is_dir() for spec in (self.a, self.b)]
-        if self.crosscheck and (self.side or not all(folders)):
-            raise ValueError("--crosscheck reads folders of images as they are: give two folders, and no --side")
-        if (self.resize or self.pixels != "signed") and self.features in ("", "effnet-lite0"):
-            raise ValueError("--resize and --pixels belong to --features FILE; other networks have their own rule")
-        if self.save and Path(self.save).suffix != ".npz":
-            raise ValueError(f"--save {self.save}: give a name that ends in .npz")
 
 
 def evaluate(config: EvaluateConfig, command: str = "") -> dict[str, Any]:
@@ -109,16 +33,12 @@ def evaluate(config: EvaluateConfig, command: str = "") -> dict[str, Any]:
         FileNotFoundError: a set or the network is not there.
         ValueError: a wrong option, damaged images or statistics, too few images.
     """
-    from common.evaluate.figures import measure
-
     started, package = time.perf_counter(), crosscheck_package() if config.crosscheck else None
     network = _network(config)
     opened = [_open(config, spec, network) for spec in (config.a, config.b) if spec]  # both, before hours of work
     a = _features(config, opened[0], network)
     if config.save:
-        from common.evaluate.sets import save_statistics
-
-        save_statistics(config.save, a)
+        sets.save_statistics(config.save, a)
         print(f"statistics of {a.count} images: {config.save}")
     if not config.b:
         return {}
@@ -135,24 +55,16 @@ def evaluate(config: EvaluateConfig, command: str = "") -> dict[str, Any]:
     return write(card, config.out)
 
 
-@dataclass(frozen=True)
-class InceptionConfig:
-    """Options of what is told of Inception's weights."""
-
-    inception: str = ""
-    """Their file; may stand without this flag; empty: in torch's cache"""
-
-
 def tell(config: InceptionConfig) -> bool:
     """Where the Inception weights of FID are looked for, whether they are there and whole, and how to get them.
 
     Raises:
         ValueError: other weights, or a download that was cut off.
     """
-    from common.evaluate.features import EFFNET_FLAG, EFFNET_PACKAGES, FILE, URL, inception_place
-    from common.runtime import file_hash
-
-    file, mark = inception_place(config.inception), Path(FILE).stem.split("-")[-1]  # of its SHA-256, as torch.hub's
+    file, mark = (
+        features.inception_place(config.inception),
+        Path(FILE).stem.split("-")[-1],
+    )  # of its SHA-256, as torch.hub's
     there = file.is_file()
     if there and not (found := file_hash(file)).startswith(mark):
         raise ValueError(f"{file} has the SHA-256 {found[:8]}..., FID's weights {mark}...: download {URL} again")
@@ -168,9 +80,6 @@ def tell(config: InceptionConfig) -> bool:
 
 
 def _network(config: EvaluateConfig) -> FeatureNetwork:
-    from common.evaluate import features
-    from common.runtime import pick_device
-
     device = pick_device(config.device)
     if config.features == features.EFFNET_FLAG:
         return features.effnet_network(device)
@@ -182,8 +91,6 @@ def _network(config: EvaluateConfig) -> FeatureNetwork:
 
 def _open(config: EvaluateConfig, spec: str, network: FeatureNetwork) -> FeatureSet | ImageSet:
     """Statistics from a file of them, or images that are still to be read; refused when they are too few."""
-    from common.evaluate import sets
-
     if sets.is_statistics(spec):
         opened = sets.load_statistics(spec, network, config.foreign_statistics)
         count = opened.count or FEWEST  # unknown in another project's file
@@ -196,8 +103,6 @@ def _open(config: EvaluateConfig, spec: str, network: FeatureNetwork) -> Feature
 
 
 def _features(config: EvaluateConfig, opened: FeatureSet | ImageSet, network: FeatureNetwork) -> FeatureSet:
-    from common.evaluate import sets
-
     if isinstance(opened, sets.FeatureSet):
         return opened
     folder = Path(config.cache).expanduser() if config.cache else None
@@ -206,17 +111,15 @@ def _features(config: EvaluateConfig, opened: FeatureSet | ImageSet, network: Fe
 
 def warnings_of(a: FeatureSet, b: FeatureSet) -> list[str]:
     """What a reader of the figures must know."""
-    from common.evaluate.features import INCEPTION
-
     warnings = []
-    for name, features in (("A", a), ("B", b)):
-        if features.about.get("unverified"):
+    for name, of_set in (("A", a), ("B", b)):
+        if of_set.about.get("unverified"):
             warnings.append(f"{name}: statistics of unknown origin and count, taken on the user's word")
-        elif features.count < ENOUGH:
+        elif of_set.count < ENOUGH:
             warnings.append(
-                f"{name} has {features.count:,} images, published FIDs {ENOUGH:,}: fewer give larger values"
-                if features.about.get("backend") == INCEPTION
-                else f"{name} has {features.count:,} images: a Frechet distance falls with them, compare as many only"
+                f"{name} has {of_set.count:,} images, published FIDs {ENOUGH:,}: fewer give larger values"
+                if of_set.about.get("backend") == INCEPTION
+                else f"{name} has {of_set.count:,} images: a Frechet distance falls with them, compare as many only"
             )
     sides = a.about.get("side"), b.about.get("side")
     if None not in sides and sides[0] != sides[1]:
@@ -226,13 +129,11 @@ def warnings_of(a: FeatureSet, b: FeatureSet) -> list[str]:
     return warnings
 
 
-def _described(spec: str, features: FeatureSet) -> dict[str, Any]:
+def _described(spec: str, of_set: FeatureSet) -> dict[str, Any]:
     """A set on a card: its name without folders, count, content and, for generated images, how they were made."""
-    from common.images import facts_file
-
     path = Path(spec).expanduser()
-    facts: dict[str, Any] = {"name": path.resolve().name, "images": features.count, "side": features.about.get("side")}
-    facts["content"] = features.content
+    facts: dict[str, Any] = {"name": path.resolve().name, "images": of_set.count, "side": of_set.about.get("side")}
+    facts["content"] = of_set.content
     if (made := facts_file(path)).is_file():
         known = read_json(made, dict[str, Any])
         facts["made"] = {k: Path(v).name if isinstance(v, str) and "/" in v else v for k, v in known.items()}
@@ -253,12 +154,8 @@ def crosscheck_package() -> ModuleType:
 
 def crosscheck(config: EvaluateConfig, package: Any) -> dict[str, Any]:
     """FID of the two folders by another package with the same weights; clean-fid in the mode of pytorch-fid."""
-    import torch
-
-    from common.evaluate.features import find_inception
-
     folders = [str(Path(spec).expanduser()) for spec in (config.a, config.b)]
-    weights = find_inception(config.inception)
+    weights = features.find_inception(config.inception)
     if hasattr(package, "calculate_metrics"):
         options = {"fid": True, "cuda": False, "verbose": False, "batch_size": config.batch_size, "save_cpu_ram": True}
         options["feature_extractor_weights_path"] = str(weights)
@@ -273,8 +170,6 @@ def crosscheck(config: EvaluateConfig, package: Any) -> dict[str, Any]:
 @contextlib.contextmanager
 def _clean_fid_reads(weights: Path) -> Iterator[None]:
     """Inside the block clean-fid's network takes its weights from a file, for which it has no option."""
-    from common import checkpoint
-
     module: Any = importlib.import_module("cleanfid.inception_pytorch")
     original = module.load_state_dict_from_url
     module.load_state_dict_from_url = lambda url, progress: checkpoint.load(weights)

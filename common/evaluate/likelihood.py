@@ -5,43 +5,20 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
-from common.cli.ranges import Count, Device, Seed, Split
+import torch
+from tqdm import tqdm
+
+from common import checkpoint, generate
+from common.data.loading import load_images
+from common.evaluate import scores
+from common.evaluate.options import BitsConfig
+from common.methods import METHODS
 from common.records.compare import circumstances, write
-
-if TYPE_CHECKING:
-    import torch
-
-
-@dataclass(frozen=True)
-class BitsConfig:
-    """Options of bits per dimension."""
-
-    weights: str = ""
-    """Checkpoint, or a run folder"""
-    data: str = ""
-    """Images: a folder, zip, tar, LMDB, .npy or .npz"""
-    split: Split = "test"
-    """Which images, where the set has folders train/ and test/"""
-    n_samples: Count = 64
-    """Images, evenly spread over the set"""
-    solver: Literal["euler", "midpoint", "heun", "rk4"] = "heun"
-    """Solver of the flow and of its density"""
-    n_steps: Count = 50
-    """Steps of it; double them to see what the solver misses"""
-    probes: Count = 1
-    """Of Hutchinson's estimate of the divergence"""
-    batch_size: Count = 32
-    """Images at a time"""
-    seed: Seed = 0
-    """Of the dequantisation and the probes"""
-    out: str = ""
-    """Card to write, .json; empty: print it"""
-    device: Device = "auto"
-    """auto, cpu, cuda, cuda:1, mps"""
+from common.runtime import file_hash, generator, pick_device
+from common.solvers import time_grid
 
 
 def bits(config: BitsConfig, command: str = "") -> dict[str, Any]:
@@ -51,15 +28,6 @@ def bits(config: BitsConfig, command: str = "") -> dict[str, Any]:
     """
     if not config.weights or not config.data:
         raise ValueError("give --weights FILE and --data IMAGES")
-    import torch
-    from tqdm import tqdm
-
-    from common import checkpoint
-    from common.data.loading import load_images
-    from common.evaluate import scores
-    from common.runtime import file_hash, generator, pick_device
-    from common.solvers import time_grid
-
     started, device = time.perf_counter(), pick_device(config.device)
     velocity, noise, channels, size, step = _flow(config.weights, device)
     limit = config.n_samples
@@ -85,8 +53,6 @@ def bits(config: BitsConfig, command: str = "") -> dict[str, Any]:
 
 def _flow(weights: str, device: torch.device) -> tuple[Callable[..., Any], float, int, int, int | None]:
     """The velocity of a checkpoint's flow, the spread of its noise, channels and side of its images, and its step."""
-    from common import checkpoint, generate
-    from common.methods import METHODS
 
     net, info = checkpoint.load_network(weights)
     size, method = info["network"].get("image_size"), info["method"]["name"]
