@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.metrics import entropic_potentials
+
 METHODS = ("independent", "ot", "sinkhorn")
-ABSORB = 20  # sweeps of an entropic plan between two absorptions
 
 
 def couple(
@@ -105,48 +106,11 @@ def _assign(cost: np.ndarray) -> np.ndarray:
 def entropic_plan(cost: np.ndarray, reg: float | None = None, tol: float = 1e-3, iterations: int = 1000) -> np.ndarray:
     """The plan with uniform marginals that minimises <plan, cost> - reg * entropy; shape (n, m), float64, sum 1.
 
-    Args:
-        reg: Entropic regularisation; None: 0.1 std(cost).
-        tol: Sum of the absolute errors of the row marginal at which to stop; the column marginal is exact.
-        iterations: Sweeps at most; at the end of them the plan is used as it is.
-
-    Source: Cuturi 1306.0895; Schmitzer 1610.06519 (absorption).
+    See :func:`common.metrics.entropic_potentials` for ``tol`` and ``iterations``, at the end of which the plan is used
+    as it is; ``reg`` None: 0.1 std(cost).
     """
     reg = reg if reg is not None else max(0.1 * float(cost.std()), np.finfo(float).tiny)
     return entropic_potentials(cost, reg, tol, iterations)[2]
-
-
-def entropic_potentials(
-    cost: np.ndarray, reg: float, tol: float, iterations: int, over: float = 1.0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The dual potentials f (n, 1) and g (1, m) of :func:`entropic_plan`, and the plan exp((f + g - cost) / reg) / nm.
-
-    Sinkhorn's scalings of a kernel into which they are absorbed every ``ABSORB`` sweeps, so that nothing overflows; the
-    potentials start at those of exact transport, where each row and column has an entry exp(0), so that nothing
-    underflows to an empty row, however small reg is. A sweep costs two products with an (n, m) matrix: 12 microseconds
-    at 128, a thirtieth of POT's log-domain sweep. ``over``: over-relaxation, 1 is the plain update, 2 the limit of
-    stability.
-    """
-    import ot
-
-    cost = np.ascontiguousarray(cost, dtype=np.float64)
-    n, m = cost.shape
-    log = ot.emd(np.full(n, 1 / n), np.full(m, 1 / m), cost, numItermax=10_000_000, log=True)[1]
-    f, g = log["u"][:, None], log["v"][None, :]
-    for _ in range(0, iterations, ABSORB):
-        plan = np.exp((f + g - cost) / reg) / (n * m)
-        u, v = np.ones(n), np.ones(m)
-        for _ in range(ABSORB):
-            u = u ** (1 - over) * (n * (plan @ v)) ** -over
-            v = v ** (1 - over) * (m * (u @ plan)) ** -over
-        if over != 1:  # the last sweep is a plain one, after which the column marginal is exact
-            u = 1 / (n * (plan @ v))
-            v = 1 / (m * (u @ plan))
-        f, g = f + reg * np.log(u)[:, None], g + reg * np.log(v)[None, :]
-        plan = u[:, None] * plan * v
-        if np.abs(plan.sum(1) - 1 / n).sum() < tol:
-            break
-    return f, g, plan
 
 
 def _draw(cost: np.ndarray, reg: float | None, generator: torch.Generator | None) -> np.ndarray:

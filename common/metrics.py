@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from common.couplings import entropic_potentials
-
 BLOCK = 4_000_000  # pairs in memory at a time: 32 MB in float64
+ABSORB = 20  # sweeps of an entropic transport between two absorptions
 OVER = 1.8  # over-relaxation of Sinkhorn's updates: a tenth of the sweeps
 
 
@@ -169,12 +169,12 @@ def sinkhorn_divergence(a: Tensor, b: Tensor, blur: float = 0.05, tol: float = 2
     Args:
         a, b: Samples, shapes (N, D) and (M, D).
         blur: Length below which differences are smoothed away, in units of the samples.
-        tol: Of :func:`common.couplings.entropic_plan`. Where 4000 sweeps do not suffice the result is a lower bound.
+        tol: Of :func:`entropic_potentials`. Where 4000 sweeps do not suffice the result is a lower bound.
 
     Raises:
         ValueError: shapes that do not fit, NaN or infinity, or a blur that is not above 0.
 
-    Source: Feydy et al. 1810.08278, eq. 3; Thibault et al. 1711.01851 for the over-relaxation.
+    Source: Feydy et al. 1810.08278, eq. 3.
     """
     if not blur > 0:
         raise ValueError(f"blur is {blur:g}: need blur > 0; try 0.05")
@@ -187,6 +187,47 @@ def sinkhorn_divergence(a: Tensor, b: Tensor, blur: float = 0.05, tol: float = 2
 
     divergence = transport(a, b) - transport(a, a) / 2 - transport(b, b) / 2
     return 0.0 if divergence < 0 else divergence  # rounding; NaN stays NaN
+
+
+def entropic_potentials(
+    cost: np.ndarray, reg: float, tol: float, iterations: int, over: float = 1.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The dual potentials f (n, 1) and g (1, m) of entropic transport with uniform marginals, and its plan.
+
+    The plan exp((f + g - cost) / reg) / (n m) minimises <plan, cost> - reg * entropy.
+
+    Sinkhorn's scalings of a kernel into which they are absorbed every ``ABSORB`` sweeps, so that nothing overflows; the
+    potentials start at those of exact transport, where each row and column has an entry exp(0), so that nothing
+    underflows to an empty row, however small reg is. A sweep costs two products with an (n, m) matrix: 12 microseconds
+    at 128, a thirtieth of POT's log-domain sweep.
+
+    Args:
+        tol: Sum of the absolute errors of the row marginal at which to stop; the column marginal is exact.
+        iterations: Sweeps at most.
+        over: Over-relaxation; 1 is the plain update, 2 the limit of stability.
+
+    Source: Cuturi 1306.0895; Schmitzer 1610.06519 (absorption); Thibault et al. 1711.01851 (over-relaxation).
+    """
+    import ot
+
+    cost = np.ascontiguousarray(cost, dtype=np.float64)
+    n, m = cost.shape
+    log = ot.emd(np.full(n, 1 / n), np.full(m, 1 / m), cost, numItermax=10_000_000, log=True)[1]
+    f, g = log["u"][:, None], log["v"][None, :]
+    for _ in range(0, iterations, ABSORB):
+        plan = np.exp((f + g - cost) / reg) / (n * m)
+        u, v = np.ones(n), np.ones(m)
+        for _ in range(ABSORB):
+            u = u ** (1 - over) * (n * (plan @ v)) ** -over
+            v = v ** (1 - over) * (m * (u @ plan)) ** -over
+        if over != 1:  # the last sweep is a plain one, after which the column marginal is exact
+            u = 1 / (n * (plan @ v))
+            v = 1 / (m * (u @ plan))
+        f, g = f + reg * np.log(u)[:, None], g + reg * np.log(v)[None, :]
+        plan = u[:, None] * plan * v
+        if np.abs(plan.sum(1) - 1 / n).sum() < tol:
+            break
+    return f, g, plan
 
 
 # --------------------------------------------------------------------------------------------------------------- MMD
