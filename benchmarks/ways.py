@@ -16,6 +16,7 @@ import csv
 import itertools
 import json
 import math
+import statistics as st
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,19 +101,22 @@ def of_segments() -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Ways down, evaluations across: distance and share recognised; those that cost most last."""
+    """Ways down, evaluations across: distance and share recognised, means over training seeds; the dearest last."""
     lines = [
-        "| way | million passes | images | " + " | ".join(f"{n} NFE" for n in NFES) + " |",
-        "|---" * (3 + len(NFES)) + "|",
+        "| way | million passes | images | seeds | " + " | ".join(f"{n} NFE" for n in NFES) + " |",
+        "|---" * (4 + len(NFES)) + "|",
     ]
     for way in ways(rows):
-        of_way = {row["nfe"]: row for row in rows if row["way"] == way}
-        cells = [
-            f"{of_way[n]['feature_distance']:.3f}, {of_way[n]['recognised']:.1%}" if n in of_way else "" for n in NFES
-        ]
-        cost, images = (next(iter(of_way.values())).get(key) for key in ("passes", "images"))
-        seen = f"{images:,}" if images else ""
-        lines.append(f"| {way} | {f'{cost / 1e6:.2f}' if cost else '0'} | {seen} | " + " | ".join(cells) + " |")
+        of_way = [row for row in rows if row["way"] == way]
+        cells = []
+        for n in NFES:
+            runs = [row for row in of_way if row["nfe"] == n]
+            means = [st.mean(row[key] for row in runs) for key in ("feature_distance", "recognised") if runs]
+            cells.append("{:.3f}, {:.1%}".format(*means) if runs else "")
+        cost, images = of_way[0]["passes"], of_way[0].get("images")
+        seeds = len({row.get("training_seed") for row in of_way})
+        facts = f"{way} | {f'{cost / 1e6:.2f}' if cost else '0'} | {f'{images:,}' if images else ''} | {seeds}"
+        lines.append(f"| {facts} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -57,7 +57,9 @@ def test_figures_of_a_card_become_rows_once(tmp_path, monkeypatch):
     rows = JsonLines(ways.ROWS).read()
     about = [(row["way"], row["passes"], row["minutes"], row["training_seed"], row["nfe"]) for row in rows]
     assert about == [("ECT", 400, 30.0, 3, 1), ("ECT", 400, 30.0, 3, 2)]
-    assert "| ECT | 0.00 | 100 | 0.500, 75.0% | 0.250, 75.0% |  |  |" in ways.table(rows)
+    assert "| ECT | 0.00 | 100 | 1 | 0.500, 75.0% | 0.250, 75.0% |  |  |" in ways.table(rows)
+    other = {**rows[1], "training_seed": 4, "feature_distance": 0.75, "recognised": 0.85}
+    assert "| ECT | 0.00 | 100 | 2 | 0.500, 75.0% | 0.500, 80.0% |  |  |" in ways.table([*rows, other])
 
 
 @pytest.mark.parametrize(("name", "run"), [("", "runs/x"), ("ECT", "")])
