@@ -187,19 +187,8 @@ class DrawOptions:
 DEFAULT = Options()
 
 # ERSST v5, monthly, 2 degrees: few months, so a network that is held back.
-ERSST = replace(
-    DEFAULT,
-    test_years=2.0,
-    val_years=2.0,
-    dropout=0.1,
-    weight_decay=0.05,
-    lr=1e-3,
-    total_steps=300,
-    batch_size=16,
-    val_step=25,
-    starts=0,
-    spread="validation",
-)
+ERSST = replace(DEFAULT, test_years=2.0, val_years=2.0, starts=0, spread="validation", dropout=0.1, weight_decay=0.05)
+ERSST = replace(ERSST, lr=1e-3, total_steps=300, batch_size=16, val_step=25)
 
 # OISST v2 boxes as in DYffusion: training to 2018, validation 2019, test 2020. Three levels halve 60 cells twice, not
 # three times: no patches.
@@ -211,19 +200,11 @@ PRESETS = {"default": DEFAULT, "ersst": ERSST, "oisst": OISST}
 
 def smoke(options: Options) -> Options:
     """A run of seconds that goes through every part."""
-    small = {
-        "box": min(options.box, 20),
-        "num_channel": 32,
-        "channel_mult": (1, 1),
-        "patch_size": 2,
-        "batch_size": 4,
-        "warmup": 2,
-    }
-    length = {"total_steps": min(options.total_steps, 4), "minutes": options.minutes and min(options.minutes, 0.05)}
-    often = {"val_step": 2, "save_step": 2, "log_step": 1}
-    return replace(
-        options, **small, **length, **often, members=4, starts=2, horizon=min(options.horizon, 3), smoke=True
-    )
+    minutes = options.minutes and min(options.minutes, 0.05)
+    options = replace(options, total_steps=min(options.total_steps, 4), minutes=minutes, batch_size=4, warmup=2)
+    options = replace(options, box=min(options.box, 20), num_channel=32, channel_mult=(1, 1), patch_size=2)
+    options = replace(options, val_step=2, save_step=2, log_step=1)
+    return replace(options, members=4, starts=2, horizon=min(options.horizon, 3), smoke=True)
 
 
 def run_folder(options: Options) -> Path:
@@ -242,15 +223,8 @@ def run_name(options: Options) -> str:
 def stored(options: Options) -> dict[str, Any]:
     """The options as primitives for a checkpoint, without this machine's paths."""
     plain = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(options).items()}
-    return plain | {
-        "out": "",
-        "weights": "",
-        "beside": [],
-        "init": "",
-        "forecasts": "",
-        "data": Path(options.data).name,
-        "resume": "no",
-    }
+    paths = dict.fromkeys(("out", "weights", "init", "forecasts"), "")
+    return plain | paths | {"beside": [], "data": Path(options.data).name, "resume": "no"}
 
 
 def restored(plain: dict[str, Any], **changes: Any) -> Options:

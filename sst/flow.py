@@ -110,6 +110,7 @@ class Method:
         return torch.stack([t / variance, -(self.sigma**2) / 2 / variance], 1)  # x1, and sigma^2 / 2 times the score
 
 
+@dataclass(frozen=True)
 class Conditioned:
     """The network seen by a loss or a solver: it gets x_t and t only, and returns outputs that are zero on land.
 
@@ -122,23 +123,12 @@ class Conditioned:
         torus: whether the network sees beyond the edges.
     """
 
-    def __init__(
-        self,
-        call: Callable[..., Tensor],
-        method: Method,
-        condition: Tensor,
-        ocean: Tensor,
-        y: Tensor | None,
-        torus: bool,
-    ):
-        self.call, self.method, self.condition, self.ocean, self.y, self.torus = (
-            call,
-            method,
-            condition,
-            ocean,
-            y,
-            torus,
-        )
+    call: Callable[..., Tensor]
+    method: Method
+    condition: Tensor
+    ocean: Tensor
+    y: Tensor | None
+    torus: bool
 
     def __call__(self, x: Tensor, t: Tensor, y: Any = None) -> Tensor:
         """Outputs at x_t, (B, heads, H, W); of IDFF's doubled input the first half is used, they are equal."""
@@ -251,15 +241,10 @@ class FieldBatches(Ahead):
         name: str = "step",
     ):
         super().__init__(processes.device, ahead=name == "step")
-        self.device = processes.device
-        self.climates, self.amplitude, self.options, self.processes, self.name = (
-            climates, amplitude, options, processes, name,
-        )  # fmt: skip
-        self.maps, self.season, self.month = (
-            [static_maps(c) for c in climates],
-            season_of(fields.times),
-            month_of(fields.times),
-        )
+        self.climates, self.amplitude, self.options = climates, amplitude, options
+        self.device, self.processes, self.name = processes.device, processes, name
+        self.maps = [static_maps(c) for c in climates]
+        self.season, self.month = season_of(fields.times), month_of(fields.times)
         self.noises = options.train_members if options.method == "crps" else 2
         self.leads = options.horizon if options.label_by == "lead" else 1
         self.frames = origins(max(0, first - options.past), end, options.past, self.leads, fields.breaks)

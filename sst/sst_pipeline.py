@@ -108,10 +108,8 @@ def evaluate(options: Options, data: World, weights: Path, out: Path, device: to
     names = row_names([(model, weights), *zip(others, map(Path, options.beside))])
     starts = data.starts(options)
     ensemble = forecast(model, data, starts, options.members, options.seed)
-    beside = {
-        name: forecast(other, data, starts, options.members, options.seed, name)
-        for name, other in zip(names[1:], others)
-    }
+    rest = zip(names[1:], others)
+    beside = {name: forecast(other, data, starts, options.members, options.seed, name) for name, other in rest}
     validation = data.starts(options, validation=True) if options.spread == "validation" else None
     result = skill.evaluate(data, ensemble, options.seed, validation, names[0], beside)
     result |= facts_of(model.options, data, ensemble, weights, model.step)
@@ -142,9 +140,8 @@ def forecast_from(options: Options, weights: Path, out: Path, device: torch.devi
     data, now = world_until(options, model.learnt)  # type: ignore[arg-type]
     drawn = forecast(model, data, torch.tensor([now]), options.members, options.seed)
     means = skill.outlook(data, drawn)
-    print(
-        f"\nfrom {data.fields.times[now]}, {options.members} members, NFE {drawn.nfe:g} a lead, {drawn.seconds:.1f} s"
-    )
+    cost = f"NFE {drawn.nfe:g} a lead, {drawn.seconds:.1f} s"
+    print(f"\nfrom {data.fields.times[now]}, {options.members} members, {cost}")
     for date, row in means.items():
         warm = f"{100 * row['warm']:.0f}% beyond the warm decile"
         print(f"{date}  anomaly {row['anomaly']:+.2f} deg C, spread {row['spread']:.2f}, {warm}")
@@ -172,8 +169,7 @@ def model_of(options: Options, weights: Path, device: torch.device, **changes: A
     """
     keys = ("members", "starts", "chunk", "seed", "spread", "mixed_precision", "data", "smoke")
     model = load_forecaster(weights, device, **{key: getattr(options, key) for key in keys}, **changes)
-    keys = ("box", "past", "horizon", "harmonics", "colour", "test_years", "val_years", "train_years")
-    keys += ("variable", "gaps")
+    keys = "box past horizon harmonics colour test_years val_years train_years variable gaps".split()
     if differences := [key for key in keys if getattr(model.options, key) != getattr(options, key)]:
         flags = ", ".join(f"--{key} {getattr(model.options, key)}" for key in differences)
         raise ValueError(f"{weights} was trained with {flags}: give the same, or -c with the config.yaml beside it")
@@ -195,18 +191,13 @@ def row_names(models: list[tuple[Forecaster, Path]]) -> list[str]:
 def facts_of(options: Options, data: World, ensemble: Ensemble, weights: Path, step: int) -> dict[str, Any]:
     """What the scores belong to."""
     days = data.fields.times[ensemble.frame[[0, -1]].numpy()]
-    return {
-        "weights": weights.name,
-        "step": step,
-        "data": data.fields.name,
-        "boxes": len(data.boxes),
+    facts = {"weights": weights.name, "step": step, "data": data.fields.name, "boxes": len(data.boxes)}
+    facts |= {
         "forecasts": len(ensemble.box),
         "starts": [str(day) for day in days],
         "members": ensemble.members.shape[1],
-        "solver": options.solver,
-        "n_steps": options.n_steps,
-        "seed": options.seed,
     }
+    return facts | {"solver": options.solver, "n_steps": options.n_steps, "seed": options.seed}
 
 
 def print_verdict(result: dict[str, Any]) -> None:
