@@ -6,6 +6,7 @@ with one line.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,20 +17,16 @@ from sst import frames
 from sst.frames import Frames, Temporary, chunks, fields
 
 LEAST, MOST = -5.0, 50.0  # deg C: no sea is colder or warmer
-KELVIN = ("k", "kelvin", "kelvins", "degk", "deg_k", "degree_kelvin", "degrees_kelvin")
-CELSIUS = ("c", "celsius", "degc", "deg_c", "degreec", "degreesc", "degree_c", "degrees_c", "degree_celsius")
-CELSIUS += ("degrees_celsius", "deg_celsius", "°c", "centigrade", "degree_centigrade", "degrees_centigrade")
-FAHRENHEIT = (
-    "f",
-    "fahrenheit",
-    "degf",
-    "deg_f",
-    "degree_f",
-    "degrees_f",
-    "degree_fahrenheit",
-    "degrees_fahrenheit",
-    "°f",
-)
+UNITS = {
+    "k": "K",
+    "kelvin": "K",
+    "kelvins": "K",
+    "c": "C",
+    "celsius": "C",
+    "centigrade": "C",
+    "f": "F",
+    "fahrenheit": "F",
+}
 REPEATED = 10  # so often one number outside the range is a code, not a measurement
 CODES = 6  # at most so many different ones
 WARM = 5.0  # deg C: where it is always warmer, a zero now and then is no temperature
@@ -90,16 +87,21 @@ def _check_places(raw: Raw) -> None:
 
 def in_places(raw: Raw) -> Raw:
     """Rows and columns side by side: sorted where they are not in order; around the globe they may begin anywhere."""
-    steps = np.diff(raw.lat), (np.diff(raw.lon) + 180) % 360 - 180
-    if not _one_way(steps[0]):
+    around = eastward(raw.lon)
+    if not _one_way(np.diff(raw.lat)):
         order = np.argsort(raw.lat)
         print(f"{raw.where}: the rows were not in order of latitude: sorted")
         raw = replace(raw, values=raw.values.crop(order, np.arange(len(raw.lon))), lat=raw.lat[order])
-    if not _one_way(steps[1]) or abs(steps[1].sum()) >= 360:
+    if not _one_way(around) or abs(around.sum()) >= 360:
         order = np.argsort(raw.lon % 360)
         print(f"{raw.where}: the columns were not in order of longitude: sorted")
         raw = replace(raw, values=raw.values.crop(np.arange(len(raw.lat)), order), lon=raw.lon[order])
     return raw
+
+
+def eastward(lon: np.ndarray) -> np.ndarray:
+    """Degrees from each longitude to the next, (W - 1,), -180 to 180: 359 and 0 are neighbours."""
+    return (np.diff(lon) + 180) % 360 - 180
 
 
 def _one_way(steps: np.ndarray) -> bool:
@@ -157,11 +159,7 @@ def daily(raw: Raw) -> Raw:
 def without_empty(raw: Raw) -> Raw:
     """Without the frames that have no temperature, or one and the same everywhere, between frames that have."""
     empty = np.array([_is_empty(field[np.isfinite(field)]) for field in fields(raw.values)])
-    if not empty.any() or empty.all():
-        return raw
-    first = raw.dates[empty][0].astype("datetime64[D]")
-    print(f"{raw.where}: {int(empty.sum())} frames without a field are left out, first {first}")
-    return _kept(raw, ~empty)
+    return raw if empty.all() else _left_out(raw, empty, "frames without a field are left out, first {}")
 
 
 def _is_empty(found: np.ndarray) -> bool:
@@ -173,17 +171,18 @@ def without_repeated(raw: Raw) -> Raw:
     same, last = np.zeros(len(raw.values), bool), None
     for k, field in enumerate(fields(raw.values)):
         same[k], last = last is not None and np.array_equal(field, last, equal_nan=True), field
-    if not same.any() or same[1:].all():  # a field that never changes is refused later
+    if same[1:].all():  # a field that never changes is refused later
         return raw
-    first = raw.dates[same][0].astype("datetime64[D]")
-    print(f"{raw.where}: {int(same.sum())} frames repeat the one before, first {first}: they are left out")
-    return _kept(raw, ~same)
+    return _left_out(raw, same, "frames repeat the one before, first {}: they are left out")
 
 
-def _kept(raw: Raw, which: np.ndarray) -> Raw:
-    """Some frames, (T,) bool."""
-    values = raw.values.take(np.flatnonzero(which))
-    return replace(raw, values=values, dates=raw.dates[which], days=raw.days[which])
+def _left_out(raw: Raw, which: np.ndarray, line: str) -> Raw:
+    """Without some frames, (T,) bool, aloud."""
+    if not which.any():
+        return raw
+    print(f"{raw.where}: {int(which.sum())} {line.format(raw.dates[which][0].astype('datetime64[D]'))}")
+    values = raw.values.take(np.flatnonzero(~which))
+    return replace(raw, values=values, dates=raw.dates[~which], days=raw.days[~which])
 
 
 def breaks(where: str, dates: np.ndarray, days: np.ndarray) -> tuple[int, ...]:
@@ -222,7 +221,7 @@ def celsius(raw: Raw) -> Raw:
         print(f"{where}: {infinite} values are infinite: taken as missing")
     for code, count in codes.items():
         print(f"{where}: {count} values are {code:.7g}{NAMES.get(code, '')}: taken as missing")
-    kept, seen = Temporary(values.shape), _Range(where, raw.units or "no units")
+    kept, seen = Temporary(values.shape), []
     zeros = np.zeros(values.shape[1:], int)
     least = np.full(values.shape[1:], np.inf, np.float32)  # of each cell, but for zeros
     for a, b in chunks(values):
@@ -231,11 +230,11 @@ def celsius(raw: Raw) -> Raw:
         for code in codes:
             found[found == code] = np.nan
         degrees = _converted(found, unit).astype(np.float32)
-        seen.add(degrees, found)
+        seen.append(_range(degrees, found))
         zeros += (degrees == 0).sum(0)
         least = np.fmin(least, np.where(degrees == 0, np.inf, degrees).min(0, initial=np.inf, where=degrees == degrees))
         kept.write(a, degrees)
-    seen.check()
+    _check_range(where, raw.units or "no units", seen)
     _without_zeros(where, kept, zeros, least)
     return replace(raw, values=Frames(kept), units="degC")
 
@@ -247,11 +246,12 @@ def _numbers(values: np.ndarray) -> np.ndarray:
 
 def _unit(where: str, units: str) -> str:
     """K, C, F, or empty: not said."""
-    key = units.lower().replace(" ", "_").replace("^", "")
-    for unit, names in (("K", KELVIN), ("C", CELSIUS), ("F", FAHRENHEIT), ("", ("",))):
-        if key in names:
-            return unit
-    raise ValueError(f"{where} is in {units}, no unit of temperature: choose with --variable, or give K, degC or degF")
+    key = re.sub(r"^(deg(ree)?s?|°)(?=.)", "", re.sub("[_^ ]", "", units.lower()))
+    if key and key not in UNITS:
+        raise ValueError(
+            f"{where} is in {units}, no unit of temperature: choose with --variable, or give K, degC or degF"
+        )
+    return UNITS.get(key, "")
 
 
 def _converted(values: np.ndarray, unit: str) -> np.ndarray:
@@ -300,55 +300,41 @@ def _undeclared(where: str, values: Frames) -> str:
     return "K"
 
 
-class _Range:
-    """What is outside the plausible range, counted chunk by chunk."""
+def _range(degrees: np.ndarray, values: np.ndarray) -> tuple[int, int, Any, Any, np.ndarray]:
+    """Of temperatures in deg C, which a file has as values: how many are implausible, and how many there are; the least
+    and the largest value, and an implausible one, (1,) or (0,)."""
+    outside, there = _outside(degrees, "C"), np.isfinite(values)
+    ends = values.min(initial=np.inf, where=there), values.max(initial=-np.inf, where=there)
+    return int(outside.sum()), int(there.sum()), *ends, values[outside][:1]
 
-    def __init__(self, where: str, units: str):
-        self.where, self.units, self.outside, self.finite = where, units, 0, 0
-        self.least, self.most, self.example = np.inf, -np.inf, None
 
-    def add(self, degrees: np.ndarray, values: np.ndarray) -> None:
-        """Temperatures in deg C, and as the file has them."""
-        outside, there = _outside(degrees, "C"), np.isfinite(values)
-        self.outside, self.finite = self.outside + int(outside.sum()), self.finite + int(there.sum())
-        self.least = min(self.least, values.min(initial=np.inf, where=there))
-        self.most = max(self.most, values.max(initial=-np.inf, where=there))
-        if self.example is None and outside.any():
-            self.example = float(values[outside][0])
-
-    def check(self) -> None:
-        """Raise ValueError if a temperature is outside the plausible range."""
-        if not self.outside:
-            return
-        ends = np.array([self.least, self.most])
-        names = {"K": "kelvin", "F": "degrees Fahrenheit", "C": "deg C"}
-        guess = [name for unit, name in names.items() if not _outside(ends, unit).any()]
-        hint = (
-            f"they look like {guess[0]}: correct its units" if guess else "mask what is none, or choose with --variable"
-        )
-        raise ValueError(
-            f"{self.where} ({self.units}): {self.outside} of {self.finite} values, for example {self.example:.6g}, are "
-            f"no temperatures of a sea ({LEAST:g} to {MOST:g} deg C): {hint}"
-        )
+def _check_range(where: str, units: str, seen: list[tuple[int, int, Any, Any, np.ndarray]]) -> None:
+    """Raise ValueError if a temperature is outside the plausible range; ``seen``: what ``_range`` says of chunks."""
+    outside, finite, least, most, examples = zip(*seen)
+    if not sum(outside):
+        return
+    ends, example = np.array([min(least), max(most)]), np.concatenate(examples)[0]
+    names = {"K": "kelvin", "F": "degrees Fahrenheit", "C": "deg C"}
+    guess = [name for unit, name in names.items() if not _outside(ends, unit).any()]
+    hint = f"they look like {guess[0]}: correct its units" if guess else "mask what is none, or choose with --variable"
+    raise ValueError(
+        f"{where} ({units}): {sum(outside)} of {sum(finite)} values, for example {example:.6g}, are "
+        f"no temperatures of a sea ({LEAST:g} to {MOST:g} deg C): {hint}"
+    )
 
 
 def _without_zeros(where: str, kept: Temporary, zeros: np.ndarray, least: np.ndarray) -> None:
     """NaN for cells that are exactly 0 always, as land may be marked, and for zeros in cells that else are warm.
 
-    Args:
-        where: for messages.
-        kept: temperatures, changed in their place.
-        zeros: how many a cell has.
-        least: the lowest of its other temperatures; infinite: it has none.
+    ``zeros``: how many a cell has; ``least``: the lowest of its other temperatures, infinite where it has none.
     """
     land, warm = (zeros > 0) & np.isinf(least), (zeros > 0) & np.isfinite(least) & (least > WARM)
     land &= not land.all()
     if land.any():
         print(f"{where}: {int(land.sum())} cells are exactly 0 at all times: taken as land")
     if warm.any():
-        print(
-            f"{where}: {int(zeros[warm].sum())} values are exactly 0 in cells that are warm otherwise: taken as missing"
-        )
+        count = int(zeros[warm].sum())
+        print(f"{where}: {count} values are exactly 0 in cells that are warm otherwise: taken as missing")
     if (wrong := land | warm).any():
         for a, b in chunks(kept):
             found = kept[np.arange(a, b)]

@@ -44,9 +44,8 @@ def split(fields: Fields, val_years: float, test_years: float) -> Split:
     Raises:
         ValueError: nothing, or less than two years, is left to train on.
     """
-    step = int(np.median(np.diff(fields.times).astype(int)))
     last = fields.times[-1]
-    end = _years_before(last, -1 / 12) if 28 <= step <= 31 else last + np.timedelta64(step, "D")
+    end = _years_before(last, -1 / 12) if fields.monthly else last + np.timedelta64(fields.step, "D")
     test = int(np.searchsorted(fields.times, _years_before(end, test_years)))
     val = int(np.searchsorted(fields.times, _years_before(end, test_years + val_years)))
     if val < 1.95 * fields.per_year or not val < test < len(fields.times):
@@ -64,16 +63,15 @@ def last_years(fields: Fields, parts: Split, years: float) -> tuple[Fields, Spli
     Raises:
         ValueError: there are fewer years before them.
     """
-    half = np.timedelta64(int(365.2425 / fields.per_year / 2), "D")
     first = _years_before(fields.times[parts.val], years)
-    if fields.times[0] > first + half:
+    if fields.times[0] > first + fields.half:
         begin, val = fields.times[[0, parts.val]]
         there = (val - begin).astype(int) / 365.2425
         raise ValueError(
             f"--train_years {years:g}: {fields.name} begins on {begin}, with {there:.1f} years before "
             f"its validation years from {val}: give no more"
         )
-    k = int(np.searchsorted(fields.times, first - half))
+    k = int(np.searchsorted(fields.times, first - fields.half))
     return fields.between(k, parts.end), Split(parts.val - k, parts.test - k, parts.end - k)
 
 
@@ -236,18 +234,13 @@ def origins(begin: int, end: int, past: int, horizon: int, breaks: Sequence[int]
     return torch.tensor(edges)[index[:, 0]] + index[:, 1] + past - 1
 
 
-def lagged(x: Tensor, lead: int, breaks: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
-    """Frames (T, ...) and those ``lead`` later, without pairs over a break."""
-    if not breaks:
-        return x[:-lead], x[lead:]
-    now = origins(0, len(x), 1, lead, breaks)
-    return x[now], x[now + lead]
-
-
 def pairs(
     x: Any, leads: int, breaks: Sequence[int] = (), end: int | None = None
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Those of ``lagged`` for leads 1 to ``leads`` in the first ``end`` frames, chunk by chunk: lead, now, later."""
+    """Frames of (T, ...) and those 1 to ``leads`` later, without pairs over a break, in the first ``end`` frames.
+
+    Chunk by chunk: lead, now, later.
+    """
     end = len(x) if end is None else end
     piece = torch.from_numpy(np.searchsorted(breaks, np.arange(end), "right"))
     for a, b in chunks(x, end):

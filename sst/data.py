@@ -57,6 +57,21 @@ class Fields:
         """Frames in a year."""
         return 365.2425 / float(np.median(np.diff(self.times).astype(float)))
 
+    @property
+    def step(self) -> int:
+        """Usual days between frames; of months 28 to 31."""
+        return int(np.median(np.diff(self.times).astype(int)))
+
+    @property
+    def monthly(self) -> bool:
+        """Whether the frames are months."""
+        return 28 <= self.step <= 31
+
+    @property
+    def half(self) -> np.timedelta64:
+        """Half a step: by so much less a date may differ from the one that is meant."""
+        return np.timedelta64(int(365.2425 / self.per_year / 2), "D")
+
     def between(self, first: int, end: int, later: np.ndarray | None = None) -> Fields:
         """Frames [first, end), and empty ones of ``later`` dates."""
         later = self.times[:0] if later is None else later
@@ -192,7 +207,7 @@ def _region(name: str, raw: Raw, gaps: str) -> Region:
         )
     if land.all():
         raise ValueError(f"{raw.where}: no cell has a temperature at all times: is it the right variable?")
-    spacing = (np.diff(raw.lon) + 180) % 360 - 180  # 359, 0 are neighbours
+    spacing = clean.eastward(raw.lon)
     even = len(raw.lon) > 2 and np.allclose(spacing, spacing[0], atol=1e-3)
     cyclic = bool(even and abs(abs(spacing[0]) * len(raw.lon) - 360) < 1e-2)
     return Region(name, raw.values.with_land(land), ~land, raw.lat.astype(float), raw.lon.astype(float), cyclic)

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from common.runtime import atomic_folder, atomic_write
-from sst.latest import monthly
 from sst.netcdf import is_zarr, need_zarr
 
 if TYPE_CHECKING:
     import xarray
 
+    from sst.data import Fields
     from sst.forecast import Ensemble, World
 
 DIMENSIONS = ("member", "init_time", "lead_time", "latitude", "longitude")
@@ -61,34 +61,22 @@ def _dataset(data: World, drawn: Ensemble, name: str, facts: Mapping[str, Any]) 
     frames, leads = drawn.frame[drawn.box == boxes[0]].numpy(), np.arange(1, len(drawn.target) + 1)
     valid = data.fields.times[frames[:, None] + leads]
     lat, lon = data.boxes[boxes[0]].region.lat, np.concatenate([data.boxes[k].region.lon for k in boxes])
+    member = {"standard_name": "realization", "units": "1"}
+    init = {"standard_name": "forecast_reference_time", "long_name": "date of the last field that is known"}
+    date = {"standard_name": "time", "long_name": "date of the forecast"}
     coords = {
-        "member": (
-            ("member",),
-            np.arange(values.shape[0], dtype=np.int32),
-            {"standard_name": "realization", "units": "1"},
-        ),
-        "init_time": (
-            ("init_time",),
-            data.fields.times[frames].astype("datetime64[ns]"),
-            {"standard_name": "forecast_reference_time", "long_name": "date of the last field that is known"},
-        ),
-        "lead_time": _lead_time(data.fields.times, valid, frames, leads),
-        "valid_time": (
-            ("init_time", "lead_time"),
-            valid.astype("datetime64[ns]"),
-            {"standard_name": "time", "long_name": "date of the forecast"},
-        ),
+        "member": ("member", np.arange(len(values), dtype=np.int32), member),
+        "init_time": ("init_time", data.fields.times[frames].astype("datetime64[ns]"), init),
+        "lead_time": _lead_time(data.fields, valid, frames, leads),
+        "valid_time": (("init_time", "lead_time"), valid.astype("datetime64[ns]"), date),
         "latitude": _places("latitude", lat, "north", "Y"),
         "longitude": _places("longitude", lon, "east", "X"),
     }
     about = {"units": "degree_Celsius", "standard_name": "sea_surface_temperature", "coordinates": "valid_time"}
+    known = {"long_name": "seasonal cycle of the training years, from which anomalies are counted"}
     variables = {
         "sst": (DIMENSIONS, values, about | {"long_name": "forecast of the sea surface temperature"}),
-        "climatology": (
-            DIMENSIONS[1:],
-            cycle,
-            about | {"long_name": "seasonal cycle of the training years, from which anomalies are counted"},
-        ),
+        "climatology": (DIMENSIONS[1:], cycle, about | known),
     }
     title = {"Conventions": "CF-1.11", "title": f"Ensemble forecasts of sea surface temperature, {name}"}
     return xarray.Dataset(variables, coords, title | dict(facts))
@@ -104,13 +92,13 @@ def _fields(data: World, drawn: Ensemble, k: int) -> tuple[np.ndarray, np.ndarra
     return members.float().numpy(), cycle.float().numpy()
 
 
-def _lead_time(times: np.ndarray, valid: np.ndarray, frames: np.ndarray, leads: np.ndarray) -> tuple[Any, ...]:
+def _lead_time(fields: Fields, valid: np.ndarray, frames: np.ndarray, leads: np.ndarray) -> tuple[Any, ...]:
     """Days where they are the same from every start; months and uneven frames are counted."""
-    days = (valid - times[frames][:, None]).astype("timedelta64[D]").astype(np.int64)
+    days = (valid - fields.times[frames][:, None]).astype("timedelta64[D]").astype(np.int64)
     about = {"standard_name": "forecast_period", "long_name": "time since the last field that is known"}
-    if not monthly(times) and (days == days[0]).all():
+    if not fields.monthly and (days == days[0]).all():
         return ("lead_time",), days[0], about | {"units": "days"}
-    unit = "calendar months" if monthly(times) else "frames"  # no unit of CF: valid_time has the dates
+    unit = "calendar months" if fields.monthly else "frames"  # no unit of CF: valid_time has the dates
     return ("lead_time",), leads, {"long_name": f"{about['long_name']}, in {unit}", "units": "1"}
 
 

@@ -65,6 +65,10 @@ class World:
                 digest.update(values[a:b].tobytes())
         return f"{len(self.fields.times)} frames {digest.hexdigest()[:16]}"
 
+    def maps(self, name: str) -> Tensor:
+        """A map of ``Climate``, or one a lead, of every box: (boxes, ..., H, W)."""
+        return torch.stack([getattr(box, name) for box in self.boxes])
+
     def starts(self, options: Options, validation: bool = False) -> Tensor:
         """Frames from which the test years (or the validation years) are forecast."""
         first, end = (self.parts.val, self.parts.test) if validation else (self.parts.test, self.parts.end)
@@ -72,7 +76,7 @@ class World:
 
 
 def world(options: Options) -> World:
-    """Read or make the data, and fit its climate to the training years.
+    """The data of the options with the climate of its training years.
 
     Raises:
         FileNotFoundError, ValueError: see ``data.load``; and years or boxes that do not fit.
@@ -85,11 +89,7 @@ def world(options: Options) -> World:
 
 
 def source(options: Options) -> Fields:
-    """The fields of a file, or the synthetic ones.
-
-    Raises:
-        FileNotFoundError, ValueError: see ``data.load``.
-    """
+    """The fields of a file, see ``data.load``, or the synthetic ones."""
     if options.data:
         return load(options.data, options.variable, options.gaps)
     return synthetic.make(synthetic.Ocean(years=4 if options.smoke else 12, side=options.box))
@@ -200,10 +200,9 @@ def forecast(
     begin, o = time.perf_counter(), model.options
     box = torch.arange(len(data.boxes)).repeat_interleave(len(starts))
     frame = starts.repeat(len(data.boxes))
-    past = torch.stack([data.boxes[b].anomalies[k - o.past + 1 : k + 1] for b, k in zip(box.tolist(), frame.tolist())])
-    target = torch.stack(
-        [data.boxes[b].anomalies[k + 1 : k + 1 + o.horizon] for b, k in zip(box.tolist(), frame.tolist())], 1
-    )
+    series = [(data.boxes[b].anomalies, k + 1) for b, k in zip(box.tolist(), frame.tolist())]
+    past = torch.stack([anomalies[k - o.past : k] for anomalies, k in series])
+    target = torch.stack([anomalies[k : k + o.horizon] for anomalies, k in series], 1)
     step = _Step(model, data, box, frame, members, seed, past)
     rows = roll_out(step, past.repeat_interleave(members, 0), o.horizon, progress=progress, shown=len(box) * members)
     drawn = rows[:, :, -1].unflatten(1, (len(box), members)).transpose(1, 2)
@@ -230,11 +229,9 @@ class _Step:
         self.device = next(model.net.parameters()).device
         self.count = CountNFE(model.net)
         self.maps = torch.stack([C.static_maps(b) for b in data.boxes])
-        self.damping, self.residual = (
-            torch.stack([getattr(b, n) for b in data.boxes]) for n in ("damping", "residual")
-        )
+        self.damping, self.residual = data.maps("damping"), data.maps("residual")
         self.season, self.month = C.season_of(data.fields.times), C.month_of(data.fields.times)
-        self.names = [derived_name(b) for b in data.boxes]
+        self.names = [f"{r.name} {r.lat[0]:g} {r.lon[0]:g}" for r in (box.region for box in data.boxes)]
 
     def __call__(self, state: Tensor, k: int) -> Tensor:
         """The frames (B, past, H, W) one lead on."""
@@ -254,9 +251,8 @@ class _Step:
         y = {"none": None, "season": self.month[self.frame[n] + k + 1], "lead": torch.full((len(rows),), k)}[o.label_by]
 
         def noise(i: int) -> Tensor:
-            white = torch.stack(
-                [torch.randn(1, *ocean.shape[2:], generator=self._draw(r, k, i)) for r in rows.tolist()]
-            )
+            draws = (self._draw(r, k, i) for r in rows.tolist())
+            white = torch.stack([torch.randn(1, *ocean.shape[2:], generator=draw) for draw in draws])
             return (synthetic.filtered(self.data.amplitude, white) * ocean).to(self.device)
 
         seen = [None if x is None else x.to(self.device) for x in (condition, ocean, y)]
@@ -273,18 +269,12 @@ class _Step:
         return generator(self.seed, "member", self.names[self.box[n]], int(self.frame[n]), member, k, i)
 
 
-def derived_name(box: Climate) -> str:
-    """A text that tells a box from others of its region."""
-    return f"{box.region.name} {box.region.lat[0]:g} {box.region.lon[0]:g}"
-
-
 def fit_spread(model: Forecaster, data: World, members: int) -> tuple[float, ...]:
     """Factors that make the spread-skill ratio 1 at each lead of forecasts of the validation years."""
     from sst.scores import by_lead, spread_skill_ratio
-    from sst.skill import area_of
 
     plain = replace(model, spread=())
     starts = data.starts(replace(model.options, starts=min(model.options.starts or 24, 24)), validation=True)
     drawn = forecast(plain, data, starts, min(members, 20), model.options.seed, progress="validation years")
-    ratios = by_lead(spread_skill_ratio, drawn.members, drawn.target, area_of(data, drawn.box))
+    ratios = by_lead(spread_skill_ratio, drawn.members, drawn.target, data.maps("area")[drawn.box])
     return tuple(1 / r for r in ratios)

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from sst.clean import eastward
 from sst.climate import Split
 from sst.config import Options
 from sst.data import Fields, Region
@@ -46,7 +47,8 @@ def world_until(options: Options, known: Learnt) -> tuple[World, int]:
             f"--init {options.init}: {where} has a gap before {fields.times[gap[0]]}, within the {options.past} frames "
             "that the network sees: give a later date"
         )
-    cut = _until(fields, begin, now, options.horizon)
+    later = times_after(fields, now, options.horizon)
+    cut = replace(fields.between(begin, now + 1, later), made=None)
     return fitted(cut, Split(end - begin, now - begin + 1, len(cut.times)), options), now - begin
 
 
@@ -76,9 +78,8 @@ def frame_of(fields: Fields, date: str, where: str) -> int:
 
 def _training(fields: Fields, known: Learnt, where: str) -> tuple[int, int]:
     """First frame of the training years and of what follows them; a date may differ by less than half a step."""
-    half = np.timedelta64(int(365.2425 / fields.per_year / 2), "D")
     first, last = (np.datetime64(known[key], "D") for key in ("first", "last"))
-    begin, end = np.searchsorted(fields.times, [first - half, last + half + np.timedelta64(1, "D")])
+    begin, end = np.searchsorted(fields.times, [first - fields.half, last + fields.half + np.timedelta64(1, "D")])
     if end - begin != known["frames"]:
         raise ValueError(
             f"{where} has {end - begin} frames from {first} to {last}, the weights learnt from {known['frames']}: "
@@ -92,27 +93,16 @@ def _training(fields: Fields, known: Learnt, where: str) -> tuple[int, int]:
 
 def _spacing(region: Region) -> list[float]:
     """Degrees between rows and columns; longitudes may begin anew."""
-    rows, columns = np.diff(region.lat), (np.diff(region.lon) + 180) % 360 - 180
-    return [round(float(np.median(np.abs(x))), 4) for x in (rows, columns)]
+    return [round(float(np.median(np.abs(x))), 4) for x in (np.diff(region.lat), eastward(region.lon))]
 
 
-def _until(fields: Fields, begin: int, now: int, horizon: int) -> Fields:
-    """Frames ``begin`` to ``now``, and ``horizon`` more of which nothing is known."""
-    return replace(fields.between(begin, now + 1, times_after(fields.times, now, horizon)), made=None)
-
-
-def times_after(times: np.ndarray, now: int, horizon: int) -> np.ndarray:
+def times_after(fields: Fields, now: int, horizon: int) -> np.ndarray:
     """Dates of the frames that follow: of monthly ones the same day of the months, else at the usual distance."""
-    step = int(np.median(np.diff(times).astype(int)))
-    if not monthly(times):
-        return times[now] + step * np.arange(1, horizon + 1)
-    month = times[now].astype("datetime64[M]")
-    day = times[now] - month.astype("datetime64[D]")
+    last = fields.times[now]
+    if not fields.monthly:
+        return last + fields.step * np.arange(1, horizon + 1)
+    month = last.astype("datetime64[M]")
+    day = last - month.astype("datetime64[D]")
     later = month + np.arange(1, horizon + 1)
     ends = (later + 1).astype("datetime64[D]") - np.timedelta64(1, "D")
     return np.minimum(later.astype("datetime64[D]") + day, ends)
-
-
-def monthly(times: np.ndarray) -> bool:
-    """Whether the frames are months."""
-    return 28 <= int(np.median(np.diff(times).astype(int))) <= 31

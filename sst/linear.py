@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sst.climate import Climate, lagged, origins, pairs
+from sst.climate import Climate, origins, pairs
 from sst.frames import chunks
 
 if TYPE_CHECKING:
@@ -80,8 +80,9 @@ def amplitudes(box: Climate, found: Tensor, n_train: int) -> Tensor:
 def _fitted(box: Climate, found: Tensor, known: Tensor, leads: int, breaks: Sequence[int]) -> Inverse:
     """The model whose patterns have had these amplitudes; its spread is not known yet."""
     maps = torch.zeros(leads, len(found), len(found))
-    if len(found):
-        maps = torch.stack([torch.linalg.lstsq(*lagged(known, k, breaks)).solution for k in range(1, leads + 1)])
+    for lead in range(1, leads + 1) if len(found) else ():
+        now = origins(0, len(known), 1, lead, breaks)
+        maps[lead - 1] = torch.linalg.lstsq(known[now], known[now + lead]).solution
     return Inverse(found, maps, box.damping, torch.empty(0))
 
 

@@ -63,10 +63,9 @@ def forecast_maps(path: str | Path, data: World, drawn: Ensemble, index: int = 0
     figure, axes = plt.subplots(len(rows), len(leads), figsize=size, squeeze=False, layout="constrained")
     images: dict[str, Any] = {}
     for i, (name, fields) in enumerate(rows.items()):
-        spread = name == "ensemble spread"
-        scale = (
-            {"cmap": "viridis", "vmin": 0, "vmax": widest} if spread else {"cmap": "RdBu_r", "vmin": -top, "vmax": top}
-        )
+        scale = {"cmap": "RdBu_r", "vmin": -top, "vmax": top}
+        if name == "ensemble spread":
+            scale = {"cmap": "viridis", "vmin": 0, "vmax": widest}
         for j, lead in enumerate(leads):
             images[name] = _one_map(axes[i, j], fields[lead - 1], ocean, box.region, scale)
             if i == 0:
@@ -92,14 +91,19 @@ def _one_map(axis: Any, field: torch.Tensor, ocean: torch.Tensor, region: Any, s
 
 
 def _label_edges(axes: Any, region: Any) -> None:
-    """Longitudes below the last row and latitudes right of the first column's label, where the field has places."""
-    if np.ptp(region.lat) == 0:
-        return
-    rows, columns = (np.linspace(0, len(x) - 1, 3).round().astype(int) for x in (region.lat, region.lon))
-    for axis in axes[-1]:
-        axis.set_xticks(columns, [_degrees(region.lon[k], "E", "W") for k in columns], fontsize=6)
-    for axis in axes[:, 0]:
-        axis.set_yticks(rows, [_degrees(region.lat[k], "N", "S") for k in rows], fontsize=6)
+    """Longitudes below the last row and latitudes left of the first column, where the field has places."""
+    if np.ptp(region.lat):
+        for axis in axes[-1]:
+            _ticks(axis, "x", region.lon, 3)
+        for axis in axes[:, 0]:
+            _ticks(axis, "y", region.lat, 3)
+
+
+def _ticks(axis: Any, side: str, places: np.ndarray, count: int) -> None:
+    """So many longitudes (side x) or latitudes (y) at their cells."""
+    cells, ways = np.linspace(0, len(places) - 1, count).round().astype(int), "EW" if side == "x" else "NS"
+    set_ticks = axis.set_xticks if side == "x" else axis.set_yticks
+    set_ticks(cells, [_degrees(float(places[k]), *ways) for k in cells], fontsize=6)
 
 
 def _degrees(value: float, positive: str, negative: str) -> str:
@@ -236,10 +240,8 @@ def _places(figure: Any, result: dict[str, Any], data: World, drawn: Ensemble) -
     axes = figure.subplots(2, len(leads), squeeze=False)
     images: dict[int, Any] = {}
     for j, lead in enumerate(leads):
-        own, theirs = (
-            skill.cells(skill.at_lead(f, lead - 1), drawn.target[lead - 1])
-            for f in (skill.Members(drawn.members), rival)
-        )
+        pair = (skill.at_lead(f, lead - 1) for f in (skill.Members(drawn.members), rival))
+        own, theirs = (skill.cells(part, drawn.target[lead - 1]) for part in pair)
         gain = 1 - _mosaic(data, drawn, own["crps_fair"][1]) / _mosaic(data, drawn, theirs["crps"][1])
         ratio = np.sqrt(_mosaic(data, drawn, own["variance"][1]) / _mosaic(data, drawn, own["mse"][1]))
         scales = ({"vmin": -0.4, "vmax": 0.4, "cmap": "RdBu"}, {"norm": LogNorm(0.5, 2), "cmap": "PuOr"})
@@ -248,9 +250,10 @@ def _places(figure: Any, result: dict[str, Any], data: World, drawn: Ensemble) -
             axes[i, j].set(xticks=[], yticks=[])
             images[i] = axes[i, j].imshow(field, origin="lower", interpolation="nearest", **scale)
         axes[0, j].set_title(f"lead {lead}", fontsize=9)
-    first = data.boxes[0].region
-    for axis in axes.flat:
-        _label_places(axis, np.concatenate([b.region.lon for b in data.boxes]), np.sort(first.lat))
+    lat = np.sort(data.boxes[0].region.lat)
+    for axis in axes.flat if np.ptp(lat) else ():
+        _ticks(axis, "x", np.concatenate([b.region.lon for b in data.boxes]), 5)
+        _ticks(axis, "y", lat, 3)
     figure.colorbar(images[0], ax=axes[0], extend="both", shrink=0.9)
     axes[0, 0].set_ylabel(f"CRPS skill (fair) against\n{reference}", fontsize=8)
     bar = figure.colorbar(images[1], ax=axes[1], extend="both", shrink=0.9)
@@ -267,12 +270,3 @@ def _mosaic(data: World, drawn: Ensemble, values: torch.Tensor) -> np.ma.MaskedA
         part = np.ma.masked_array(mean, ~box.ocean.bool().numpy())
         parts.append(part if box.region.lat[0] <= box.region.lat[-1] else part[::-1])
     return np.ma.concatenate(parts, 1)
-
-
-def _label_places(axis: Any, lon: np.ndarray, lat: np.ndarray) -> None:
-    """Five longitudes and three latitudes, where the fields have places."""
-    if np.ptp(lat) == 0:
-        return
-    columns, rows = (np.linspace(0, len(x) - 1, n).round().astype(int) for x, n in ((lon, 5), (lat, 3)))
-    axis.set_xticks(columns, [_degrees(float(lon[k]), "E", "W") for k in columns], fontsize=6)
-    axis.set_yticks(rows, [_degrees(float(lat[k]), "N", "S") for k in rows], fontsize=6)

@@ -101,10 +101,6 @@ def squared_error(members: Tensor, target: Tensor, fair: bool = False) -> Tensor
 
     ``fair``: less the members' variance / M, on average the error of the mean of infinitely many; the root of its mean
     is the fair RMSE. Single values may be below 0.
-
-    Args:
-        members: (M, ...); M >= 2 if fair.
-        target: (...).
     """
     m = _count(members, target, 1 + fair)
     error = (members.double().mean(0) - target.double()).square()
@@ -116,11 +112,8 @@ def expected_error(members: Tensor, target: Tensor) -> Tensor:
 
     The variance has the divisor M - 1. If the target is one more draw of the members' distribution with variance s^2,
     the squared error of the mean of M members is (1 + 1 / M) s^2 on average, hence the factor, which published tables
-    often leave out; its root is 1.01 for 50 members. The root of the mean over targets is called the spread.
-
-    Args:
-        members: (M, ...), M >= 2.
-        target: (...), for its shape.
+    often leave out; its root is 1.01 for 50 members. The root of the mean over targets is called the spread. Of the
+    target the shape is read; M >= 2.
 
     Source: Fortin et al. 2014 (J. Hydrometeorology 15), eq. 15.
     """
@@ -130,11 +123,6 @@ def expected_error(members: Tensor, target: Tensor) -> Tensor:
 
 def spread_skill_ratio(members: Tensor, target: Tensor, weights: Tensor | None = None) -> float:
     """Spread over the RMSE of the members' mean: 1 if members and target are alike, below 1 if overconfident.
-
-    Args:
-        members: (M, ...), M >= 2.
-        target: (...).
-        weights: Broadcast to the target, for both means.
 
     Raises:
         ValueError: fewer than 2 members, or shapes that do not fit.
@@ -175,9 +163,6 @@ def rank_histogram(
     A U shape means too little spread, a dome too much, a slope a bias. Ties are broken at random.
 
     Args:
-        members: (M, ...).
-        target: (...).
-        weights: Broadcast to the target.
         generator: Draws for the ties, on the CPU; None: torch's own.
 
     Returns:

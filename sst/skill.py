@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -56,11 +57,6 @@ class Normal:
 Forecast = Members | Normal
 
 
-def area_of(data: World, box: Tensor) -> Tensor:
-    """Weights of the cells of each forecast, (N, H, W)."""
-    return torch.stack([data.boxes[k].area for k in box.tolist()])
-
-
 def warm_of(data: World, box: Tensor) -> Tensor:
     """The warm decile of the training years at each cell, (N, H, W), in standard deviations."""
     return torch.stack([quantile(b.anomalies, WARM, data.parts.val) for b in data.boxes])[box]
@@ -75,18 +71,13 @@ def quantile(anomalies: C.Anomalies, share: float, end: int) -> Tensor:
     return torch.from_numpy(np.concatenate([np.quantile(x.numpy(), share, axis=0) for x in series])).float()
 
 
-def std_of(data: World, box: Tensor) -> Tensor:
-    """deg C of a standard deviation, (N, H, W)."""
-    return torch.stack([data.boxes[k].std for k in box.tolist()])
-
-
 def fitted_spread(data: World, frames: Tensor, leads: int) -> Tensor:
     """Factors, (leads,), that make damped persistence's spread as large as its errors in forecasts from some frames."""
-    area, factors = torch.stack([box.area for box in data.boxes]), []
+    area, factors = data.maps("area"), []
     for k in range(leads):
         errors = [b.anomalies[frames + k + 1] - b.damping[k] * b.anomalies[frames] for b in data.boxes]
         power = weighted_mean(torch.stack([e.square().mean(0) for e in errors]), area)
-        factors.append(math.sqrt(power / weighted_mean(torch.stack([b.residual[k] ** 2 for b in data.boxes]), area)))
+        factors.append(math.sqrt(power / weighted_mean(data.maps("residual")[:, k] ** 2, area)))
     return torch.tensor(factors)
 
 
@@ -115,9 +106,9 @@ def baselines(data: World, drawn: Ensemble, validation: Tensor | None = None) ->
 
 def damped_persistence(data: World, drawn: Ensemble) -> tuple[Tensor, Tensor]:
     """Mean and spread of an AR(1) process in each cell, each (L, N, H, W)."""
-    leads, box = len(drawn.target), drawn.box.tolist()
-    damping, residual = (torch.stack([getattr(data.boxes[k], n) for k in box], 1) for n in ("damping", "residual"))
-    return damping[:leads] * drawn.start, residual[:leads]
+    leads = len(drawn.target)
+    damping, residual = (data.maps(name)[drawn.box, :leads].transpose(0, 1) for name in ("damping", "residual"))
+    return damping * drawn.start, residual
 
 
 def climatological(data: World, drawn: Ensemble) -> Tensor:
@@ -225,9 +216,8 @@ class Ground:
         if forecast.std is None:
             return forecast.mean[None]
         draw = generator(self.seed, "normal", lead)
-        return forecast.mean + forecast.std * C.coloured(self.amplitude, (self.members, *forecast.mean.shape), draw).to(
-            forecast.mean
-        )
+        noise = C.coloured(self.amplitude, (self.members, *forecast.mean.shape), draw)
+        return forecast.mean + forecast.std * noise.to(forecast.mean)
 
     def warm_skill(self, forecast: Forecast, lead: int) -> float:
         """Brier skill of the warm event: 1 - score / score of the constant probability that the training years have."""
@@ -247,7 +237,7 @@ def ground(data: World, drawn: Ensemble, seed: int) -> Ground:
     """See :class:`Ground`."""
     box = drawn.box
     windows = torch.stack([C.window(b.ocean, data.fields.torus) for b in data.boxes])[box]
-    places = (area_of(data, box), std_of(data, box), warm_of(data, box), windows)
+    places = (data.maps("area")[box], data.maps("std")[box], warm_of(data, box), windows)
     return Ground(drawn.target, *places, data.amplitude, DRAWN, seed)
 
 
@@ -257,28 +247,24 @@ def rows_of(forecast: Forecast, ground: Ground) -> tuple[dict[str, dict[str, lis
     The energy score of members is the fair one, so that ensembles of any size compare; of a single field it is the
     weighted RMS error.
     """
-    units: dict[str, dict[str, list[float]]] = {unit: {} for unit in UNITS}
-    without: dict[str, list[Any]] = {}
-
-    def add(table: dict[str, list[Any]], name: str, value: Any) -> None:
-        table.setdefault(name, []).append(value)
-
+    units: dict[str, dict[str, list[float]]] = {unit: defaultdict(list) for unit in UNITS}
+    without: dict[str, list[Any]] = defaultdict(list)
     for lead, target in enumerate(ground.target):
         part = at_lead(forecast, lead)
         found, members = cells(part, target), ground.drawn(part, lead)
         for unit, scale in (("normalised", torch.ones_like(ground.std)), ("deg_C", ground.std)):
             for name, (power, values) in found.items():
-                add(units[unit], name, weighted_mean(values.double() * scale**power, ground.area))
+                units[unit][name].append(weighted_mean(values.double() * scale**power, ground.area))
             fields = (members * scale, target * scale, ground.area)
-            add(units[unit], "energy", scores.energy_score(*fields, fair=len(members) > 1))
-        variance, error = (units["normalised"].get(key, [None])[-1] for key in ("variance", "mse"))
-        if variance is not None and error is not None:
-            add(without, "ssr", math.sqrt(variance / error) if error > 0 else math.inf)
-        add(without, "brier_skill", ground.warm_skill(part, lead))
-        add(without, "spectrum_ratio", scores.spectrum_ratio(members, target, ground.window).tolist())
+            units[unit]["energy"].append(scores.energy_score(*fields, fair=len(members) > 1))
+        if "variance" in found:
+            variance, error = (units["normalised"][key][-1] for key in ("variance", "mse"))
+            without["ssr"].append(math.sqrt(variance / error) if error > 0 else math.inf)
+        without["brier_skill"].append(ground.warm_skill(part, lead))
+        without["spectrum_ratio"].append(scores.spectrum_ratio(members, target, ground.window).tolist())
         if isinstance(part, Members):
             draw = generator(ground.seed, "ties", lead)
-            add(without, "ranks", scores.rank_histogram(members, target, ground.area, draw).tolist())
+            without["ranks"].append(scores.rank_histogram(members, target, ground.area, draw).tolist())
     return {unit: _with_means(table) for unit, table in units.items()}, _with_means(without)
 
 
@@ -324,9 +310,8 @@ def evaluate(
 
 
 def _with_means(table: dict[str, list[Any]]) -> dict[str, Any]:
-    return table | {
-        f"{key}_mean": sum(values) / len(values) for key, values in table.items() if isinstance(values[0], float)
-    }
+    numbers = {key: values for key, values in table.items() if isinstance(values[0], float)}
+    return dict(table) | {f"{key}_mean": sum(values) / len(values) for key, values in numbers.items()}
 
 
 # ---- words
@@ -334,7 +319,7 @@ def _with_means(table: dict[str, list[Any]]) -> dict[str, Any]:
 
 def outlook(data: World, drawn: Ensemble) -> dict[str, dict[str, float]]:
     """Of forecasts from one frame: by date, the area's mean anomaly and spread in deg C, and its share that is warm."""
-    area, std, warm = (part(data, drawn.box) for part in (area_of, std_of, warm_of))
+    area, std, warm = data.maps("area")[drawn.box], data.maps("std")[drawn.box], warm_of(data, drawn.box)
     found = {}
     for lead, members in enumerate(drawn.members):
         spread = weighted_mean((members * std).double().var(0), area)
@@ -360,11 +345,8 @@ def _table(title: str, rows: Mapping[str, Any], key: str) -> list[str]:
     width = max(len(text) for text in (title, *rows)) + 2
     leads = len(next(iter(rows.values()))[key])
     head = f"{title:<{width}}" + "".join(f"lead {k:<3}" for k in range(1, leads + 1)) + "mean"
-    return ["", head, *(_line(name, row[key], row[f"{key}_mean"], width) for name, row in rows.items())]
-
-
-def _line(name: str, values: Sequence[float], mean: float, width: int) -> str:
-    return f"{name:<{width}}" + "".join(f"{v:<8.3f}" for v in values) + f"{mean:.3f}"
+    by_lead = {name: "".join(f"{v:<8.3f}" for v in row[key]) for name, row in rows.items()}
+    return ["", head, *(f"{name:<{width}}{by_lead[name]}{row[f'{key}_mean']:.3f}" for name, row in rows.items())]
 
 
 def below_everywhere(result: Mapping[str, Any], names: Sequence[str]) -> dict[str, bool]:

@@ -509,14 +509,14 @@ def test_members_of_the_exact_forecast_score_like_it(world):
 def test_baselines_by_hand():
     data, options = masked_world()
     drawn = P.forecast(P.Forecaster(Silent(), options), data, data.starts(options)[:2], 3, 0, "")
-    result, area = skill.evaluate(data, drawn), skill.area_of(data, drawn.box)
+    result, area = skill.evaluate(data, drawn), data.maps("area")[drawn.box]
     assert 0 < area.mean() < 1 and len(drawn.box) == 2 * len(data.boxes)
     box, lead = data.boxes[0], 2
     weights = area / area.sum()
     table, units = result["units"]["normalised"], result["units"]["deg_C"]
     error = (drawn.start - drawn.target[lead - 1]).abs()
     assert table["persistence"]["crps"][lead - 1] == pytest.approx((error * weights).sum().item(), rel=1e-5)
-    std = skill.std_of(data, drawn.box)
+    std = data.maps("std")[drawn.box]
     assert units["persistence"]["crps"][lead - 1] == pytest.approx((error * std * weights).sum().item(), rel=1e-5)
     assert units["climatology"]["mse"][0] == pytest.approx(
         ((drawn.target[0] * std) ** 2 * weights).sum().item(), rel=1e-5
@@ -608,7 +608,7 @@ def test_the_linear_inverse_model_is_no_worse_than_damped_persistence(world):
     found = skill.baselines(world, drawn)
     (mean, std), (damped, _) = (parts(found[name]) for name in (skill.LINEAR, "damped persistence"))
     assert mean.shape == std.shape == drawn.target.shape and (std > 0).all()
-    area = skill.area_of(world, drawn.box)
+    area = world.maps("area")[drawn.box]
     assert ((mean - drawn.target).square() * area).sum() < 1.05 * ((damped - drawn.target).square() * area).sum()
 
 

@@ -397,7 +397,8 @@ def test_no_window_and_no_score_reaches_over_a_gap():
     assert C.origins(0, 20, 1, 1).tolist() == list(range(19))
     x = torch.arange(20.0)
     x[8:] += 1000
-    now, later = C.lagged(x, 2, (8,))
+    found = [(now, later) for lead, now, later in C.pairs(x, 2, (8,)) if lead == 2]
+    now, later = map(torch.cat, zip(*found))
     assert len(now) == 6 + 10 and (later - now == 2).all()
     assert C.starts(10, 20, 1, 3, 0, breaks=(8, 14)).tolist() == [9, 10, 14, 15, 16]
 

@@ -83,9 +83,13 @@ def test_a_forecast_from_a_date_is_that_of_the_evaluation(world, drawn, monkeypa
 
 def test_frames_to_come_have_the_dates_of_their_kind():
     ends = np.array(["2019-10-31", "2019-11-30", "2019-12-31"], "datetime64[D]")
-    assert [str(day) for day in latest.times_after(ends, 2, 3)] == ["2020-01-31", "2020-02-29", "2020-03-31"]
+    assert [str(day) for day in latest.times_after(D.Fields("", [], ends), 2, 3)] == [
+        "2020-01-31",
+        "2020-02-29",
+        "2020-03-31",
+    ]
     five = np.datetime64("2020-02-20") + 5 * np.arange(3)
-    assert [str(day) for day in latest.times_after(five, 2, 2)] == ["2020-03-06", "2020-03-11"]
+    assert [str(day) for day in latest.times_after(D.Fields("", [], five), 2, 2)] == ["2020-03-06", "2020-03-11"]
 
 
 @pytest.mark.parametrize(
@@ -211,7 +215,7 @@ def test_the_outlook_is_the_mean_over_the_area(world, drawn):
     one = P.forecast(P.Forecaster(Silent(), TINY), world, drawn.frame[:1], 3, 0, "")
     found = skill.outlook(world, replace(one, members=torch.ones_like(one.members)))
     assert list(found) == [str(day) for day in world.fields.times[int(one.frame[0]) + 1 :][:3]]
-    std, area = skill.std_of(world, one.box), skill.area_of(world, one.box)
+    std, area = world.maps("std")[one.box], world.maps("area")[one.box]
     row = found[str(world.fields.times[int(one.frame[0]) + 1])]
     assert row["anomaly"] == pytest.approx(((std * area).sum() / area.sum()).item(), rel=1e-5) and row["spread"] == 0
     assert 0 <= row["warm"] <= 1
