@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -51,19 +52,28 @@ def patterns(anomalies: Any, most: int, end: int | None = None) -> Tensor:
     """The leading orthogonal functions (most, H, W) of the first ``end`` fields of (T, H, W).
 
     By the smaller of the two covariances: of the fields, which then are fewer than cells, or of the cells, in chunks.
+    Memory: that matrix, in whose place the vectors are worked out.
     """
     t = len(anomalies) if end is None else end
     shape = anomalies[0].shape
     if t < (n := shape.numel()):
         x = anomalies[:t].flatten(1)
-        vectors = x.T @ torch.linalg.eigh(x @ x.T)[1][:, -most:].flip(1)
+        vectors = x.T @ _leading(x @ x.T, most)
     else:
         covariance = torch.zeros(n, n)
         for a, b in chunks(anomalies, t):
             x = anomalies[a:b].flatten(1)
             covariance.addmm_(x.T, x)
-        vectors = torch.linalg.eigh(covariance)[1][:, -most:].flip(1)
+        vectors = _leading(covariance, most)
     return (vectors / vectors.norm(dim=0)).T.reshape(-1, *shape)
+
+
+def _leading(covariance: Tensor, most: int) -> Tensor:
+    """Eigenvectors of the largest values, (n, most), of a symmetric matrix (n, n), which is overwritten."""
+    n = len(covariance)
+    which = (n - max(most, 1), n - 1)
+    found = scipy.linalg.eigh(covariance.numpy().T, subset_by_index=which, overwrite_a=True, check_finite=False)[1]
+    return torch.from_numpy(found[:, ::-1].copy())
 
 
 def fit(box: Climate, found: Tensor, n_train: int, leads: int, breaks: Sequence[int] = ()) -> Inverse:
