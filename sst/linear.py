@@ -83,8 +83,10 @@ def fit(box: Climate, found: Tensor, n_train: int, leads: int, breaks: Sequence[
 
 def amplitudes(box: Climate, found: Tensor, n_train: int) -> Tensor:
     """Of the patterns in the first ``n_train`` frames, (n_train, K)."""
-    a = box.anomalies
-    return torch.cat([torch.einsum("nij,kij->nk", a[i:j], found) for i, j in chunks(a, n_train)])
+    known = torch.empty(n_train, len(found))  # of small pieces that are kept, each would hold the heap apart
+    for i, j in chunks(box.anomalies, n_train):
+        known[i:j] = torch.einsum("nij,kij->nk", box.anomalies[i:j], found)
+    return known
 
 
 def _fitted(box: Climate, found: Tensor, known: Tensor, leads: int, breaks: Sequence[int]) -> Inverse:

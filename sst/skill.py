@@ -66,9 +66,13 @@ def quantile(anomalies: C.Anomalies, share: float, end: int) -> Tensor:
     """A quantile of each cell's first ``end`` anomalies, (H, W), some rows at a time: it needs all times at once."""
     _, height, width = anomalies.shape
     bands = torch.arange(height).split(max(1, 8 * frames.CHUNK // (end * width)))
-    parts = [anomalies.crop(rows, torch.arange(width)) for rows in bands]
-    series = (torch.cat([part[a:b] for a, b in frames.chunks(part, end)]) for part in parts)
-    return torch.from_numpy(np.concatenate([np.quantile(x.numpy(), share, axis=0) for x in series])).float()
+    found = []
+    for rows in bands:
+        part, series = anomalies.crop(rows, torch.arange(width)), torch.empty(end, len(rows), width)
+        for a, b in frames.chunks(part, end):
+            series[a:b] = part[a:b]
+        found.append(np.quantile(series.numpy(), share, axis=0))
+    return torch.from_numpy(np.concatenate(found)).float()
 
 
 def fitted_spread(data: World, frames: Tensor, leads: int) -> Tensor:
