@@ -108,9 +108,8 @@ def load(path: str, variable: str = "", gaps: str = "error") -> Fields:
         raise ValueError(f"{file} is a pickle, which may run any program when read: convert it to .npz (see README.md)")
     raw = _read_npz(file) if file.suffix == ".npz" else _read(file, variable)
     name = file.name.split(".nc")[0].removesuffix(".npz").removesuffix(".zarr")
-    return Fields(
-        name, [_region(file.stem, raw, gaps)], _days(raw), breaks=clean.breaks(raw.where, raw.dates, raw.days)
-    )
+    regions, breaks = [_region(file.stem, raw, gaps)], clean.breaks(raw.where, raw.dates, raw.days)
+    return Fields(name, regions, _days(raw), breaks=breaks)
 
 
 def _read(file: Path, variable: str) -> Raw:
@@ -128,14 +127,12 @@ def _load_boxes(folder: Path, variable: str, gaps: str) -> Fields:
     files = sorted(folder.glob("*box*.nc"), key=lambda f: (len(f.name), f.name))
     if not files:
         raise FileNotFoundError(f"no file like sst.day.mean.box84.nc in {folder}: give a NetCDF file or another folder")
-    regions, first = [], None
+    regions, first = [], _read(files[0], variable)
     for file in files:
-        raw = _read(file, variable)
-        first = first or raw
+        raw = first if file == files[0] else _read(file, variable)
         if not np.array_equal(raw.dates, first.dates):
             raise ValueError(f"{file} has other times than {files[0].name}: boxes must cover the same days")
         regions.append(_region(file.stem.rpartition(".")[2], raw, gaps))
-    assert first is not None
     return Fields(folder.name, regions, _days(first), breaks=clean.breaks(str(folder), first.dates, first.days))
 
 

@@ -56,7 +56,7 @@ class Frames:
     Args:
         store: fields (N, h, w) that an index (n,) is read from: an array, :class:`Temporary`, or a file's variable.
         index: (T,), which of them; -1: a field of which nothing is known (NaN).
-        rows, columns: (H,) and (W,), which of their cells.
+        cells: rows (H,) and columns (W,), which of their cells; None: all.
         land: (H, W), cells that are read as 0.
     """
 
@@ -64,16 +64,12 @@ class Frames:
         self,
         store: Any,
         index: np.ndarray | None = None,
-        rows: np.ndarray | None = None,
-        columns: np.ndarray | None = None,
+        cells: tuple[np.ndarray, np.ndarray] | None = None,
         land: np.ndarray | None = None,
     ):
-        n, h, w = store.shape
-        self.store, self.land, self.dtype = store, land, store.dtype
-        self.index = np.arange(n) if index is None else index
-        self.rows, self.columns = (np.arange(k) if x is None else x for k, x in ((h, rows), (w, columns)))
-        self.whole = len(self.rows) == h and len(self.columns) == w and rows is None and columns is None
-        self.shape = (len(self.index), len(self.rows), len(self.columns))
+        self.store, self.cells, self.land, self.dtype = store, cells, land, store.dtype
+        self.index = np.arange(store.shape[0]) if index is None else index
+        self.shape = (len(self.index), *(map(len, cells) if cells else store.shape[1:]))
 
     @staticmethod
     def of(values: np.ndarray | Frames) -> Frames:
@@ -89,8 +85,8 @@ class Frames:
         index = np.asarray(self.index[first.numpy() if hasattr(first, "numpy") else first])
         flat = index.ravel()
         found = self.store[np.maximum(flat, 0)]
-        if not self.whole:
-            found = found[:, self.rows[:, None], self.columns]
+        if self.cells:
+            found = found[:, self.cells[0][:, None], self.cells[1]]
         if self.land is not None:
             found[:, self.land] = 0
         if (flat < 0).any():
@@ -103,19 +99,17 @@ class Frames:
 
     def take(self, index: np.ndarray) -> Frames:
         """Some of the frames; -1: one of which nothing is known."""
-        return Frames(self.store, np.where(index < 0, -1, self.index[index]), *self._cells(), self.land)
+        return Frames(self.store, np.where(index < 0, -1, self.index[index]), self.cells, self.land)
 
     def crop(self, rows: np.ndarray, columns: np.ndarray) -> Frames:
         """Some of the cells."""
         land = None if self.land is None else self.land[rows[:, None], columns]
-        return Frames(self.store, self.index, self.rows[rows], self.columns[columns], land)
+        cells = (self.cells[0][rows], self.cells[1][columns]) if self.cells else (rows, columns)
+        return Frames(self.store, self.index, cells, land)
 
     def with_land(self, land: np.ndarray) -> Frames:
         """With 0 at some cells (H, W)."""
-        return Frames(self.store, self.index, *self._cells(), land)
-
-    def _cells(self) -> tuple[np.ndarray | None, np.ndarray | None]:
-        return (None, None) if self.whole else (self.rows, self.columns)
+        return Frames(self.store, self.index, self.cells, land)
 
 
 def chunks(values: Any, end: int | None = None) -> Iterator[tuple[int, int]]:
