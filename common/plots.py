@@ -132,12 +132,12 @@ def points(axis: Any, x: Tensor, colour: str = MADE, size: float = 3.0, alpha: f
     axis.scatter(*x.detach().cpu().T.numpy(), s=size, c=colour, alpha=alpha, linewidths=0, rasterized=True)
 
 
-def paths(axis: Any, trajectory: Tensor) -> None:
+def paths(axis: Any, trajectory: Tensor, alpha: float = 0.35) -> None:
     """Lines from the start (red) to the end (blue) of the first 128 paths of a trajectory, (n + 1, B, 2)."""
     from matplotlib.collections import LineCollection
 
     shown = trajectory[:, :128].detach().cpu()
-    lines = LineCollection(list(shown.transpose(0, 1).numpy()), colors=PATH, linewidths=0.6, alpha=0.35)
+    lines = LineCollection(list(shown.transpose(0, 1).numpy()), colors=PATH, linewidths=0.6, alpha=alpha)
     axis.add_collection(lines)
     points(axis, shown[0], SOURCE, size=5.0, alpha=0.9)
     points(axis, shown[-1], MADE, size=5.0, alpha=0.9)

@@ -15,7 +15,7 @@ import torch
 
 from common import checkpoint
 from common.evaluate import features, sets
-from common.evaluate.features import EFFNET_FLAG, EFFNET_PACKAGES, FILE, INCEPTION, URL, FeatureNetwork
+from common.evaluate.features import EFFNET_FLAG, EFFNET_PACKAGES, INCEPTION, URL, FeatureNetwork
 from common.evaluate.figures import measure
 from common.evaluate.options import EvaluateConfig, InceptionConfig
 from common.evaluate.sets import FeatureSet, ImageSet
@@ -61,10 +61,8 @@ def tell(config: InceptionConfig) -> bool:
     Raises:
         ValueError: other weights, or a download that was cut off.
     """
-    file, mark = (
-        features.inception_place(config.inception),
-        Path(FILE).stem.split("-")[-1],
-    )  # of its SHA-256, as torch.hub's
+    file = features.inception_place(config.inception)
+    mark = Path(features.FILE).stem.split("-")[-1]  # of its SHA-256, as torch.hub's
     there = file.is_file()
     if there and not (found := file_hash(file)).startswith(mark):
         raise ValueError(f"{file} has the SHA-256 {found[:8]}..., FID's weights {mark}...: download {URL} again")
