@@ -235,7 +235,7 @@ def _is_zip(path: Path) -> bool:
         fault = f"{path} is truncated or damaged ({path.stat().st_size:,} bytes)"
         raise Unreadable(fault, f"{AGAIN}, or use an older checkpoint") from error
     if not any(m.filename.endswith("data.pkl") for m in members) or any(m.compress_type for m in members):
-        raise ValueError(f"{path} is a zip archive, but not a PyTorch checkpoint")
+        raise Unreadable(f"{path} is a zip archive, but not a PyTorch checkpoint", AGAIN)
     return True
 
 

@@ -53,7 +53,6 @@ def bits(config: BitsConfig, command: str = "") -> dict[str, Any]:
 
 def _flow(weights: str, device: torch.device) -> tuple[Callable[..., Any], float, int, int, int | None]:
     """The velocity of a checkpoint's flow, the spread of its noise, channels and side of its images, and its step."""
-
     net, info = checkpoint.load_network(weights)
     size, method = info["network"].get("image_size"), info["method"]["name"]
     if not size:
